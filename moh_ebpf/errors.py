@@ -1,0 +1,35 @@
+"""What can go wrong, and the exit status it ends with.
+
+Every error that a user can meet is a MohError whose text says what failed, where,
+and what to try. Only the outermost layer (cli.main) prints it.
+"""
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of the command line; 3 follows systemctl's "not running"."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    NOT_ATTACHED = 3
+    INTERRUPTED = 130
+
+
+class MohError(Exception):
+    """Something failed; nothing of it remains."""
+
+    status = ExitStatus.FAILURE
+
+
+class UsageError(MohError):
+    """A setting is wrong or does not fit this machine; nothing was tried."""
+
+    status = ExitStatus.USAGE
+
+
+class NotAttachedError(MohError):
+    """The command needs attached programs and there are none in this network namespace."""
+
+    status = ExitStatus.NOT_ATTACHED

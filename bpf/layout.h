@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the programs and Python share: the maps' keys and values.
+ *
+ * moh_ebpf/layout.py is the Python side. tests/packets/test_layout.py compares the two
+ * field by field, and attach refuses to run where they differ.
+ */
+#ifndef MOH_LAYOUT_H
+#define MOH_LAYOUT_H
+
+/* A provider's media endpoint: the source of inbound RTP, the destination of UCM's. */
+struct endpoint {
+	__be32 address;
+	__be16 port;
+	u16 zero;
+};
+
+enum state {
+	STATE_MOH = 1, /* it sends to the phantom port: it is to hear hold music */
+	STATE_TWO = 2, /* it sends to any other port: a two-way call */
+};
+
+/*
+ * What the last packet of an endpoint said. One packet changes all of it together, so it
+ * is stored and loaded as one 8-byte word: no CPU sees half of a change.
+ */
+struct heard {
+	__be32 public_address; /* where the packet was sent to */
+	__be16 public_port;
+	u8 state;
+	u8 wan; /* index of the WAN interface it came in by */
+};
+
+/*
+ * A peer is a provider endpoint that we know. Times are ns of CLOCK_MONOTONIC, bytes are
+ * those of whole IP packets. The inbound half is written by learn, the outbound half by
+ * bypass and enforce.
+ */
+struct peer {
+	u64 heard;	 /* struct heard */
+	u64 last_seen;	 /* the endpoint's last packet */
+	u64 since;	 /* the first packet of the present state */
+	u64 longest_gap; /* the longest pause between two of its packets, in ns */
+	u64 in_packets;
+	u64 in_bytes;
+
+	u64 out_packets;
+	u64 out_bytes;
+	u64 hop_checked; /* when the next hop was looked up */
+	u64 hop_dst;	 /* struct hop_dst */
+	u64 hop_src;	 /* struct hop_src */
+};
+
+/*
+ * A peer's next hop, in two words written in this order. A reader that sees a new first
+ * word with an old second one finds the wrong WAN there and looks the hop up again.
+ */
+struct hop_dst {
+	u8 mac[6];
+	u16 max_len; /* the longest packet (skb->len) found to fit the route's MTU */
+};
+
+struct hop_src {
+	u8 mac[6];
+	u8 wan;
+	u8 known; /* 1: the hop is known, so an all-zero word is never taken for one */
+};
+
+/* One per CPU. A name here is a name in `status --json`; moh_ebpf/layout.py says what each counts.
+ */
+struct counters {
+	u64 learned_moh;
+	u64 learned_two;
+	u64 moh_to_two;
+	u64 two_to_moh;
+	u64 learn_failed;
+	u64 consumed;
+	u64 rewritten;
+	u64 bypassed;
+	u64 passed_two;
+	u64 passed_unnatted;
+	u64 dropped_unidentified;
+	u64 dropped_too_big;
+	u64 dropped_no_route;
+	u64 dropped_failed;
+	u64 left_to_stack;
+	u64 fragments;
+};
+
+/* A provider network, as the kernel's LPM trie wants its keys. */
+struct prefix {
+	u32 length; /* bits */
+	__be32 address;
+};
+
+#endif

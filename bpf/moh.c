@@ -1,0 +1,492 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The three tc programs and their maps. docs/packet-flow.md follows a packet through them.
+ *
+ *   learn    WAN ingress   what the provider sends says who is in hold music (MOH) or in a
+ *                          two-way call (TWO)
+ *   enforce  WAN egress    UCM's RTP: MOH rewritten, TWO passed, neither dropped
+ *   bypass   LAN ingress   the same verdict before netfilter; hold music goes straight out
+ *
+ * What is not clearly ours gets TC_ACT_UNSPEC: untouched, and other filters still see it.
+ *
+ * BCC turns map accesses into helper calls in this file only: the headers hold pure functions.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#include "config.h"
+#include "layout.h"
+#include "packet.h"
+#include "rewrite.h"
+#include "forward.h"
+
+BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS);
+BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
+
+/* JSON for `status` and `detach`. No program reads it; it lives as long as they do. */
+struct settings {
+	char json[SETTINGS_SIZE];
+};
+BPF_TABLE("array", u32, struct settings, settings, 1);
+
+#ifdef MAX_PROVIDERS
+BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
+#endif
+
+static inline struct counters *this_cpu_counters(void)
+{
+	u32 zero = 0;
+
+	return counters.lookup(&zero);
+}
+
+/* Neither private (RFC 1918), loopback, link-local, multicast, reserved nor "this network". */
+static inline bool is_global(__be32 address)
+{
+	u32 a = bpf_ntohl(address);
+
+	return a >> 24 != 0 && a >> 24 != 10 && a >> 24 != 127 && a >> 20 != 0xac1 &&
+	       a >> 16 != 0xc0a8 && a >> 16 != 0xa9fe && a < 0xe0000000;
+}
+
+/* May this address be a provider's? */
+static inline bool may_teach(__be32 address)
+{
+#ifdef MAX_PROVIDERS
+	struct prefix host = { .length = 32, .address = address };
+
+	return providers.lookup(&host);
+#else
+	return is_global(address);
+#endif
+}
+
+/*
+ * UCM's RTP to a private address that is no provider's will never be identified, nor does it
+ * need to be: that is a phone in another branch, behind an IPsec policy for instance.
+ */
+static inline bool may_be_provider(__be32 address)
+{
+	return is_global(address) || may_teach(address);
+}
+
+static inline u64 heard_word(struct heard heard)
+{
+	u64 word;
+
+	__builtin_memcpy(&word, &heard, sizeof(word));
+	return word;
+}
+
+static inline struct heard heard_of(struct peer *peer)
+{
+	u64 word = *(volatile u64 *)&peer->heard;
+	struct heard heard;
+
+	__builtin_memcpy(&heard, &word, sizeof(heard));
+	return heard;
+}
+
+/* Signed: another CPU may have written last_seen after we read the clock. */
+static inline bool is_live(struct peer *peer, u64 now)
+{
+	return (s64)(now - peer->last_seen) < (s64)TIMEOUT_NS;
+}
+
+/*
+ * learn
+ */
+
+static inline void count_learned(struct counters *count, u8 state)
+{
+	if (state == STATE_MOH)
+		count->learned_moh++;
+	else
+		count->learned_two++;
+}
+
+static inline void note_gap(struct peer *peer, u64 now)
+{
+	s64 gap = now - peer->last_seen;
+
+	if (gap > (s64)peer->longest_gap && gap < (s64)LONGEST_PAUSE_NS)
+		peer->longest_gap = gap;
+}
+
+/* An endpoint that was forgotten and speaks again is new; only its longest gap is kept. */
+static inline void relearn(struct peer *peer, struct heard heard, u64 now)
+{
+	peer->in_packets = 0;
+	peer->in_bytes = 0;
+	peer->out_packets = 0;
+	peer->out_bytes = 0;
+	peer->since = now;
+	peer->heard = heard_word(heard);
+}
+
+static inline void change_state(struct peer *peer, struct counters *count, struct heard heard,
+				u64 now)
+{
+	u8 before = heard_of(peer).state;
+
+	peer->heard = heard_word(heard);
+	if (before == heard.state)
+		return;
+	peer->since = now;
+	if (heard.state == STATE_MOH)
+		count->two_to_moh++;
+	else
+		count->moh_to_two++;
+}
+
+/* last_seen is written last: until then, another CPU holds a forgotten peer for forgotten. */
+static inline void hear_again(struct peer *peer, struct counters *count, struct packet *packet,
+			      struct heard heard, u64 now)
+{
+	note_gap(peer, now);
+	if (!is_live(peer, now)) {
+		relearn(peer, heard, now);
+		count_learned(count, heard.state);
+	} else if (peer->heard != heard_word(heard)) {
+		change_state(peer, count, heard, now);
+	}
+	__sync_fetch_and_add(&peer->in_packets, 1);
+	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
+	*(volatile u64 *)&peer->last_seen = now;
+}
+
+static inline void hear(struct counters *count, struct packet *packet, struct heard heard)
+{
+	struct endpoint endpoint = { .address = packet->saddr, .port = packet->sport };
+	u64 now = bpf_ktime_get_ns();
+	struct peer *peer = peers.lookup(&endpoint);
+
+	if (!peer) {
+		struct peer fresh = {
+			.heard = heard_word(heard),
+			.last_seen = now,
+			.since = now,
+			.in_packets = 1,
+			.in_bytes = packet->bytes,
+		};
+
+		if (!peers.insert(&endpoint, &fresh)) {
+			count_learned(count, heard.state);
+			return;
+		}
+		/* Another CPU was first, or there is no memory. */
+		peer = peers.lookup(&endpoint);
+	}
+	if (peer)
+		hear_again(peer, count, packet, heard, now);
+	else
+		count->learn_failed++;
+}
+
+/*
+ * WAN ingress. RTP to a public address teaches the state of its source. Nobody listens on the
+ * phantom port, and an ICMP port unreachable can make a provider hang up: consumed.
+ */
+int moh_learn(struct __sk_buff *skb)
+{
+	struct packet packet;
+	enum kind kind = read_packet(skb, &packet);
+	struct counters *count;
+	struct heard heard;
+
+	if (kind == KIND_OTHER || !IS_PUBLIC(packet.daddr) || !may_teach(packet.saddr))
+		return TC_ACT_UNSPEC;
+	count = this_cpu_counters();
+	if (!count)
+		return TC_ACT_UNSPEC;
+	if (kind == KIND_FRAGMENT) {
+		count->fragments++;
+		return TC_ACT_UNSPEC;
+	}
+
+	heard.public_address = packet.daddr;
+	heard.public_port = packet.dport;
+	heard.wan = WAN_INDEX(skb->ifindex);
+	/* The phantom port is for RTP, the next one for its RTCP. */
+	heard.state = packet.dport == bpf_htons(MOH_PORT) || packet.dport == bpf_htons(MOH_PORT + 1)
+			      ? STATE_MOH
+			      : STATE_TWO;
+	hear(count, &packet, heard);
+
+	if (heard.state != STATE_MOH)
+		return TC_ACT_UNSPEC;
+	count->consumed++;
+	return TC_ACT_SHOT;
+}
+
+/*
+ * enforce and bypass
+ */
+
+/* Is it of those packets that we decide about? */
+static inline bool is_ours(enum kind kind, struct packet *packet)
+{
+	u16 port = bpf_ntohs(packet->sport);
+
+	if (kind == KIND_OTHER || !IS_UCM(packet->saddr))
+		return false;
+	return kind == KIND_FRAGMENT || (port >= RTP_PORT_MIN && port <= RTP_PORT_MAX);
+}
+
+/* The packet's destination, if it is known and not forgotten. */
+static inline struct peer *live_peer(struct packet *packet, u64 now)
+{
+	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
+	struct peer *peer = peers.lookup(&endpoint);
+
+	return peer && is_live(peer, now) ? peer : NULL;
+}
+
+static inline void count_outbound(struct peer *peer, struct packet *packet)
+{
+	__sync_fetch_and_add(&peer->out_packets, 1);
+	__sync_fetch_and_add(&peer->out_bytes, packet->bytes);
+}
+
+static inline int drop_unidentified(struct counters *count)
+{
+	count->dropped_unidentified++;
+	return TC_ACT_SHOT;
+}
+
+/* The rewrite ran out of memory: what is half changed must not leave. */
+static inline int drop_failed(struct counters *count)
+{
+	count->dropped_failed++;
+	return TC_ACT_SHOT;
+}
+
+/*
+ * A two-way packet that bypass has let through is counted there already. If it is still
+ * UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
+ */
+static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			   struct packet *packet)
+{
+	count->passed_unnatted++;
+	if (!IS_LAN(skb->ingress_ifindex)) {
+		count->passed_two++;
+		count_outbound(peer, packet);
+	}
+	return TC_ACT_UNSPEC;
+}
+
+static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			       struct packet *packet, struct heard heard)
+{
+	if (rewrite_source(skb, packet, &heard, 0))
+		return drop_failed(count);
+	count->rewritten++;
+	count_outbound(peer, packet);
+	return TC_ACT_UNSPEC;
+}
+
+/* WAN egress. The rule: UCM's RTP leaves as its destination was heard to expect it, or not. */
+int moh_enforce(struct __sk_buff *skb)
+{
+	struct packet packet;
+	enum kind kind = read_packet(skb, &packet);
+	struct counters *count;
+	struct peer *peer;
+	struct heard heard;
+
+	if (!is_ours(kind, &packet))
+		return TC_ACT_UNSPEC;
+	count = this_cpu_counters();
+	if (!count)
+		return TC_ACT_UNSPEC;
+	if (kind == KIND_FRAGMENT) {
+		count->fragments++;
+		return TC_ACT_UNSPEC;
+	}
+
+	peer = live_peer(&packet, bpf_ktime_get_ns());
+	if (!peer)
+		return may_be_provider(packet.daddr) ? drop_unidentified(count) : TC_ACT_UNSPEC;
+	heard = heard_of(peer);
+	if (heard.state == STATE_TWO)
+		return pass_two(skb, count, peer, &packet);
+	return rewrite_here(skb, count, peer, &packet, heard);
+}
+
+static inline int leave_to_stack(struct counters *count)
+{
+	count->left_to_stack++;
+	return TC_ACT_UNSPEC;
+}
+
+/* Too long for the WAN: the stack answers a DF packet with ICMP; we have no fragments to offer. */
+static inline int refuse_too_big(struct counters *count, struct packet *packet)
+{
+	if (packet->frag_off & bpf_htons(IP_DF))
+		return leave_to_stack(count);
+	count->dropped_too_big++;
+	return TC_ACT_SHOT;
+}
+
+/* Unidentified at the LAN: dropped if it would leave by a WAN; elsewhere it is not ours. */
+static inline int judge_unidentified(struct __sk_buff *skb, struct counters *count,
+				     struct packet *packet)
+{
+	struct bpf_fib_lookup fib;
+	long route;
+
+	if (!may_be_provider(packet->daddr))
+		return TC_ACT_UNSPEC;
+	route = look_up_route(skb, packet, &fib, skb->ifindex, packet->saddr, 0);
+	if (is_forwarded(route) && WAN_INDEX(fib.ifindex) != NO_WAN)
+		return drop_unidentified(count);
+	return TC_ACT_UNSPEC;
+}
+
+/* Is the next hop that the peer keeps good for this packet? Both words are read once. */
+static inline bool hop_is_fresh(struct peer *peer, struct heard heard, u32 len, u64 now,
+				struct hop_dst *dst, struct hop_src *src)
+{
+	u64 first = *(volatile u64 *)&peer->hop_dst;
+	u64 second = *(volatile u64 *)&peer->hop_src;
+
+	__builtin_memcpy(dst, &first, sizeof(*dst));
+	__builtin_memcpy(src, &second, sizeof(*src));
+	return (s64)(now - peer->hop_checked) < (s64)HOP_LIFETIME_NS && src->known &&
+	       src->wan == heard.wan && len <= dst->max_len;
+}
+
+static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, struct heard heard,
+				u32 len, u64 now)
+{
+	struct hop_dst dst = { .max_len = len > 0xffff ? 0xffff : len };
+	struct hop_src src = { .wan = heard.wan, .known = 1 };
+	u64 first, second;
+
+	__builtin_memcpy(dst.mac, fib->dmac, sizeof(dst.mac));
+	__builtin_memcpy(src.mac, fib->smac, sizeof(src.mac));
+	__builtin_memcpy(&first, &dst, sizeof(first));
+	__builtin_memcpy(&second, &src, sizeof(second));
+	*(volatile u64 *)&peer->hop_dst = first;
+	*(volatile u64 *)&peer->hop_src = second;
+	peer->hop_checked = now;
+}
+
+/* What ip_forward() does to a packet besides routing it, and the rewrite. Not 0: drop it. */
+static inline long become_forwarded(struct __sk_buff *skb, struct packet *packet,
+				    struct heard heard)
+{
+	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
+		return -1;
+	skb->priority = tos_priority(packet->tos);
+	return rewrite_source(skb, packet, &heard, 1);
+}
+
+static inline void count_bypassed(struct counters *count, struct peer *peer, struct packet *packet)
+{
+	count->rewritten++;
+	count->bypassed++;
+	count_outbound(peer, packet);
+}
+
+/* The fast path: to the next hop that the peer remembers. */
+static inline int send_to_hop(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			      struct packet *packet, struct heard heard, struct hop_dst *dst,
+			      struct hop_src *src)
+{
+	u32 wan = WAN_IFINDEX(heard.wan);
+
+	if (become_forwarded(skb, packet, heard) || write_link_header(skb, wan, dst, src))
+		return drop_failed(count);
+	count_bypassed(count, peer, packet);
+	return bpf_redirect(wan, 0);
+}
+
+/*
+ * Once in HOP_LIFETIME_NS: ask for the route, remember the next hop, and let the kernel's own
+ * neighbour code send this one packet. It resolves a neighbour not known yet, and keeps
+ * probing a known one, which nobody would if all packets went past it.
+ */
+static inline int send_by_route(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+				struct packet *packet, struct heard heard, u64 now)
+{
+	u32 wan = WAN_IFINDEX(heard.wan);
+	struct hop_dst dst = {};
+	struct hop_src src = {};
+	struct bpf_fib_lookup fib;
+	long route;
+
+	route = look_up_route(skb, packet, &fib, skb->ifindex, packet->saddr, 0);
+	if (!is_forwarded(route))
+		return leave_to_stack(count);
+	if (fib.ifindex != wan) {
+		route = look_up_route(skb, packet, &fib, wan, heard.public_address,
+				      BPF_FIB_LOOKUP_OUTPUT);
+		if (!is_forwarded(route) || fib.ifindex != wan) {
+			count->dropped_no_route++;
+			return TC_ACT_SHOT;
+		}
+	}
+	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return refuse_too_big(count, packet);
+	if (route == BPF_FIB_LKUP_RET_SUCCESS || !LINK_HEADER(wan))
+		remember_hop(peer, &fib, heard, skb->len, now);
+
+	if (become_forwarded(skb, packet, heard))
+		return drop_failed(count);
+	if (LINK_HEADER(wan) && !LINK_HEADER(skb->ifindex) &&
+	    write_link_header(skb, wan, &dst, &src))
+		return drop_failed(count);
+	count_bypassed(count, peer, packet);
+	return LINK_HEADER(wan) ? redirect_neigh(wan, NULL, 0, 0) : bpf_redirect(wan, 0);
+}
+
+static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			   struct packet *packet, struct heard heard, u64 now)
+{
+	struct hop_dst dst;
+	struct hop_src src;
+
+	if (packet->ttl <= 1)
+		return leave_to_stack(count);
+	if (hop_is_fresh(peer, heard, skb->len, now, &dst, &src))
+		return send_to_hop(skb, count, peer, packet, heard, &dst, &src);
+	return send_by_route(skb, count, peer, packet, heard, now);
+}
+
+/*
+ * LAN ingress, before netfilter and conntrack. Hold music is rewritten and sent out of the WAN
+ * that its peer was heard on; a two-way call goes on to the firewall's ordinary NAT.
+ */
+int moh_bypass(struct __sk_buff *skb)
+{
+	struct packet packet;
+	enum kind kind = read_packet(skb, &packet);
+	struct counters *count;
+	struct peer *peer;
+	struct heard heard;
+	u64 now;
+
+	/* As ip_forward(): what a promiscuous interface overhears is not for us to forward. */
+	if (!is_ours(kind, &packet) || skb->pkt_type != PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	count = this_cpu_counters();
+	if (!count)
+		return TC_ACT_UNSPEC;
+	if (kind == KIND_FRAGMENT) {
+		count->fragments++;
+		return TC_ACT_UNSPEC;
+	}
+
+	now = bpf_ktime_get_ns();
+	peer = live_peer(&packet, now);
+	if (!peer)
+		return judge_unidentified(skb, count, &packet);
+	heard = heard_of(peer);
+	if (heard.state == STATE_MOH)
+		return send_moh(skb, count, peer, &packet, heard, now);
+	count->passed_two++;
+	count_outbound(peer, &packet);
+	return TC_ACT_UNSPEC;
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Reading a packet: Ethernet or no link header, IPv4, UDP, and the first byte of RTP.
+ *
+ * Packets are read in place. Nothing is written in place: a program with direct writes makes
+ * the kernel copy every cloned packet before it runs (bpf_unclone_prologue), among them all
+ * that the firewall's own TCP sends, and those are none of our business.
+ */
+#ifndef MOH_PACKET_H
+#define MOH_PACKET_H
+
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/udp.h>
+
+#define IP_DF 0x4000
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+#define VLAN_VID_MASK 0x0fff
+
+/* RFC 7983: the first byte of a version 2 RTP or RTCP packet is 128 to 191. */
+#define RTP_VERSION_MASK 0xc0
+#define RTP_VERSION_2 0x80
+
+enum kind {
+	KIND_OTHER,    /* not IPv4, not UDP, not RTP, or broken: never touched */
+	KIND_FRAGMENT, /* of a UDP datagram: never touched, but counted */
+	KIND_RTP,      /* RTP or RTCP, whole */
+};
+
+struct packet {
+	u32 l3; /* offset of the IP header */
+	u32 l4; /* offset of the UDP header */
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport; /* the ports are 0 in a fragment */
+	__be16 dport;
+	__be16 frag_off;
+	u16 bytes; /* the IP packet's length, host byte order */
+	__sum16 ip_check;
+	__sum16 udp_check;
+	u8 ttl;
+	u8 tos;
+};
+
+/*
+ * A header of size bytes at offset, or NULL if the packet has no such bytes. What lies beyond
+ * the linear area is pulled into it; pointers got before are invalid then.
+ */
+static __always_inline void *header_at(struct __sk_buff *skb, u32 offset, u32 size)
+{
+	void *header = (void *)(long)skb->data + offset;
+
+	if (header + size <= (void *)(long)skb->data_end)
+		return header;
+	if (bpf_skb_pull_data(skb, offset + size))
+		return NULL;
+	header = (void *)(long)skb->data + offset;
+	if (header + size <= (void *)(long)skb->data_end)
+		return header;
+	return NULL;
+}
+
+/* A tagged packet belongs to its VLAN's own interface. VID 0 is a priority tag and no VLAN. */
+static __always_inline bool is_ipv4(struct __sk_buff *skb)
+{
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return false;
+	return !skb->vlan_present || !(skb->vlan_tci & VLAN_VID_MASK);
+}
+
+static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *packet)
+{
+	struct iphdr *ip;
+	u32 header_len;
+
+	packet->l3 = LINK_HEADER(skb->ifindex);
+	ip = header_at(skb, packet->l3, sizeof(*ip));
+	if (!ip || ip->protocol != IPPROTO_UDP || ip->version != 4 || ip->ihl < 5)
+		return KIND_OTHER;
+
+	header_len = ip->ihl * 4;
+	packet->l4 = packet->l3 + header_len;
+	packet->saddr = ip->saddr;
+	packet->daddr = ip->daddr;
+	packet->sport = 0;
+	packet->dport = 0;
+	packet->frag_off = ip->frag_off;
+	packet->bytes = bpf_ntohs(ip->tot_len);
+	packet->ip_check = ip->check;
+	packet->ttl = ip->ttl;
+	packet->tos = ip->tos;
+
+	if (packet->bytes < header_len || packet->bytes > skb->len - packet->l3)
+		return KIND_OTHER;
+	if (packet->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return KIND_FRAGMENT;
+	return KIND_RTP;
+}
+
+/* The UDP header and one byte of payload; its length must hold that byte and fit the packet. */
+static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *packet)
+{
+	struct udphdr *udp = header_at(skb, packet->l4, sizeof(*udp) + 1);
+	u32 room = packet->bytes - (packet->l4 - packet->l3);
+	u32 len;
+
+	if (!udp)
+		return KIND_OTHER;
+	len = bpf_ntohs(udp->len);
+	if (len <= sizeof(*udp) || len > room)
+		return KIND_OTHER;
+	if ((*(u8 *)(udp + 1) & RTP_VERSION_MASK) != RTP_VERSION_2)
+		return KIND_OTHER;
+
+	packet->sport = udp->source;
+	packet->dport = udp->dest;
+	packet->udp_check = udp->check;
+	return KIND_RTP;
+}
+
+static __always_inline enum kind read_packet(struct __sk_buff *skb, struct packet *packet)
+{
+	enum kind kind;
+
+	if (!is_ipv4(skb))
+		return KIND_OTHER;
+	kind = read_ip(skb, packet);
+	return kind == KIND_RTP ? read_udp(skb, packet) : kind;
+}
+
+#endif

@@ -1,0 +1,212 @@
+"""The command line: one thin function per verb, and the only place that prints errors.
+
+What a verb needs is imported when it runs: `--help` loads neither BCC nor netlink.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand
+
+from moh_ebpf import __version__, settings
+from moh_ebpf.errors import ExitStatus, MohError
+from moh_ebpf.lab import cli as lab
+
+if TYPE_CHECKING:
+    from moh_ebpf.attachment import Report
+
+app = typer.Typer(
+    help="Hold music through a NAT firewall for Cisco UCM: a stateless NAT in eBPF.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(lab.app, name="lab")
+
+JSON = typer.Option(False, "--json", help="Print JSON.")
+
+
+def main() -> None:
+    """Run the command line and exit with an ExitStatus."""
+    try:
+        app(prog_name="moh-ebpf")
+    except MohError as error:
+        _fail(error, error.status)
+    except OSError as error:
+        _fail(error, ExitStatus.FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(ExitStatus.INTERRUPTED)
+
+
+def _fail(error: Exception, status: ExitStatus) -> NoReturn:
+    typer.echo(f"moh-ebpf: {error}", err=True)
+    sys.exit(status)
+
+
+def _notify(text: str) -> None:
+    typer.echo(f"moh-ebpf: {text}", err=True)
+
+
+class _ListsOfWords(TyperCommand):
+    """A command whose list options take several words: `--wan eth1 eth2` is `--wan eth1 --wan eth2`.
+
+    It has no arguments besides its options, so a word after a list option's word belongs to it.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for each in self.params if each.multiple for name in each.opts}  # type: ignore[attr-defined]
+        repeated: list[str] = []
+        option = None
+        for word in args:
+            if word.startswith("-"):
+                name, _, value = word.partition("=")
+                option = name if name in lists else None
+                follows = not value
+            elif option and not follows:
+                repeated.append(option)
+            repeated.append(word)
+            if not word.startswith("-"):
+                follows = False
+        return super().parse_args(ctx, repeated)
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
+    if version:
+        typer.echo(f"moh-ebpf {__version__}")
+        raise typer.Exit
+
+
+@app.command(cls=_ListsOfWords)
+def attach(
+    wan: list[str] = typer.Option([], metavar="IF…", help="Interfaces towards the provider."),
+    lan: list[str] = typer.Option([], metavar="IF…", help="Interfaces UCM's packets come in by."),
+    ucm: list[str] = typer.Option([], metavar="ADDR…", help="Addresses of UCM's media."),
+    public: list[str] = typer.Option(
+        [], metavar="ADDR…", help="Addresses the provider sends to.  [default: those of the WANs]"
+    ),
+    port: str = typer.Option(
+        None, metavar="PORT", help="The phantom port; its RTCP has the next.  [default: 4000]"
+    ),
+    rtp_ports: str = typer.Option(
+        None, metavar="LOW-HIGH", help="UCM's RTP source ports.  [default: 16384-32767]"
+    ),
+    provider: list[str] = typer.Option(
+        [], metavar="CIDR…", help="Networks that may be learned.  [default: any global address]"
+    ),
+    timeout: str = typer.Option(
+        None, metavar="DURATION", help="When a silent endpoint is forgotten.  [default: 1s]"
+    ),
+    max_peers: str = typer.Option(
+        None, metavar="N", help="The most endpoints remembered.  [default: 65536]"
+    ),
+    config: Path = typer.Option(
+        None, metavar="FILE", help="Settings in TOML, named as these options, which override it."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
+) -> None:
+    """Compile the programs and attach them; over an attached set, replace it without a gap."""
+    options = {
+        "wan": wan,
+        "lan": lan,
+        "ucm": ucm,
+        "public": public,
+        "port": port,
+        "rtp_ports": rtp_ports,
+        "provider": provider,
+        "timeout": timeout,
+        "max_peers": max_peers,
+    }
+    values = settings.load_config(config) if config else {}
+    chosen = settings.from_values(settings.merge(values, options))
+
+    from moh_ebpf import attachment
+
+    report = attachment.attach(chosen, _notify, dry_run=dry_run)
+    for warning in report.warnings:
+        _notify(f"warning: {warning}")
+    _tell(report, chosen.port, dry_run)
+
+
+def _tell(report: "Report", port: int, dry_run: bool) -> None:
+    from moh_ebpf.registry import interface_name
+
+    verb = "would attach" if dry_run else "replaced" if report.replaced else "attached"
+    for place in report.places:
+        name = interface_name(place.ifindex)
+        typer.echo(f"{verb} {place.role} on {name} {place.role.hook}")
+    sources = ", ".join(f"{address}:{port}" for address in report.public)
+    typer.echo(f"hold music leaves as {sources}")
+
+
+@app.command()
+def detach() -> None:
+    """Remove all that is ours in this network namespace. Twice is fine."""
+    from moh_ebpf import attachment
+    from moh_ebpf.registry import interface_name
+
+    places = attachment.detach(_notify)
+    for place in places:
+        typer.echo(f"detached {place.role} from {interface_name(place.ifindex)} {place.role.hook}")
+    if not places:
+        typer.echo("nothing was attached")
+
+
+@app.command()
+def status(as_json: bool = JSON) -> None:
+    """Programs, interfaces, settings and counters. Exit status 0: attached, 3: not."""
+    from moh_ebpf import registry, render
+
+    try:
+        with registry.attached_or_error() as attached:
+            shown = registry.describe(attached)
+    except registry.NotAttachedError:
+        if not as_json:
+            raise
+        shown = registry.describe(None)
+    if as_json:
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        render.show(render.status(shown))
+    if not shown["attached"]:
+        raise typer.Exit(ExitStatus.NOT_ATTACHED)
+    if shown["missing"]:
+        raise typer.Exit(ExitStatus.FAILURE)
+
+
+@app.command()
+def peers(
+    as_json: bool = JSON,
+    show_all: bool = typer.Option(False, "--all", help="Show expired peers, too."),
+) -> None:
+    """One snapshot of the provider's endpoints."""
+    from moh_ebpf import registry, render, watch
+
+    with registry.attached_or_error() as attached:
+        snapshot = watch.take_snapshot(attached)
+    shown = [peer for peer in snapshot.peers if show_all or not peer.expired]
+    if as_json:
+        typer.echo(json.dumps([peer.to_json() for peer in shown]))
+    else:
+        render.show(render.peers(shown))
+
+
+@app.command()
+def watch(
+    interval: str = typer.Option("1s", metavar="DURATION", help="Time between two views."),
+) -> None:
+    """Show states, rates and counters live. Ctrl-C ends it."""
+    seconds = settings.duration("--interval", interval)
+    if seconds < 0.1:
+        raise settings.UsageError(f"--interval {interval} is too short; 100ms is the least")
+
+    from rich.console import Console
+
+    from moh_ebpf import watch as view
+
+    view.watch(seconds, Console())

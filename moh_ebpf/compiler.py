@@ -1,0 +1,185 @@
+"""Compiling and loading the C programs with BCC.
+
+BCC is shown a small header tree of our own (bpf/headers), so the running kernel's headers are not
+needed. It is imported only here and only when something is compiled.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import IO, Any
+
+from moh_ebpf import layout, libbpf
+from moh_ebpf.errors import MohError
+from moh_ebpf.network import Interface
+from moh_ebpf.registry import Role
+from moh_ebpf.settings import Settings
+
+_BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
+_OTHER_BCC = (
+    "the Python module named bcc is not BCC (PyPI's bcc is another program); "
+    "try: pip uninstall bcc, apt install python3-bpfcc"
+)
+_HEADERS_MISSING = "the C library's kernel headers are missing; try: apt install linux-libc-dev"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings that have met the machine: the interfaces found, the public addresses known."""
+
+    settings: Settings
+    wan: Sequence[Interface]
+    lan: Sequence[Interface]
+    public: Sequence[IPv4Address]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Loaded programs by role and their maps by name. The descriptors live as long as `module`."""
+
+    module: Any
+    programs: dict[Role, int]
+    maps: dict[str, libbpf.Map]
+
+
+def sources() -> Path:
+    """The directory of the C sources: inside an installed package, beside it in a checkout."""
+    inside = Path(__file__).resolve().parent / "bpf"
+    return inside if inside.is_dir() else inside.parent.parent / "bpf"
+
+
+def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
+    """Compile for this plan and load all programs.
+
+    `settings_size` is the size of the settings map's value in bytes. `adopt` names maps not to
+    make anew: their descriptors are those of maps to share, with the same layout and size.
+    Raises MohError with the compiler's or the verifier's own lines.
+    """
+    bcc = _import_bcc()
+    try:
+        with _captured_output() as output:
+            module = bcc.BPF(
+                src_file=os.fsencode(sources() / "moh.c"),
+                cflags=flags(plan, settings_size),
+            )
+            _check_layout(module)
+            for name, fd in adopt.items():
+                # BCC resolves maps by descriptor number when a program is loaded.
+                os.dup2(fd, module[name.encode()].map_fd, inheritable=False)
+            programs = {
+                role: module.load_func(role.program.encode(), bcc.BPF.SCHED_CLS).fd
+                for role in Role
+            }
+    except MohError:
+        raise
+    except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
+        output.seek(0)
+        raise MohError(_explain(output.read().decode(errors="replace") or str(error))) from error
+    names = ["peers", "counters", "settings"] + ["providers"] * bool(plan.settings.provider)
+    maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
+    return Loaded(module, programs, maps)
+
+
+def _explain(output: str) -> str:
+    if "Operation not permitted" in output:
+        reason = "the kernel does not permit it: run as root, with CAP_BPF and CAP_NET_ADMIN"
+    elif "libbpf: " in output or "processed" in output or "bpf: Failed" in output:
+        reason = f"the kernel ({platform.release()}) refuses the programs"
+    else:
+        reason = "BCC could not compile the programs"
+    return f"{reason}:\n{output.strip()}"
+
+
+def flags(plan: Plan, settings_size: int) -> list[str]:
+    """The compiler's flags: where headers are, and the constants that bpf/config.h wants."""
+    settings = plan.settings
+    interfaces = [*plan.wan, *plan.lan]
+    defines = {
+        "IS_UCM(a)": _any("a", map(_network_order, settings.ucm)),
+        "IS_PUBLIC(a)": _any("a", map(_network_order, plan.public)),
+        "IS_LAN(i)": _any("i", (each.index for each in plan.lan)),
+        "WAN_INDEX(i)": _choice("i", {each.index: n for n, each in enumerate(plan.wan)}, 255),
+        "WAN_IFINDEX(n)": _choice("n", {n: each.index for n, each in enumerate(plan.wan)}, 0),
+        "LINK_HEADER(i)": _choice(
+            "i", {each.index: each.link_header for each in interfaces if not each.link_header}, 14
+        ),
+        "MOH_PORT": settings.port,
+        "RTP_PORT_MIN": settings.rtp_ports.low,
+        "RTP_PORT_MAX": settings.rtp_ports.high,
+        "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
+        "MAX_PEERS": settings.max_peers,
+        "SETTINGS_SIZE": settings_size,
+    }
+    if settings.provider:
+        defines["MAX_PROVIDERS"] = len(settings.provider)
+    return [
+        # BCC defines these types itself, from its own copy of linux/bpf.h.
+        "-D__LINUX_BPF_H__",
+        f"-I{sources()}",
+        *(f"-I{path}" for path in _uapi_headers()),
+        *(f"-D{name}={value}" for name, value in defines.items()),
+    ]
+
+
+def _network_order(address: IPv4Address) -> int:
+    """The number that the address is when its four bytes are loaded as a u32 of this machine."""
+    return int.from_bytes(address.packed, sys.byteorder)
+
+
+def _any(name: str, values: Any) -> str:
+    return "(" + ("||".join(f"({name})=={value:#x}" for value in values) or "0") + ")"
+
+
+def _choice(name: str, values: dict[int, int], otherwise: int) -> str:
+    choices = "".join(f"({name})=={key}?{value}:" for key, value in values.items())
+    return f"({choices}{otherwise})"
+
+
+def _uapi_headers() -> list[Path]:
+    """linux-libc-dev's directories: the common one, and Debian's for this architecture's asm/."""
+    common = Path("/usr/include")
+    multiarch = sorted(common.glob(f"{platform.machine()}-linux-gnu*/asm/types.h"))
+    if not (common / "linux/pkt_cls.h").exists():
+        raise MohError(_HEADERS_MISSING)
+    return [common, *(path.parent.parent for path in multiarch)]
+
+
+def _import_bcc() -> Any:
+    os.environ["BCC_KERNEL_SOURCE"] = str(sources() / "headers")
+    try:
+        import bcc
+    except ImportError as error:
+        raise MohError(f"{_BCC_MISSING} ({error})") from error
+    if not hasattr(bcc, "BPF"):
+        raise MohError(_OTHER_BCC)
+    return bcc
+
+
+def _check_layout(module: Any) -> None:
+    """The C counters must be those that layout.py names: a shifted one would lie quietly."""
+    names = [name for name, _ in module[b"counters"].sLeaf._fields_]
+    peer = [name for name, _ in module[b"peers"].Leaf._fields_]
+    if names != list(layout.COUNTERS) or peer != list(layout.PEER_FIELDS):
+        raise MohError("bpf/layout.h and moh_ebpf/layout.py differ: reinstall moh-ebpf")
+
+
+@contextlib.contextmanager
+def _captured_output() -> Iterator[IO[bytes]]:
+    """Descriptors 1 and 2 go to a buffer: BCC, clang and libbpf write to them past Python."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = {fd: os.dup(fd) for fd in (1, 2)}
+    output = os.fdopen(os.memfd_create("moh-ebpf-compiler"), "rb")
+    try:
+        for fd in saved:
+            os.dup2(output.fileno(), fd)
+        yield output
+    finally:
+        for fd, copy in saved.items():
+            os.dup2(copy, fd)
+            os.close(copy)

@@ -1,0 +1,177 @@
+"""The few calls of libbpf that reading and wiring maps takes, through ctypes.
+
+libbpf.so.1 is on every Debian with iproute2. BCC is not needed here: commands that only read
+work without it. File descriptors are plain ints, closed by whoever asked for them.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from moh_ebpf.errors import MohError
+
+BPF_ANY = 0
+BPF_NOEXIST = 1
+
+_NAME_LENGTH = 16
+_BATCH = 8192
+
+
+class _ProgramInfo(ctypes.Structure):
+    """The head of struct bpf_prog_info (linux/bpf.h), as far as it is read here."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * _NAME_LENGTH),
+    )
+
+
+class _MapInfo(ctypes.Structure):
+    """The head of struct bpf_map_info (linux/bpf.h)."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * _NAME_LENGTH),
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """A loaded program: its id, its name (cut to 15 bytes by the kernel), the ids of its maps."""
+
+    id: int
+    name: str
+    map_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """An open map; sizes in bytes."""
+
+    fd: int
+    id: int
+    name: str
+    key_size: int
+    value_size: int
+    max_entries: int
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise MohError("libbpf.so.1 is missing; try: apt install libbpf1") from error
+
+
+def _call(name: str, *arguments: Any) -> int:
+    """Call a libbpf function; what it returns if not negative. Raises OSError with its errno."""
+    result: int = getattr(_library(), name)(*arguments)
+    if result < 0:
+        code = ctypes.get_errno() or -result
+        raise OSError(code, os.strerror(code), name)
+    return result
+
+
+def program_fd(program_id: int) -> int:
+    """A file descriptor of the program with this id. Raises OSError, ENOENT if there is none."""
+    return _call("bpf_prog_get_fd_by_id", ctypes.c_uint32(program_id))
+
+
+def program_info(fd: int) -> Program:
+    """What the kernel says of an open program. Raises OSError."""
+    ids = (ctypes.c_uint32 * 64)()
+    info = _ProgramInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    _call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
+    return Program(info.id, info.name.decode(), tuple(ids[: info.nr_map_ids]))
+
+
+def open_map(map_id: int) -> Map:
+    """The map with this id, opened. Raises OSError, ENOENT if there is none."""
+    return map_info(_call("bpf_map_get_fd_by_id", ctypes.c_uint32(map_id)))
+
+
+def map_info(fd: int) -> Map:
+    """What the kernel says of an open map. Raises OSError."""
+    info = _MapInfo()
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    _call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
+    return Map(
+        fd, info.id, info.name.decode(), info.key_size, info.value_size, info.max_entries
+    )
+
+
+def bind_map(program: int, map_fd: int) -> None:
+    """Let a program keep a map alive that it does not use (BPF_PROG_BIND_MAP, Linux 5.10)."""
+    _call("bpf_prog_bind_map", program, map_fd, None)
+
+
+def lookup(bpf_map: Map, key: bytes, value_size: int | None = None) -> bytes:
+    """The value of a key. Raises OSError, ENOENT if there is none."""
+    value = ctypes.create_string_buffer(value_size or bpf_map.value_size)
+    _call("bpf_map_lookup_elem", bpf_map.fd, key, value)
+    return value.raw
+
+
+def lookup_per_cpu(bpf_map: Map, key: bytes) -> list[bytes]:
+    """The value of a key on each possible CPU; the kernel pads each to a multiple of 8 bytes."""
+    cpus = _call("libbpf_num_possible_cpus")
+    size = (bpf_map.value_size + 7) & ~7
+    values = lookup(bpf_map, key, size * cpus)
+    return [values[cpu * size :][: bpf_map.value_size] for cpu in range(cpus)]
+
+
+def update(bpf_map: Map, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
+    """Set the value of a key. Raises OSError, EEXIST with BPF_NOEXIST if there is one."""
+    _call("bpf_map_update_elem", bpf_map.fd, key, value, ctypes.c_uint64(flags))
+
+
+def entries(bpf_map: Map) -> Iterator[tuple[bytes, bytes, int]]:
+    """The entries of a hash in batches: all keys, all values, and how many.
+
+    A batch is one system call (BPF_MAP_LOOKUP_BATCH, Linux 5.6). A live map changes while it is
+    read: what comes or goes meanwhile may be missed, nothing is seen half. Raises OSError.
+    """
+    lookup_batch: Callable[..., int] = _library().bpf_map_lookup_batch
+    capacity = min(_BATCH, max(bpf_map.max_entries, 256))
+    cursor = ctypes.create_string_buffer(max(bpf_map.key_size, 8))
+    start = None
+    while True:
+        keys = ctypes.create_string_buffer(capacity * bpf_map.key_size)
+        values = ctypes.create_string_buffer(capacity * bpf_map.value_size)
+        count = ctypes.c_uint32(capacity)
+        ctypes.set_errno(0)
+        result = lookup_batch(
+            bpf_map.fd, start, cursor, keys, values, ctypes.byref(count), None
+        )
+        code = 0 if result >= 0 else ctypes.get_errno() or -result
+        if code == errno.ENOSPC:  # A bucket longer than the whole batch.
+            capacity *= 2
+            continue
+        if code not in (0, errno.ENOENT):
+            raise OSError(code, os.strerror(code), "bpf_map_lookup_batch")
+        read = count.value
+        yield keys.raw[: read * bpf_map.key_size], values.raw[: read * bpf_map.value_size], read
+        if code == errno.ENOENT:  # The end of the map.
+            return
+        start = cursor

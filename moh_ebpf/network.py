@@ -1,0 +1,102 @@
+"""What attach must know of the interfaces it is told to use: asked of the kernel, by netlink."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from moh_ebpf.errors import UsageError
+
+# Bytes before the IP header by link type (linux/if_arp.h): Ethernet and loopback have 14; PPP,
+# tunnels, raw IP and "none" (tun, WireGuard) have none where tc sees the packet.
+_LINK_HEADERS = {1: 14, 772: 14, 512: 0, 519: 0, 768: 0, 778: 0, 65534: 0}
+
+_IFF_UP = 0x1
+_PORT_MASTERS = {"bridge", "bond", "team"}
+
+
+@dataclass(frozen=True)
+class Interface:
+    """An interface; `link_header` in bytes; `master` the bridge, bond or team it is a port of."""
+
+    index: int
+    name: str
+    link_header: int
+    addresses: tuple[IPv4Address, ...]
+    master: str | None
+
+
+def interfaces(ipr: IPRoute, option: str, names: Iterable[str]) -> list[Interface]:
+    """The named interfaces. Raises UsageError: no such one, down, or not carrying IP."""
+    links = {link.get_attr("IFLA_IFNAME"): link for link in ipr.get_links()}
+    masters = {link["index"]: link for link in links.values()}
+    found = []
+    for name in names:
+        link = links.get(name)
+        if link is None:
+            raise UsageError(
+                f"{option} {name}: there is no such interface here; there are {', '.join(links)}"
+            )
+        if link["ifi_type"] not in _LINK_HEADERS:
+            raise UsageError(
+                f"{option} {name}: its link type ({link['ifi_type']}) carries no IP that we can "
+                "read; Ethernet, VLAN, bridge, bond, PPP, tun and WireGuard interfaces do"
+            )
+        if not link["flags"] & _IFF_UP:
+            raise UsageError(f"{option} {name}: it is down; try: ip link set {name} up")
+        found.append(
+            Interface(
+                index=link["index"],
+                name=name,
+                link_header=_LINK_HEADERS[link["ifi_type"]],
+                addresses=_addresses(ipr, link["index"]),
+                master=_port_of(masters.get(link.get_attr("IFLA_MASTER"))),
+            )
+        )
+    return found
+
+
+def _addresses(ipr: IPRoute, ifindex: int) -> tuple[IPv4Address, ...]:
+    addresses = []
+    for message in ipr.get_addr(family=2, index=ifindex):
+        # On a point-to-point link, IFA_ADDRESS is the other end's.
+        text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        addresses.append(IPv4Address(text))
+    return tuple(addresses)
+
+
+def _port_of(master: object) -> str | None:
+    """The master's name if it takes its ports' packets over; a VRF does not."""
+    if master is None:
+        return None
+    info = master.get_attr("IFLA_LINKINFO")  # type: ignore[attr-defined]
+    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    return master.get_attr("IFLA_IFNAME") if kind in _PORT_MASTERS else None  # type: ignore[attr-defined]
+
+
+def source_nat() -> str | None:
+    """Where this namespace's rules rewrite sources, by the first rule found; None if nowhere.
+
+    A hint for a warning, so what cannot be asked (no nft, no rights) counts as nothing.
+    """
+    if shutil.which("nft"):
+        rules = subprocess.run(
+            ["nft", "--stateless", "list", "ruleset"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        ).stdout
+        match = re.search(r"^.*\b(?:masquerade|snat|xt target \"\w*(?:NAT|MASQ)).*$", rules, re.M | re.I)
+        if match:
+            return f"nftables: {match[0].strip()}"
+    try:
+        legacy = Path("/proc/net/ip_tables_names").read_text(encoding="ascii").split()
+    except OSError:
+        legacy = []
+    return "iptables-legacy has a nat table" if "nat" in legacy else None

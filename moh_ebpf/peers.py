@@ -1,0 +1,163 @@
+"""From maps to meaning: a snapshot of the peers and counters, and rates between two snapshots.
+
+Pure: nothing here asks the kernel or the clock. Times are ns of CLOCK_MONOTONIC in the maps and
+seconds here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from socket import inet_ntoa
+from typing import Any, NamedTuple
+
+from moh_ebpf import layout
+from moh_ebpf.layout import State
+
+_NS = 1e-9
+
+
+class Peer(NamedTuple):
+    """A provider endpoint as one snapshot shows it.
+
+    `age` is the time since its last packet, `since` the time since its state began, both in
+    seconds; `expired` when `age` has reached the timeout: it is forgotten, what goes to it is
+    dropped. Bytes are those of whole IP packets.
+    """
+
+    address: str
+    port: int
+    state: State
+    expired: bool
+    public_address: str
+    public_port: int
+    interface: str
+    age: float
+    since: float
+    longest_gap: float
+    in_packets: int
+    in_bytes: int
+    out_packets: int
+    out_bytes: int
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.address}:{self.port}"
+
+    @property
+    def public(self) -> str:
+        return f"{self.public_address}:{self.public_port}"
+
+    def to_json(self) -> dict[str, Any]:
+        """One object of `peers --json`."""
+        return {
+            "address": self.address,
+            "port": self.port,
+            "state": self.state.name.lower(),
+            "expired": self.expired,
+            "public_address": self.public_address,
+            "public_port": self.public_port,
+            "interface": self.interface,
+            "age": round(self.age, 6),
+            "since": round(self.since, 6),
+            "longest_gap": round(self.longest_gap, 6),
+            "inbound": {"packets": self.in_packets, "bytes": self.in_bytes},
+            "outbound": {"packets": self.out_packets, "bytes": self.out_bytes},
+        }
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Peers and counters at one moment; `time` in seconds of CLOCK_MONOTONIC."""
+
+    time: float
+    peers: list[Peer]
+    counters: Mapping[str, int]
+
+
+class PeerRate(NamedTuple):
+    """Packets per second in and out."""
+
+    inbound: float
+    outbound: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What changed between two snapshots, per second; peers by endpoint."""
+
+    peers: Mapping[str, PeerRate]
+    counters: Mapping[str, float]
+
+
+def decode(
+    entries: Iterable[tuple[tuple[Any, ...], tuple[Any, ...]]],
+    *,
+    now: int,
+    timeout: float,
+    interfaces: Mapping[int, str],
+) -> list[Peer]:
+    """Peers from unpacked struct endpoints and struct peers, in the map's order.
+
+    `now` is CLOCK_MONOTONIC in ns, read after the map or before it: a peer seen later than `now`
+    has age 0. `timeout` is in seconds; `interfaces` names a WAN by its index.
+    """
+    unpack_heard = layout.HEARD.unpack
+    from_bytes = int.from_bytes
+    peers = []
+    for (address, port), values in entries:
+        heard, last_seen, began, gap, in_packets, in_bytes, out_packets, out_bytes, *_ = values
+        public_address, public_port, state, wan = unpack_heard(heard)
+        age = max(0, now - last_seen) * _NS
+        peers.append(
+            Peer(
+                inet_ntoa(address),
+                from_bytes(port, "big"),
+                State(state),
+                age >= timeout,
+                inet_ntoa(public_address),
+                from_bytes(public_port, "big"),
+                interfaces.get(wan, "(gone)"),
+                age,
+                max(0, now - began) * _NS,
+                gap * _NS,
+                in_packets,
+                in_bytes,
+                out_packets,
+                out_bytes,
+            )
+        )
+    return peers
+
+
+def by_interest(peers: Iterable[Peer]) -> list[Peer]:
+    """Hold music on top, forgotten peers last; within that, the latest change of state first."""
+    return sorted(peers, key=lambda peer: (peer.expired, peer.state, peer.since, peer.endpoint))
+
+
+def rates(before: Snapshot | None, after: Snapshot) -> Rates:
+    """Rates per second between two snapshots; none where there is no earlier one.
+
+    A peer's counters start anew when it was forgotten and comes back, and the programs' when they
+    are attached anew: where a number shrank, it counted from 0.
+    """
+    seconds = after.time - before.time if before else 0.0
+    if before is None or seconds <= 0:
+        return Rates({}, {})
+
+    def rate(new: int, old: int) -> float:
+        return (new - old if new >= old else new) / seconds
+
+    known = {peer.endpoint: peer for peer in before.peers}
+    peers = {}
+    for peer in after.peers:
+        old = known.get(peer.endpoint)
+        peers[peer.endpoint] = PeerRate(
+            rate(peer.in_packets, old.in_packets if old else 0),
+            rate(peer.out_packets, old.out_packets if old else 0),
+        )
+    return Rates(
+        peers,
+        {
+            name: rate(value, before.counters.get(name, 0))
+            for name, value in after.counters.items()
+        },
+    )

@@ -1,0 +1,272 @@
+"""What is attached: found by walking the kernel, which is the only registry there is.
+
+interface → our filter → program → maps. There is no daemon, no state file and no pin; tc filters
+keep the programs, programs keep the maps, and one of the maps keeps the settings.
+"""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from moh_ebpf import layout, libbpf, tc
+from moh_ebpf.errors import MohError, NotAttachedError
+from moh_ebpf.settings import Settings, from_values
+from moh_ebpf.tc import Filter, Hook
+
+_FIRST = struct.pack("=I", 0)
+
+
+class Role(Enum):
+    """What a program does, in the order in which roles are attached."""
+
+    LEARN = "learn"
+    ENFORCE = "enforce"
+    BYPASS = "bypass"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def program(self) -> str:
+        """The name of its program and of its filter."""
+        return f"moh_{self.value}"
+
+    @property
+    def hook(self) -> Hook:
+        """Where it is attached."""
+        return Hook.EGRESS if self is Role.ENFORCE else Hook.INGRESS
+
+
+ROLES = {role.program: role for role in Role}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a program of a role is, or belongs."""
+
+    ifindex: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an attachment leaves in its settings map.
+
+    `wan` and `lan` are ifindexes, for interfaces can be renamed; a peer's WAN is an index into
+    `wan`. `clsact` are those whose clsact qdisc was made by attach.
+    """
+
+    settings: Settings
+    version: str
+    wan: tuple[int, ...]
+    lan: tuple[int, ...]
+    clsact: tuple[int, ...]
+
+    @property
+    def places(self) -> list[Place]:
+        """Where its programs belong, in the order of attaching."""
+        return [
+            *(Place(ifindex, role) for role in (Role.LEARN, Role.ENFORCE) for ifindex in self.wan),
+            *(Place(ifindex, Role.BYPASS) for ifindex in self.lan),
+        ]
+
+    def to_bytes(self) -> bytes:
+        """As it lies in the map: JSON."""
+        values = {
+            "version": self.version,
+            "wan": self.wan,
+            "lan": self.lan,
+            "clsact": self.clsact,
+            "settings": self.settings.to_json(),
+        }
+        return json.dumps(values, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Record":
+        """Raises ValueError or MohError if this is none."""
+        values = json.loads(data.rstrip(b"\0"))
+        return cls(
+            settings=from_values(values["settings"]),
+            version=str(values["version"]),
+            wan=tuple(values["wan"]),
+            lan=tuple(values["lan"]),
+            clsact=tuple(values["clsact"]),
+        )
+
+
+@dataclass(frozen=True)
+class Attached:
+    """The programs found, and the maps of one of them, which they all share."""
+
+    filters: dict[Place, Filter]
+    record: Record
+    maps: dict[str, libbpf.Map] = field(repr=False)
+
+    @property
+    def missing(self) -> list[Place]:
+        """Where a program belongs and is not: somebody removed it, or the interface is gone."""
+        return [place for place in self.record.places if place not in self.filters]
+
+    def counters(self) -> dict[str, int]:
+        """The counters, summed over the CPUs. Raises OSError."""
+        per_cpu = libbpf.lookup_per_cpu(self.maps["counters"], _FIRST)
+        values = map(layout.COUNTERS_VALUE.unpack, per_cpu)
+        return dict(zip(layout.COUNTERS, map(sum, zip(*values, strict=True)), strict=True))
+
+    def peers(self) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+        """Each peer's struct endpoint and struct peer, unpacked. Raises OSError."""
+        for keys, values, _ in libbpf.entries(self.maps["peers"]):
+            yield from zip(
+                layout.ENDPOINT.iter_unpack(keys), layout.PEER.iter_unpack(values), strict=True
+            )
+
+    def wan_names(self) -> dict[int, str]:
+        """The WANs' present names by their index in a peer."""
+        return {index: interface_name(ifindex) for index, ifindex in enumerate(self.record.wan)}
+
+
+def interface_name(ifindex: int) -> str:
+    """An interface's present name; "(gone)" if there is none any more."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return "(gone)"
+
+
+def find_filters(ipr: IPRoute) -> dict[Place, Filter]:
+    """Our filters in this network namespace."""
+    found = {}
+    for ifindex in tc.ingress_qdiscs(ipr):
+        for each in tc.filters(ipr, ifindex):
+            role = role_of(each)
+            if role:
+                found[Place(ifindex, role)] = each
+    return found
+
+
+def role_of(each: Filter) -> Role | None:
+    """The role of a filter if it is ours: at our priority and handle, by our name, with a program
+    of that name, at the role's own hook."""
+    role = ROLES.get(each.name or "")
+    if not role or (each.priority, each.handle) != (tc.PRIORITY, tc.HANDLE):
+        return None
+    if each.hook is not role.hook or each.program_id is None:
+        return None
+    try:
+        with open_program(each.program_id) as (_, program):
+            return role if program.name == role.program else None
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def open_program(program_id: int) -> Iterator[tuple[int, libbpf.Program]]:
+    """A program's file descriptor, and what the kernel says of it. Raises OSError."""
+    fd = libbpf.program_fd(program_id)
+    try:
+        yield fd, libbpf.program_info(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def attached(ipr: IPRoute) -> Iterator[Attached | None]:
+    """What is attached in this network namespace, its maps open; None if nothing is.
+
+    Raises MohError where our filters are found but their maps cannot be read, as those of a
+    version with another layout.
+    """
+    filters = find_filters(ipr)
+    if not filters:
+        yield None
+        return
+    with _open_maps(next(iter(filters.values()))) as maps:
+        yield Attached(filters, _record(maps), maps)
+
+
+@contextmanager
+def attached_or_error() -> Iterator[Attached]:
+    """As `attached`, for commands that only read. Raises NotAttachedError where nothing is."""
+    require_root()
+    with IPRoute() as ipr, attached(ipr) as found:
+        if found is None:
+            raise NotAttachedError(
+                "not attached in this network namespace; attach with: moh-ebpf attach"
+            )
+        yield found
+
+
+@contextmanager
+def _open_maps(each: Filter) -> Iterator[dict[str, libbpf.Map]]:
+    opened: list[libbpf.Map] = []
+    try:
+        with suppress(FileNotFoundError), open_program(each.program_id or 0) as (_, program):
+            opened += [libbpf.open_map(map_id) for map_id in program.map_ids]
+        yield {each.name: each for each in opened}
+    finally:
+        for each_map in opened:
+            os.close(each_map.fd)
+
+
+def made_clsact(each: Filter) -> set[int]:
+    """The ifindexes whose clsact attach made, as the filter's own record has it.
+
+    For detach, which must work on programs of any version: what cannot be read is none.
+    """
+    with suppress(OSError, KeyError, ValueError, TypeError), _open_maps(each) as maps:
+        values = json.loads(libbpf.lookup(maps["settings"], _FIRST).rstrip(b"\0"))
+        return set(map(int, values["clsact"]))
+    return set()
+
+
+def _record(maps: dict[str, libbpf.Map]) -> Record:
+    sizes = {"peers": layout.PEER.size, "counters": layout.COUNTERS_VALUE.size}
+    try:
+        if any(maps[name].value_size != size for name, size in sizes.items()):
+            raise ValueError("another layout")
+        return Record.from_bytes(libbpf.lookup(maps["settings"], _FIRST))
+    except (KeyError, ValueError, MohError) as error:
+        raise MohError(
+            "the attached programs are of another version of moh-ebpf and cannot be read "
+            f"({error}); `moh-ebpf detach` removes them"
+        ) from error
+
+
+def require_root() -> None:
+    """Raises MohError unless we are root."""
+    if os.geteuid() != 0:
+        raise MohError("this needs root, to read and attach BPF programs; try: sudo moh-ebpf …")
+
+
+def describe(found: Attached | None) -> dict[str, Any]:
+    """What `status --json` shows: plain JSON types."""
+    if found is None:
+        return {"attached": False, "settings": {}, "programs": [], "missing": [], "counters": {}}
+
+    def place(each: Place) -> dict[str, Any]:
+        return {
+            "interface": interface_name(each.ifindex),
+            "hook": str(each.role.hook),
+            "role": str(each.role),
+        }
+
+    return {
+        "attached": True,
+        "version": found.record.version,
+        "settings": found.record.settings.to_json(),
+        "programs": [
+            place(each) | {"id": found.filters[each].program_id}
+            for each in found.record.places
+            if each in found.filters
+        ],
+        "missing": [place(each) for each in found.missing],
+        "counters": found.counters(),
+    }

@@ -1,0 +1,236 @@
+"""The settings: a TOML file and the command line's options, validated, before the kernel is asked.
+
+A setting has one name everywhere: `--rtp-ports` on the command line is `rtp_ports` in the file
+(`rtp-ports` is taken as well), in `status --json` and here.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from moh_ebpf.errors import UsageError
+
+# An LRU hash of this many peers takes about 3 GiB of kernel memory.
+MOST_PEERS = 1 << 24
+MOST_INTERFACES = 64
+MOST_ADDRESSES = 256
+MOST_PROVIDERS = 65536
+TIMEOUT_SECONDS = (0.05, 3600.0)
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
+
+
+@dataclass(frozen=True)
+class PortRange:
+    """UDP ports from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.low}-{self.high}"
+
+    def __contains__(self, port: int) -> bool:
+        return self.low <= port <= self.high
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `attach` is told. `timeout` is in seconds; `public` empty: the WANs' own addresses;
+    `provider` empty: any address that is not private, loopback, link-local or multicast."""
+
+    wan: tuple[str, ...]
+    ucm: tuple[IPv4Address, ...]
+    lan: tuple[str, ...] = ()
+    public: tuple[IPv4Address, ...] = ()
+    port: int = 4000
+    rtp_ports: PortRange = PortRange(16384, 32767)
+    provider: tuple[IPv4Network, ...] = ()
+    timeout: float = 1.0
+    max_peers: int = 65536
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON types, under the same names; `from_values` reads them back."""
+        values = asdict(self) | {"rtp_ports": str(self.rtp_ports)}
+        return {
+            name: [str(item) for item in value] if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+
+def load_config(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file, by name, not validated yet.
+
+    Raises UsageError if the file cannot be read, is no TOML, or has a key that is no setting.
+    """
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not valid TOML: {error}") from error
+    named = {key.replace("-", "_"): value for key, value in values.items()}
+    known = [field.name for field in fields(Settings)]
+    for key in values:
+        if key.replace("-", "_") not in known:
+            raise UsageError(
+                f"--config {path}: there is no setting {key!r}; there are {', '.join(known)}"
+            )
+    if len(named) < len(values):
+        raise UsageError(f"--config {path}: a setting is given twice, once with - and once with _")
+    return named
+
+
+def from_values(values: Mapping[str, Any]) -> Settings:
+    """Settings from plain values: strings, numbers and lists, as a file or options give them.
+
+    Raises UsageError at the first value that is wrong, with what would be right.
+    """
+    parsed = {
+        name: _PARSERS[name](f"--{name.replace('_', '-')}", value)
+        for name, value in values.items()
+        if value is not None
+    }
+    for name in ("wan", "ucm"):
+        if not parsed.get(name):
+            raise UsageError(f"--{name} is missing: {_MISSING[name]}")
+    settings = Settings(**parsed)
+    _check_together(settings)
+    return settings
+
+
+_MISSING = {
+    "wan": "name the interface towards the provider, for example --wan eth1",
+    "ucm": "name the address of UCM's media, for example --ucm 10.10.10.10",
+}
+
+
+def _check_together(settings: Settings) -> None:
+    both = set(settings.wan) & set(settings.lan)
+    if both:
+        raise UsageError(
+            f"{min(both)} is given as --wan and as --lan; "
+            "the LAN is the interface UCM's packets come in by. "
+            "With one interface alone, leave --lan out"
+        )
+    for port in (settings.port, settings.port + 1):
+        if port in settings.rtp_ports:
+            raise UsageError(
+                f"--port {settings.port}: the phantom ports (RTP {settings.port}, RTCP "
+                f"{settings.port + 1}) must lie outside --rtp-ports {settings.rtp_ports}"
+            )
+
+
+def _items(value: Any) -> list[Any]:
+    """A list setting's items: a list of them, or one; commas separate within a string."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [
+        item
+        for value in values
+        for item in (re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else [value])
+    ]
+
+
+def _unique(
+    option: str, value: Any, parse: Callable[[str, Any], Any], most: int
+) -> tuple[Any, ...]:
+    items = tuple(dict.fromkeys(parse(option, item) for item in _items(value)))
+    if len(items) > most:
+        raise UsageError(f"{option}: {len(items)} are too many, {most} is the most")
+    return items
+
+
+def _interface(option: str, value: Any) -> str:
+    # The kernel's rule (dev_valid_name): 1 to 15 bytes, no '/', ':' or white space.
+    if not isinstance(value, str) or not re.fullmatch(r"[^\s/:]{1,15}", value):
+        raise UsageError(f"{option}: {value!r} is no interface name; `ip link` lists them")
+    return value
+
+
+def _address(option: str, value: Any) -> IPv4Address:
+    try:
+        if not isinstance(value, str | IPv4Address):
+            raise ValueError
+        address = IPv4Address(value)
+    except ValueError:
+        raise UsageError(
+            f"{option}: {value!r} is no IPv4 address, such as 198.51.100.2"
+        ) from None
+    if address.is_multicast or address.is_unspecified or int(address) == 0xFFFFFFFF:
+        raise UsageError(f"{option}: {address} is no host's address")
+    return address
+
+
+def _network(option: str, value: Any) -> IPv4Network:
+    try:
+        if not isinstance(value, str | IPv4Network):
+            raise ValueError
+        return IPv4Network(value)
+    except ValueError as error:
+        why = "has host bits set" if "host bits" in str(error) else "is no IPv4 prefix"
+        raise UsageError(f"{option}: {value!r} {why}; write it as 203.0.113.0/24") from None
+
+
+def _whole(option: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,10}", str(value), re.ASCII):
+        raise UsageError(f"{option}: {value!r} is no whole number")
+    if not low <= int(value) <= high:
+        raise UsageError(f"{option}: {value} is out of range, {low} to {high}")
+    return int(value)
+
+
+def _port(option: str, value: Any) -> int:
+    return _whole(option, value, 1, 65534)
+
+
+def _port_range(option: str, value: Any) -> PortRange:
+    match = re.fullmatch(r"(\d{1,5})\s*[-:]\s*(\d{1,5})", str(value).strip(), re.ASCII)
+    if isinstance(value, bool) or not match:
+        raise UsageError(f"{option}: {value!r} is no range of ports; write it as 16384-32767")
+    low, high = (_whole(option, part, 1, 65535) for part in match.groups())
+    if low > high:
+        raise UsageError(f"{option}: {value!r} ends before it begins; write it as {high}-{low}")
+    return PortRange(low, high)
+
+
+def duration(option: str, value: Any) -> float:
+    """Seconds from `1s`, `500ms`, `1.5s`, `1m` or a bare number of seconds. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)", str(value).strip(), re.ASCII)
+    if isinstance(value, bool) or not match:
+        raise UsageError(f"{option}: {value!r} is no duration; write it as 1s, 500ms or 1.5s")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _timeout(option: str, value: Any) -> float:
+    seconds = duration(option, value)
+    low, high = TIMEOUT_SECONDS
+    if not low <= seconds <= high:
+        raise UsageError(f"{option}: {value} is out of range, 50ms to 60m")
+    return seconds
+
+
+_PARSERS: dict[str, Callable[[str, Any], Any]] = {
+    "wan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
+    "lan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
+    "ucm": lambda option, value: _unique(option, value, _address, MOST_ADDRESSES),
+    "public": lambda option, value: _unique(option, value, _address, MOST_ADDRESSES),
+    "provider": lambda option, value: _unique(option, value, _network, MOST_PROVIDERS),
+    "port": _port,
+    "rtp_ports": _port_range,
+    "timeout": _timeout,
+    "max_peers": lambda option, value: _whole(option, value, 1, MOST_PEERS),
+}
+
+
+def merge(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's values with the options' over them; an option not given (None, empty) is none."""
+    return {**config, **{name: value for name, value in options.items() if _given(value)}}
+
+
+def _given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, Iterable) and not value)

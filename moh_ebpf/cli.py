@@ -160,7 +160,7 @@ def detach() -> None:
 @app.command()
 def status(as_json: bool = JSON) -> None:
     """Programs, interfaces, settings and counters. Exit status 0: attached, 3: not."""
-    from moh_ebpf import registry, render
+    from moh_ebpf import registry
 
     try:
         with registry.attached_or_error() as attached:
@@ -172,6 +172,8 @@ def status(as_json: bool = JSON) -> None:
     if as_json:
         typer.echo(json.dumps(shown, indent=2))
     else:
+        from moh_ebpf import render
+
         render.show(render.status(shown))
     if not shown["attached"]:
         raise typer.Exit(ExitStatus.NOT_ATTACHED)
@@ -185,14 +187,16 @@ def peers(
     show_all: bool = typer.Option(False, "--all", help="Show expired peers, too."),
 ) -> None:
     """One snapshot of the provider's endpoints."""
-    from moh_ebpf import registry, render, watch
+    from moh_ebpf import registry
 
     with registry.attached_or_error() as attached:
-        snapshot = watch.take_snapshot(attached)
+        snapshot = attached.snapshot()
     shown = [peer for peer in snapshot.peers if show_all or not peer.expired]
     if as_json:
         typer.echo(json.dumps([peer.to_json() for peer in shown]))
     else:
+        from moh_ebpf import render
+
         render.show(render.peers(shown))
 
 

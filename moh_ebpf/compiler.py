@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from moh_ebpf import layout, libbpf
 from moh_ebpf.errors import MohError
@@ -78,8 +78,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     except MohError:
         raise
     except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
-        output.seek(0)
-        raise MohError(_explain(output.read().decode(errors="replace") or str(error))) from error
+        raise MohError(_explain("".join(output) or str(error))) from error
     names = ["peers", "counters", "settings"] + ["providers"] * bool(plan.settings.provider)
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
     return Loaded(module, programs, maps)
@@ -169,17 +168,20 @@ def _check_layout(module: Any) -> None:
 
 
 @contextlib.contextmanager
-def _captured_output() -> Iterator[IO[bytes]]:
-    """Descriptors 1 and 2 go to a buffer: BCC, clang and libbpf write to them past Python."""
+def _captured_output() -> Iterator[list[str]]:
+    """What BCC, clang and libbpf write to descriptors 1 and 2, past Python; there at the end."""
     sys.stdout.flush()
     sys.stderr.flush()
+    captured: list[str] = []
     saved = {fd: os.dup(fd) for fd in (1, 2)}
-    output = os.fdopen(os.memfd_create("moh-ebpf-compiler"), "rb")
-    try:
-        for fd in saved:
-            os.dup2(output.fileno(), fd)
-        yield output
-    finally:
-        for fd, copy in saved.items():
-            os.dup2(copy, fd)
-            os.close(copy)
+    with os.fdopen(os.memfd_create("moh-ebpf-compiler"), "r", errors="replace") as output:
+        try:
+            for fd in saved:
+                os.dup2(output.fileno(), fd)
+            yield captured
+        finally:
+            for fd, copy in saved.items():
+                os.dup2(copy, fd)
+                os.close(copy)
+            output.seek(0)
+            captured.append(output.read())

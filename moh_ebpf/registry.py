@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import layout, libbpf, tc
+from moh_ebpf import layout, libbpf, peers, tc
 from moh_ebpf.errors import MohError, NotAttachedError
+from moh_ebpf.peers import Snapshot
 from moh_ebpf.settings import Settings, from_values
 from moh_ebpf.tc import Filter, Hook
 
@@ -127,6 +129,17 @@ class Attached:
             yield from zip(
                 layout.ENDPOINT.iter_unpack(keys), layout.PEER.iter_unpack(values), strict=True
             )
+
+    def snapshot(self) -> Snapshot:
+        """Peers and counters now. Raises OSError."""
+        now = time.monotonic_ns()
+        decoded = peers.decode(
+            self.peers(),
+            now=now,
+            timeout=self.record.settings.timeout,
+            interfaces=self.wan_names(),
+        )
+        return Snapshot(now * 1e-9, decoded, self.counters())
 
     def wan_names(self) -> dict[int, str]:
         """The WANs' present names by their index in a peer."""

@@ -1,0 +1,156 @@
+"""The real programs, loaded but attached nowhere, run on single packets by BPF_PROG_TEST_RUN."""
+
+import ctypes
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from pyroute2 import IPRoute
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from moh_ebpf import attachment, layout, libbpf, settings
+from moh_ebpf.layout import State
+from moh_ebpf.registry import Attached, Record, Role
+from tests.support.firewall import Firewall
+
+UNSPEC, SHOT, REDIRECT = -1, 2, 7
+
+
+class _TestRunOptions(ctypes.Structure):
+    """struct bpf_test_run_opts (bpf/bpf.h)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+# struct __sk_buff up to gso_size: 48 words; ifindex is the one that a test run takes and we set.
+_SKB_WORDS = 48
+_SKB_IFINDEX = 10
+
+
+@dataclass(frozen=True)
+class PeerState:
+    """A peer as tests speak of it; `age` in seconds."""
+
+    state: State
+    public: str
+    age: float = 0.0
+
+
+class Bench:
+    """Programs and maps of one plan, in the firewall's namespace for its routes."""
+
+    def __init__(self, firewall: Firewall, **values: object) -> None:
+        self.firewall = firewall
+        chosen = settings.from_values(
+            {"wan": "wan", "lan": "lan", "ucm": "10.10.10.10", "timeout": "10s", **values}
+        )
+        with firewall.namespace.entered(), IPRoute() as ipr:
+            plan = attachment.make_plan(ipr, chosen)
+        record = Record(
+            chosen, "test", tuple(i.index for i in plan.wan), tuple(i.index for i in plan.lan), ()
+        )
+        self._loaded = attachment._load(plan, record, None)
+        self.ifindex = {each.name: each.index for each in (*plan.wan, *plan.lan)}
+        self._attached = Attached({}, record, self._loaded.maps)
+
+    def run(self, role: Role, packet: Packet | bytes, interface: str | None = None):
+        """The verdict, and the frame after it. Ethernet is put before a bare IP packet."""
+        wire = self.firewall.lan if role is Role.BYPASS else self.firewall.wan
+        if not isinstance(packet, bytes):
+            packet = bytes(packet if Ether in packet else wire.frame(packet))
+        verdict, out = self._test_run(role, packet, self.ifindex[interface or wire.interface])
+        return verdict, out
+
+    def _test_run(self, role: Role, frame: bytes, ifindex: int) -> tuple[int, bytes]:
+        out = ctypes.create_string_buffer(len(frame) + 256)
+        data = ctypes.create_string_buffer(frame, len(frame))
+        words = [0] * _SKB_WORDS
+        words[_SKB_IFINDEX] = ifindex
+        context = ctypes.create_string_buffer(struct.pack(f"={_SKB_WORDS}I", *words))
+        options = _TestRunOptions(
+            sz=ctypes.sizeof(_TestRunOptions),
+            data_in=ctypes.addressof(data),
+            data_out=ctypes.addressof(out),
+            data_size_in=len(frame),
+            data_size_out=len(out),
+            ctx_in=ctypes.addressof(context),
+            ctx_size_in=_SKB_WORDS * 4,
+            repeat=1,
+        )
+        with self.firewall.namespace.entered():
+            libbpf._call(
+                "bpf_prog_test_run_opts", self._loaded.programs[role], ctypes.byref(options)
+            )
+        return ctypes.c_int32(options.retval).value, out.raw[: options.data_size_out]
+
+    def set_peer(self, endpoint: str, peer: PeerState) -> None:
+        now = time.monotonic_ns()
+        values = dict.fromkeys(layout.PEER_FIELDS, 0)
+        values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, 0)
+        values["last_seen"] = values["since"] = now - int(peer.age * 1e9)
+        libbpf.update(
+            self._loaded.maps["peers"],
+            layout.ENDPOINT.pack(*_packed(endpoint)),
+            layout.PEER.pack(*values.values()),
+        )
+
+    def peers(self) -> dict[str, tuple[str, str]]:
+        """Endpoint → state and public address:port."""
+        return {
+            each.endpoint: (each.state.name, each.public) for each in self._attached.snapshot().peers
+        }
+
+    def snapshot(self):
+        return self._attached.snapshot()
+
+    def counters(self) -> dict[str, int]:
+        """Those that are not 0."""
+        return {name: n for name, n in self._attached.counters().items() if n}
+
+    def clear(self) -> None:
+        """No peers, all counters 0."""
+        for each in self._attached.snapshot().peers:
+            key = layout.ENDPOINT.pack(*_packed(each.endpoint))
+            libbpf._call("bpf_map_delete_elem", self._loaded.maps["peers"].fd, key)
+        counters = self._loaded.maps["counters"]
+        size = counters.value_size * len(libbpf.lookup_per_cpu(counters, b"\0\0\0\0"))
+        libbpf.update(counters, b"\0\0\0\0", b"\0" * size)
+
+    def close(self) -> None:
+        self._loaded.module.cleanup()
+
+
+def _packed(endpoint: str) -> tuple[bytes, bytes]:
+    address, port = endpoint.split(":")
+    return IPv4Address(address).packed, int(port).to_bytes(2, "big")
+
+
+@contextmanager
+def bench(firewall: Firewall, **values: object) -> Iterator[Bench]:
+    made = Bench(firewall, **values)
+    try:
+        yield made
+    finally:
+        made.close()
+
+

@@ -1,0 +1,154 @@
+"""The article's firewall: its commands as printed, and the ordinary firewall they presuppose.
+
+"You did WHAT with iptables? (Part 2: The Almost Solution)". Its eth0 is our `lan`, its eth1 our
+`wan`, its 1.1.1.1 our public address; UCM is 10.10.10.10 in both.
+"""
+# ruff: noqa: E501 (the article's lines are as long as they are)
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scapy.layers.inet import IP, UDP
+
+from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall, firewall
+from tests.support.wire import Wire, flow, rtp, udp
+
+COUNT = 23
+VARIANTS = ("iptables-nft", "iptables-legacy")
+
+# The firewall before its owner had hold music to think of. The last line is what the article
+# calls "our default SNAT rule for UCM".
+ORDINARY = """
+iptables -P INPUT DROP
+iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+iptables -P FORWARD DROP
+iptables -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+iptables -A FORWARD -i eth0 -o eth1 -j ACCEPT
+iptables -t nat -A POSTROUTING -s 10.10.10.10/32 -o eth1 -j SNAT --to-source 1.1.1.1
+"""
+
+IDENTIFY = """
+sudo ipset create MOH hash:ip,port timeout 1
+sudo ipset create TWO hash:ip,port timeout 1
+sudo iptables -t raw -N MOH-LIST
+sudo iptables -t raw -A PREROUTING -d 1.1.1.1/32 -i eth1 -p udp -j MOH-LIST
+sudo iptables -t raw -A MOH-LIST -d 1.1.1.1/32 -i eth1 -p udp -m udp ! --dport 4000 -j SET --del-set MOH src,src
+sudo iptables -t raw -A MOH-LIST -d 1.1.1.1/32 -i eth1 -p udp -m udp --dport 4000 -j SET --del-set TWO src,src
+sudo iptables -t raw -A MOH-LIST -d 1.1.1.1/32 -i eth1 -p udp -m udp ! --dport 4000 -j SET --add-set TWO src,src
+sudo iptables -t raw -A MOH-LIST -d 1.1.1.1/32 -i eth1 -p udp -m udp --dport 4000 -j SET --add-set MOH src,src
+"""
+
+PASS_IDENTIFIED = """
+sudo iptables -N MOH-BLOCK
+sudo iptables -I FORWARD -s 10.10.10.10/32 -i eth0 -o eth1 -p udp -j MOH-BLOCK
+sudo iptables -A MOH-BLOCK -s 10.10.10.10/32 -i eth0 -o eth1 -p udp -m set --match-set TWO dst,dst -j ACCEPT
+sudo iptables -A MOH-BLOCK -s 10.10.10.10/32 -i eth0 -o eth1 -p udp -m set --match-set MOH dst,dst -j ACCEPT
+"""
+
+DROP_UNIDENTIFIED = """
+sudo iptables -A MOH-BLOCK -s 10.10.10.10/32 -i eth0 -o eth1 -p udp -j DROP
+"""
+
+PRINTED_SNAT = """
+sudo iptables -I POSTROUTING -s 10.10.10.10/32 -o eth1 -m set --match-set MOH dst,dst -j SNAT --to-source 1.1.1.1:4000
+"""
+
+# As printed, iptables refuses that line: it names no table, and a port needs a protocol.
+SNAT = PRINTED_SNAT.replace("-I POSTROUTING", "-t nat -I POSTROUTING -p udp")
+
+NOTRACK = """
+sudo iptables -t raw -A PREROUTING -s 10.10.10.10/32 -i eth0 -p udp -m set --match-set MOH dst,dst -j NOTRACK
+"""
+
+SOLUTION = IDENTIFY + PASS_IDENTIFIED + DROP_UNIDENTIFIED + SNAT
+
+_OURS = {"sudo ": "", "1.1.1.1": PUBLIC, "eth0": "lan", "eth1": "wan"}
+
+
+class ArticleFirewall:
+    """An ordinary firewall of iptables, `iptables` being the program it is made with."""
+
+    def __init__(self, fw: Firewall, iptables: str) -> None:
+        self.fw = fw
+        self._iptables = iptables
+        self.run(ORDINARY)
+
+    def run(self, commands: str, *, check: bool = True) -> int:
+        """Run commands as the article prints them; the exit status."""
+        for theirs, ours in _OURS.items():
+            commands = commands.replace(theirs, ours)
+        # -w: iptables-legacy has one lock for the whole machine, whatever the namespace.
+        commands = commands.replace("iptables ", f"{self._iptables} -w ")
+        return self.fw.namespace.run("sh", "-e", input=commands, check=check).returncode
+
+    def has_identified(self, name: str) -> bool:
+        """Is the provider in this set now?"""
+        member = PROVIDER.replace(":", ",udp:")
+        return not self.fw.namespace.run("ipset", "test", name, member, check=False).returncode
+
+    def conntrack_errors(self) -> dict[str, int]:
+        """The namespace's counters of packets that conntrack could make no entry for."""
+        shown = self.fw.namespace.run("conntrack", "-S").stdout
+        return {
+            name: sum(map(int, re.findall(rf"\b{name}=(\d+)", shown)))
+            for name in ("insert_failed", "drop")
+        }
+
+    def entries(self) -> list[tuple[str, str]]:
+        """conntrack's entries of UDP: the source, and the destination of the reply."""
+        shown = self.fw.namespace.run("conntrack", "-L", "-p", "udp").stdout
+        entry = r"src=(\S+) dst=\S+ sport=(\d+) dport=\d+.* dst=(\S+) sport=\d+ dport=(\d+)"
+        return sorted(
+            (f"{source}:{sport}", f"{public}:{dport}")
+            for source, sport, public, dport in re.findall(entry, shown)
+        )
+
+    def forget(self, ucm_port: int) -> None:
+        """What 180 seconds without a packet would do to the entry of UCM's port."""
+        self.fw.namespace.run("conntrack", "-D", "-p", "udp", "--orig-port-src", str(ucm_port))
+
+
+@contextmanager
+def article_firewall(iptables: str) -> Iterator[ArticleFirewall]:
+    with firewall(masquerade=False) as fw:
+        yield ArticleFirewall(fw, iptables)
+
+
+def why_not(iptables: str) -> str:
+    """Why this variant of iptables is of no use here; empty if it works."""
+    with firewall(masquerade=False) as fw:
+        tried = fw.namespace.run(iptables, "-w", "-t", "raw", "-S", check=False)
+    return f"{iptables}: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+def udp_flows(wire: Wire) -> list[tuple[str, str]]:
+    """What came out of the firewall by this wire: UDP, and nothing but UDP."""
+    packets = wire.sent()
+    assert all(UDP in packet for packet in packets), [packet.summary() for packet in packets]
+    return [flow(packet) for packet in packets]
+
+
+def say(fw: Firewall, ucm_port: int, count: int = COUNT) -> None:
+    """UCM speaks."""
+    fw.lan.send(*[udp(f"{UCM}:{ucm_port}", PROVIDER)] * count)
+
+
+def talk(fw: Firewall, ucm_port: int, public_port: int) -> None:
+    """Both speak by turns, COUNT packets each. The provider is first, so it stays identified."""
+    for number in range(COUNT):
+        fw.wan.send(udp(PROVIDER, f"{PUBLIC}:{public_port}", rtp(number)))
+        fw.lan.send(udp(f"{UCM}:{ucm_port}", PROVIDER, rtp(number)))
+
+
+def left(fw: Firewall, ucm_port: int, public_port: int) -> list[tuple[str, str]]:
+    """The two `talk`; what left by the WAN."""
+    talk(fw, ucm_port, public_port)
+    return udp_flows(fw.wan)
+
+
+def udp_checksum(packet: IP) -> int:
+    """What the packet's UDP checksum ought to be."""
+    copy = packet[IP].copy()
+    del copy[UDP].chksum
+    return IP(bytes(copy))[UDP].chksum

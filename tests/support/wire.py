@@ -1,0 +1,161 @@
+"""The outside ends of a firewall's interfaces: packets put on the wire, packets taken off it."""
+
+import fcntl
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet, Raw
+
+from tests.support.namespace import Namespace
+
+_ETH_P_ALL = 3
+_PACKET_OUTGOING = 4
+_SOL_PACKET = 263
+_PACKET_VNET_HDR = 15
+# IEEE 802's type for local experiments.
+_TOKEN_TYPE = 0x88B5
+_PATIENCE_SECONDS = 10.0
+
+_TUNSETIFF = 0x400454CA
+_IFF_TUN, _IFF_NO_PI = 0x1, 0x1000
+
+
+def rtp(sequence: int = 1, payload_type: int = 0, size: int = 160) -> bytes:
+    """An RTP packet (RFC 3550): 12 bytes of header, then G.711 silence."""
+    return struct.pack("!BBHII", 0x80, payload_type, sequence, sequence * 160, 7) + b"\xff" * size
+
+
+def udp(source: str, destination: str, payload: bytes | None = None, **ip: object) -> Packet:
+    """An IP packet of UDP from "address:port" to "address:port", RTP unless told otherwise."""
+    (saddr, sport), (daddr, dport) = source.split(":"), destination.split(":")
+    return (
+        IP(src=saddr, dst=daddr, **ip)
+        / UDP(sport=int(sport), dport=int(dport))
+        / Raw(rtp() if payload is None else payload)
+    )
+
+
+def flow(packet: Packet) -> tuple[str, str]:
+    """A captured packet's source and destination, as "address:port"."""
+    return (
+        f"{packet[IP].src}:{packet[UDP].sport}",
+        f"{packet[IP].dst}:{packet[UDP].dport}",
+    )
+
+
+class Wire:
+    """The outside end of a veth, without addresses: what comes out is seen, nothing is answered."""
+
+    def __init__(self, outside: Namespace, firewall: Namespace, interface: str) -> None:
+        self.interface = interface
+        end = f"{interface}-end"
+        outside.run("ip", "link", "add", end, "type", "veth", "peer", "name", interface, "netns",
+                    firewall.name)
+        outside.run("ip", "link", "set", end, "up")
+        firewall.run("ip", "link", "set", interface, "up")
+        self.mac = outside.run("cat", f"/sys/class/net/{end}/address").stdout.strip()
+        self.firewall_mac = firewall.run("cat", f"/sys/class/net/{interface}/address").stdout.strip()
+        with outside.entered():
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+            self._socket.bind((end, _ETH_P_ALL))
+        self._firewall, self._outside, self._end = firewall, outside, end
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, *packets: Packet) -> None:
+        """Put IP packets on the wire, addressed to the firewall; whole frames as they are."""
+        for packet in packets:
+            framed = packet if Ether in packet else self.frame(packet)
+            self._socket.send(bytes(framed))
+
+    def set_mtu(self, mtu: int) -> None:
+        self._outside.run("ip", "link", "set", self._end, "mtu", str(mtu))
+        self._firewall.run("ip", "link", "set", self.interface, "mtu", str(mtu))
+
+    def send_paged(self, *packets: Packet) -> None:
+        """As `send`, in packets whose linear area ends after the link header (over 4096 bytes).
+
+        struct virtio_net_hdr (packet(7), PACKET_VNET_HDR) tells the kernel so: its hdr_len.
+        """
+        with self._outside.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as paged:
+            paged.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+            paged.bind((self._end, 0))
+            for packet in packets:
+                paged.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + bytes(self.frame(packet)))
+
+    def arp_request(self) -> Packet:
+        """The next ARP request that the firewall sends; RTP before it is left out."""
+        return next(frame for frame in self._frames() if ARP in frame and frame[ARP].op == 1)
+
+    def frame(self, packet: Packet) -> Packet:
+        return Ether(src=self.mac, dst=self.firewall_mac) / packet
+
+    def sent(self) -> list[Packet]:
+        """The IP packets that the firewall has sent out since the last call.
+
+        The firewall sends one more at the end, so that there is an event to wait for.
+        """
+        token = os.urandom(8)
+        with self._firewall.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as last:
+            last.bind((self.interface, 0))
+            last.send(bytes(Ether(dst=self.mac, src=self.firewall_mac, type=_TOKEN_TYPE)) + token)
+        return list(self._until(token))
+
+    def _until(self, token: bytes) -> Iterator[Packet]:
+        for frame in self._frames():
+            if frame.type == _TOKEN_TYPE and bytes(frame.payload).startswith(token):
+                return
+            if IP in frame:
+                yield frame
+
+    def _frames(self) -> Iterator[Packet]:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            ready, _, _ = select.select(
+                [self._socket], [], [], max(0, deadline - time.monotonic())
+            )
+            assert ready, f"{self.interface}: what was waited for did not come"
+            data, address = self._socket.recvfrom(65535)
+            if address[2] != _PACKET_OUTGOING:
+                yield Ether(data)
+
+
+class Tun:
+    """A tun device in the firewall: an interface without link header, its other end this file."""
+
+    def __init__(self, firewall: Namespace, interface: str) -> None:
+        self.interface = interface
+        with firewall.entered():
+            self._file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+            fcntl.ioctl(
+                self._file,
+                _TUNSETIFF,
+                struct.pack("16sH22x", interface.encode(), _IFF_TUN | _IFF_NO_PI),
+            )
+        firewall.run("ip", "link", "set", interface, "up")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def send(self, *packets: Packet) -> None:
+        for packet in packets:
+            os.write(self._file, bytes(packet))
+
+    def sent(self) -> list[Packet]:
+        """The IP packets sent out since the last call: those that are there, for a tun's queue is
+        filled by the time the sender's system call returns."""
+        packets = []
+        while True:
+            try:
+                packets.append(IP(os.read(self._file, 65535)))
+            except BlockingIOError:
+                return packets
+

@@ -79,25 +79,33 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
 # Tables
 
 
+def _plain(row: Any) -> Style:
+    return PLAIN
+
+
 class Column(NamedTuple):
-    """A column of a table of peers, or of programs; numbers stand at the `right`."""
+    """A column of a table: of peers, or of programs. Numbers stand at the `right`."""
 
     title: str
-    cell: Callable[[Any], Segment]
+    text: Callable[[Any], str]
     right: bool = False
+    style: Callable[[Any], Style] = _plain
     least: int = 0  # width, so that a live view does not jump
 
 
-def _table(columns: Sequence[Column], rows: Iterable[Any], width: int | None = None) -> list[Line]:
+def _table(columns: Sequence[Column], rows: Sequence[Any], width: int | None = None) -> list[Line]:
     """Titles and rows; the last columns are left out where all together exceed the width."""
-    cells = [[column.cell(row) for column in columns] for row in rows]
+    titles = [column.title for column in columns]
+    texts = [[column.text(row) for column in columns] for row in rows]
     widths = [
-        max(column.least, len(column.title), *(len(row[index].text) for row in cells), 0)
-        for index, column in enumerate(columns)
+        max(column.least, *map(len, cells))
+        for column, cells in zip(columns, zip(titles, *texts, strict=True), strict=True)
     ]
-    fitting = _fitting(widths, width) if width else len(columns)
-    titles = [Segment(column.title, TITLE) for column in columns]
-    return [_aligned(row[:fitting], columns, widths) for row in [titles, *cells]]
+    columns = columns[: _fitting(widths, width) if width else None]
+    lines = [_aligned(columns, widths, titles, [TITLE] * len(columns))]
+    for row, cells in zip(rows, texts, strict=True):
+        lines.append(_aligned(columns, widths, cells, [column.style(row) for column in columns]))
+    return lines
 
 
 def _fitting(widths: Sequence[int], width: int) -> int:
@@ -109,19 +117,22 @@ def _fitting(widths: Sequence[int], width: int) -> int:
 
 
 def _aligned(
-    cells: Sequence[Segment], columns: Sequence[Column], widths: Sequence[int]
-) -> list[Segment]:
-    """The cells as one line. Blanks at its end would only spoil a pipe."""
-    line = []
-    last = len(cells) - 1
-    for index, ((text, style, _), column, width) in enumerate(
-        zip(cells, columns, widths, strict=False)
-    ):
-        if column.right:
-            text = text.rjust(width)
-        elif index < last:
-            text = text.ljust(width)
-        line.append(Segment(text if index == last else f"{text}  ", style))
+    columns: Sequence[Column], widths: Sequence[int], texts: Sequence[str], styles: Sequence[Style]
+) -> Line:
+    """The cells as one line, neighbours of one style together."""
+    line: list[Segment] = []
+    text = ""
+    for index, column in enumerate(columns):
+        cell = texts[index]
+        text += cell.rjust(widths[index]) if column.right else cell.ljust(widths[index])
+        if index + 1 == len(columns):
+            # Blanks at the end would only spoil a pipe.
+            line.append(Segment(text.rstrip(), styles[index]))
+        elif styles[index] is styles[index + 1]:
+            text += "  "
+        else:
+            line.append(Segment(text + "  ", styles[index]))
+            text = ""
     return line
 
 
@@ -161,22 +172,27 @@ def _rate(rate: float) -> str:
     return f"{rate:.0f}" if rate == 0 or rate >= 9.95 else f"{rate:.1f}"
 
 
-def _state(peer: Peer) -> Segment:
+def _state(peer: Peer) -> str:
     """MOH or TWO; in parentheses when forgotten."""
-    word = peer.state.name
-    return Segment(f"({word})", DIM) if peer.expired else Segment(word, STATES[peer.state])
+    return f"({peer.state.name})" if peer.expired else peer.state.name
+
+
+def _state_style(peer: Peer) -> Style:
+    return DIM if peer.expired else STATES[peer.state]
+
+
+def _peer_style(peer: Peer) -> Style:
+    return DIM if peer.expired else PLAIN
 
 
 def _peer_column(
     title: str, text: Callable[[Peer], str], right: bool = False, least: int = 0
 ) -> Column:
-    return Column(
-        title, lambda peer: Segment(text(peer), DIM if peer.expired else PLAIN), right, least
-    )
+    return Column(title, text, right, _peer_style, least)
 
 
 ENDPOINT = _peer_column("ENDPOINT", lambda peer: peer.endpoint)
-STATE = Column("STATE", _state)
+STATE = Column("STATE", _state, style=_state_style)
 FOR = _peer_column("FOR", lambda peer: _whole_time(peer.since), right=True, least=6)
 AGE = _peer_column("AGE", lambda peer: _fine_time(peer.age), right=True, least=5)
 PUBLIC = _peer_column("PUBLIC", lambda peer: peer.public)
@@ -200,14 +216,13 @@ def status(description: Description) -> RenderableType:
 
 
 PROGRAM_COLUMNS = (
-    Column("INTERFACE", lambda program: Segment(program["interface"])),
-    Column("HOOK", lambda program: Segment(program["hook"])),
-    Column("ROLE", lambda program: Segment(program["role"])),
+    Column("INTERFACE", lambda program: program["interface"]),
+    Column("HOOK", lambda program: program["hook"]),
+    Column("ROLE", lambda program: program["role"]),
     Column(
         "PROGRAM",
-        lambda program: (
-            Segment(f"id {program['id']}") if "id" in program else Segment("MISSING", ALARM)
-        ),
+        lambda program: f"id {program['id']}" if "id" in program else "MISSING",
+        style=lambda program: PLAIN if "id" in program else ALARM,
     ),
 )
 
@@ -388,24 +403,27 @@ def _nobody(settings: Mapping[str, Any], width: int) -> list[Line]:
 def _watch_columns(rates: Mapping[str, PeerRate]) -> tuple[Column, ...]:
     """The most important first: a narrow terminal shows no more than fit."""
 
-    def inbound(peer: Peer) -> Segment:
+    def inbound(peer: Peer) -> str:
         rate = rates.get(peer.endpoint)
-        return Segment(_rate(rate.inbound) if rate else "-", DIM if peer.expired else PLAIN)
+        return _rate(rate.inbound) if rate else "-"
 
-    def outbound(peer: Peer) -> Segment:
+    def outbound(peer: Peer) -> str:
         rate = rates.get(peer.endpoint)
-        # On hold, and nothing is sent: that is the dead air we are here to prevent.
-        dead_air = rate and peer.state is State.MOH and not rate.outbound
-        style = DIM if peer.expired else ALARM if dead_air else PLAIN
-        return Segment(_rate(rate.outbound) if rate else "-", style)
+        return _rate(rate.outbound) if rate else "-"
+
+    def outbound_style(peer: Peer) -> Style:
+        """On hold, and nothing is sent: that is the dead air we are here to prevent."""
+        rate = rates.get(peer.endpoint)
+        dead_air = rate and not rate.outbound and peer.state is State.MOH and not peer.expired
+        return ALARM if dead_air else _peer_style(peer)
 
     return (
         ENDPOINT,
         STATE,
         FOR,
         AGE,
-        Column("IN/s", inbound, right=True, least=5),
-        Column("OUT/s", outbound, right=True, least=5),
+        _peer_column("IN/s", inbound, right=True, least=5),
+        Column("OUT/s", outbound, right=True, style=outbound_style, least=5),
         PUBLIC,
         WAN,
     )

@@ -1,0 +1,157 @@
+"""Bad input and broken setups: refused before anything changes, in one clear message."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.firewall import UCM, Firewall
+
+GOOD = {"--wan": "wan", "--lan": "lan", "--ucm": UCM}
+
+
+def attach(fw: Firewall, **changes: str) -> subprocess.CompletedProcess:
+    options = GOOD | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    words = [word for pair in options.items() for word in pair]
+    return fw.moh("attach", *words, check=False)
+
+
+def state(fw: Firewall) -> str:
+    return "".join(fw.namespace.tc_state(name) for name in ("lan", "wan"))
+
+
+def assert_refused(fw: Firewall, done: subprocess.CompletedProcess, status: int, said: str) -> None:
+    assert done.returncode == status, done
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert json.loads(fw.moh("status", "--json", check=False).stdout)["attached"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"wan": "nosuch0"}, "--wan nosuch0: there is no such interface here"),
+        ({"lan": "nosuch0"}, "--lan nosuch0: there is no such interface here"),
+        ({"lan": "wan"}, "wan is given as --wan and as --lan"),
+        ({"ucm": "10.10.10"}, "--ucm: '10.10.10' is no IPv4 address"),
+        ({"public": "nobody"}, "--public: 'nobody' is no IPv4 address"),
+        ({"provider": "203.0.113.1/24"}, "host bits set"),
+        ({"port": "70000"}, "--port: 70000 is out of range"),
+        ({"port": "20000"}, "must lie outside --rtp-ports"),
+        ({"rtp_ports": "9-1"}, "ends before it begins"),
+        ({"timeout": "soon"}, "no duration"),
+        ({"max_peers": "0"}, "out of range"),
+        ({"config": "nosuch.toml"}, "nosuch.toml: No such file"),
+    ],
+)
+def test_wrong_values(fw: Firewall, changes: dict[str, str], said: str) -> None:
+    before = state(fw)
+    assert_refused(fw, attach(fw, **changes), 2, said)
+    assert state(fw) == before
+
+
+def test_wrong_config(fw: Firewall, tmp_path: Path) -> None:
+    config = tmp_path / "moh.toml"
+    for text, said in (("vlan = 1", "no setting 'vlan'"), ("wan = [", "not valid TOML")):
+        config.write_text(text)
+        assert_refused(fw, attach(fw, config=str(config)), 2, said)
+
+
+@pytest.mark.parametrize("words", [["attach", "--nosuch"], ["nosuch"], ["attach", "stray"],
+                                   ["watch", "--interval", "soon"], ["watch", "--interval", "0s"]])
+def test_wrong_words(fw: Firewall, words: list[str]) -> None:
+    done = fw.moh(*words, check=False)
+    assert done.returncode == 2
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_given(fw: Firewall) -> None:
+    assert_refused(fw, fw.moh("attach", check=False), 2, "--wan is missing")
+
+
+def test_interface_down(fw: Firewall) -> None:
+    fw.namespace.run("ip", "link", "set", "wan", "down")
+    assert_refused(fw, attach(fw), 2, "ip link set wan up")
+
+
+def test_wan_without_an_address(fw: Firewall) -> None:
+    fw.namespace.run("ip", "addr", "flush", "dev", "wan")
+    assert_refused(fw, attach(fw), 2, "--public")
+    assert attach(fw, public="198.51.100.2").returncode == 0
+    fw.moh("detach")
+
+
+def test_ingress_qdisc_of_somebody_on_the_wan(fw: Firewall) -> None:
+    fw.namespace.run("tc", "qdisc", "add", "dev", "wan", "ingress")
+    before = state(fw)
+    assert_refused(fw, attach(fw), 1, "ingress qdisc")
+    assert state(fw) == before
+
+
+def test_ingress_qdisc_of_somebody_on_the_lan_will_do(fw: Firewall) -> None:
+    fw.namespace.run("tc", "qdisc", "add", "dev", "lan", "ingress")
+    before = state(fw)
+    assert attach(fw).returncode == 0
+    fw.moh("detach")
+    assert state(fw) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("raise ImportError('no BCC here')", "apt install python3-bpfcc"), ("", "PyPI's bcc")],
+)
+def test_bcc_missing_or_another(fw: Firewall, tmp_path: Path, source: str, said: str) -> None:
+    (tmp_path / "bcc.py").write_text(source)
+    words = [word for pair in GOOD.items() for word in pair]
+    done = fw.namespace.run(
+        "env", f"PYTHONPATH={tmp_path}", sys.executable, "-m", "moh_ebpf", "attach", *words,
+        check=False,
+    )  # fmt: skip
+    assert_refused(fw, done, 1, said)
+
+
+def test_headers_missing(fw: Firewall) -> None:
+    words = " ".join(word for pair in GOOD.items() for word in pair)
+    done = fw.namespace.run(
+        "unshare", "--mount", "sh", "-c",
+        f"mount -t tmpfs none /usr/include && exec {sys.executable} -m moh_ebpf attach {words}",
+        check=False,
+    )  # fmt: skip
+    assert_refused(fw, done, 1, "apt install linux-libc-dev")
+
+
+def test_what_the_compiler_says_is_shown(fw: Firewall, tmp_path: Path) -> None:
+    """A broken header: the compiler's own lines, on stderr, none on stdout."""
+    broken = tmp_path / "udp.h"
+    broken.write_text("#error broken on purpose\n")
+    words = " ".join(word for pair in GOOD.items() for word in pair)
+    done = fw.namespace.run(
+        "unshare", "--mount", "sh", "-c",
+        f"mount --bind {broken} /usr/include/linux/udp.h"
+        f" && exec {sys.executable} -m moh_ebpf attach {words}",
+        check=False,
+    )  # fmt: skip
+    assert_refused(fw, done, 1, "BCC could not compile the programs")
+    assert "error: broken on purpose" in done.stderr
+
+
+def test_readers_say_that_nothing_is_attached(fw: Firewall) -> None:
+    for verb in ("status", "peers", "watch"):
+        done = fw.moh(verb, check=False)
+        assert done.returncode == 3
+        assert "not attached in this network namespace" in done.stderr
+    assert fw.moh("peers", "--json", check=False).returncode == 3
+
+
+def test_help_needs_neither_root_nor_bcc() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "moh_ebpf", "attach", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "--rtp-ports" in done.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not {"bcc", "pyroute2", "gi"} & loaded

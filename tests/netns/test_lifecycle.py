@@ -1,0 +1,337 @@
+"""attach, replace and detach: all or nothing, without a gap, without a trace."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from moh_ebpf.tc import Hook
+from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.foreign import counter
+from tests.support.wire import flow, udp
+
+HOLD = f"{PUBLIC}:4000"
+MUSIC = f"{UCM}:24576"
+PATIENT = ("--timeout", "60s")
+
+
+def state(fw: Firewall) -> str:
+    return fw.namespace.tc_state("lan") + fw.namespace.tc_state("wan")
+
+
+def status(fw: Firewall) -> dict:
+    return json.loads(fw.moh("status", "--json", check=False).stdout)
+
+
+def program_ids(fw: Firewall) -> set[int]:
+    return {program["id"] for program in status(fw)["programs"]}
+
+
+def loaded_ids() -> set[int]:
+    shown = subprocess.run(["bpftool", "-j", "prog"], capture_output=True, check=True).stdout
+    return {program["id"] for program in json.loads(shown)}
+
+
+def test_detach_leaves_no_trace(fw: Firewall) -> None:
+    before = state(fw)
+    fw.attach()
+    ids = program_ids(fw)
+    assert len(ids) == 3
+    assert state(fw) != before
+    assert status(fw)["attached"] is True
+    fw.moh("detach")
+    assert state(fw) == before
+    assert not ids & loaded_ids()
+    assert status(fw)["attached"] is False
+    assert fw.moh("status", check=False).returncode == 3
+
+
+def test_twice_is_fine(fw: Firewall) -> None:
+    before = state(fw)
+    fw.attach()
+    fw.attach()
+    assert len(status(fw)["programs"]) == 3
+    fw.moh("detach")
+    fw.moh("detach")
+    assert state(fw) == before
+
+
+def test_dry_run_attaches_nothing(fw: Firewall) -> None:
+    before = state(fw)
+    shown = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, "--dry-run").stdout
+    assert "would attach bypass on lan ingress" in shown
+    assert state(fw) == before
+
+
+def test_foreign_filters_stay_and_see_what_they_saw(fw: Firewall) -> None:
+    with (
+        counter(fw, "wan", Hook.EGRESS, 10) as before_ours,
+        counter(fw, "wan", Hook.EGRESS, 9000) as after_ours,
+        counter(fw, "wan", Hook.INGRESS, 9000) as inbound,
+    ):
+        prior = state(fw)
+        fw.attach(*PATIENT)
+        fw.wan.send(udp(PROVIDER, HOLD))  # consumed
+        fw.wan.send(udp(PROVIDER, f"{PUBLIC}:24600"))  # goes on
+        fw.wan.send(udp(PROVIDER, HOLD))
+        fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3)
+        assert (before_ours.packets, after_ours.packets, inbound.packets) == (3, 3, 1)
+        fw.moh("detach")
+        assert state(fw) == prior  # their clsact and filters, to the letter
+        fw.lan.send(udp(MUSIC, PROVIDER))
+        assert after_ours.packets == 4
+
+
+def test_clsact_stays_where_somebody_moved_in(fw: Firewall) -> None:
+    """We made it, but their filter is on it now."""
+    fw.attach()
+    with counter(fw, "wan", Hook.EGRESS, 9000):
+        fw.moh("detach")
+        shown = fw.namespace.tc_state("wan")
+        assert "clsact" in shown
+        assert "somebody-else" in shown
+        assert "moh_" not in shown
+        assert "clsact" not in fw.namespace.tc_state("lan")
+
+
+def test_our_priority_taken_is_refused(fw: Firewall) -> None:
+    with counter(fw, "wan", Hook.EGRESS, 4000):
+        before = state(fw)
+        refused = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, check=False)
+        assert refused.returncode == 1
+        assert "priority 4000" in refused.stderr
+        assert "tc filter show dev wan egress" in refused.stderr
+        assert state(fw) == before
+        fw.moh("detach")
+        assert state(fw) == before
+
+
+def test_failure_halfway_is_rolled_back(fw: Firewall) -> None:
+    """The LAN's hooks are a shared block: the WAN's filters are in when bypass fails."""
+    fw.namespace.run(*"tc qdisc add dev lan ingress_block 7 clsact".split())
+    before = state(fw)
+    failed = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, check=False)
+    assert failed.returncode == 1
+    assert "moh_bypass on lan ingress" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert state(fw) == before
+
+
+def test_failed_replacement_leaves_the_old_set_at_work(fw: Firewall) -> None:
+    fw.add_wire("lan2", "10.40.0.1/24", "10.40.0.2")
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    ids = program_ids(fw)
+    fw.namespace.run(*"tc qdisc add dev lan2 ingress_block 7 clsact".split())
+    before = state(fw)
+    failed = fw.moh(
+        "attach", "--wan", "wan", "--lan", "lan", "lan2", "--ucm", UCM, "--port", "5000",
+        check=False,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert state(fw) == before
+    assert program_ids(fw) == ids
+    fw.lan.send(udp(MUSIC, PROVIDER))
+    assert [flow(packet) for packet in fw.wan.sent()] == [(HOLD, PROVIDER)]
+
+
+@pytest.mark.parametrize("change", [(), ("--max-peers", "1000"), ("--rtp-ports", "20000-32767")])
+def test_replacement_interrupts_nothing(fw: Firewall, change: tuple[str, ...]) -> None:
+    """A live stream, inbound and outbound, while everything is replaced: not one packet lost."""
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    old = program_ids(fw)
+    stop, sent = threading.Event(), 0
+
+    def stream() -> None:
+        nonlocal sent
+        hears, plays = bytes(fw.wan.frame(udp(PROVIDER, HOLD))), fw.lan.frame(udp(MUSIC, PROVIDER))
+        while not stop.wait(0.001):
+            fw.wan._socket.send(hears)
+            fw.lan._socket.send(bytes(plays))
+            sent += 1
+
+    thread = threading.Thread(target=stream)
+    thread.start()
+    try:
+        fw.attach(*PATIENT, *change)
+    finally:
+        stop.set()
+        thread.join()
+    assert not old & program_ids(fw)
+    assert sent > 50
+    assert [flow(packet) for packet in fw.wan.sent()] == [(HOLD, PROVIDER)] * sent
+    shown = status(fw)
+    assert shown["counters"]["rewritten"] == shown["counters"]["bypassed"] == sent
+    assert shown["counters"]["dropped_unidentified"] == 0
+    (peer,) = json.loads(fw.moh("peers", "--json").stdout)
+    assert peer["outbound"]["packets"] == sent
+    assert peer["inbound"]["packets"] == sent + 1
+    assert shown["counters"]["learned_moh"] == 1
+
+
+def test_replacement_may_move_roles_and_drop_interfaces(fw: Firewall) -> None:
+    fw.add_wire("wan2", "192.0.2.2/24", "192.0.2.1")
+    before = {name: fw.namespace.tc_state(name) for name in ("lan", "wan", "wan2")}
+    fw.moh("attach", "--wan", "wan", "wan2", "--lan", "lan", "--ucm", UCM, *PATIENT)
+    wan2_peer = "203.0.113.20:7000"
+    fw.wan.send(udp(PROVIDER, HOLD), udp(wan2_peer, f"{PUBLIC}:24600"))
+    # The first WAN goes: its peers are kept where their WAN is, under its new index.
+    fw.moh("attach", "--wan", "wan2", "wan", "--lan", "lan", "--ucm", UCM, *PATIENT)
+    shown = json.loads(fw.moh("peers", "--json").stdout)
+    assert {(peer["address"], peer["interface"]) for peer in shown} == {
+        ("203.0.113.10", "wan"), ("203.0.113.20", "wan"),
+    }  # fmt: skip
+    fw.moh("attach", "--wan", "wan2", "--lan", "wan", "--ucm", UCM, "--public", "192.0.2.2")
+    assert json.loads(fw.moh("peers", "--json", "--all").stdout) == []
+    places = {(p["interface"], p["hook"], p["role"]) for p in status(fw)["programs"]}
+    assert places == {
+        ("wan2", "ingress", "learn"), ("wan2", "egress", "enforce"), ("wan", "ingress", "bypass"),
+    }  # fmt: skip
+    assert fw.namespace.tc_state("lan") == before["lan"]
+    fw.moh("detach")
+    assert {name: fw.namespace.tc_state(name) for name in before} == before
+
+
+def test_filter_removed_by_hand_is_missed(fw: Firewall) -> None:
+    fw.attach()
+    fw.namespace.run(*"tc filter del dev wan egress pref 4000".split())
+    shown = fw.moh("status", "--json", check=False)
+    assert shown.returncode == 1
+    assert json.loads(shown.stdout)["missing"] == [
+        {"interface": "wan", "hook": "egress", "role": "enforce"}
+    ]
+    fw.attach()
+    assert status(fw)["missing"] == []
+    assert fw.moh("status").returncode == 0
+
+
+def test_clsact_removed_by_hand(fw: Firewall) -> None:
+    before = state(fw)
+    fw.attach()
+    fw.namespace.run(*"tc qdisc del dev wan clsact".split())
+    assert {each["role"] for each in status(fw)["missing"]} == {"learn", "enforce"}
+    fw.moh("detach")
+    assert state(fw) == before
+
+
+def test_interface_that_vanishes(fw: Firewall) -> None:
+    fw.attach()
+    lan = fw.namespace.tc_state("lan")
+    fw.namespace.run("ip", "link", "del", "wan")
+    shown = status(fw)
+    assert {(each["interface"], each["role"]) for each in shown["missing"]} == {
+        ("(gone)", "learn"), ("(gone)", "enforce"),
+    }  # fmt: skip
+    fw.moh("detach")
+    assert "moh_" in lan
+    assert "moh_" not in fw.namespace.tc_state("lan")
+
+
+def test_renamed_interface(fw: Firewall) -> None:
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.namespace.run("ip", "link", "set", "wan", "name", "uplink")
+    assert {p["interface"] for p in status(fw)["programs"]} == {"uplink", "lan"}
+    (peer,) = json.loads(fw.moh("peers", "--json").stdout)
+    assert peer["interface"] == "uplink"
+    fw.moh("detach")
+    assert "clsact" not in fw.namespace.tc_state("uplink")
+
+
+def test_the_second_command_waits_and_says_so(fw: Firewall) -> None:
+    with fw.namespace.entered():
+        lock = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf", "detach"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        said = waiting.stderr.readline()
+        assert f"waiting for another moh-ebpf (process {os.getpid()})" in said
+        assert waiting.poll() is None
+        os.close(lock)
+        assert waiting.wait(timeout=30) == 0
+
+
+def test_three_at_once(fw: Firewall) -> None:
+    before = state(fw)
+    command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf"]
+    attach = [*command, "attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM]
+    running = [
+        subprocess.Popen(attach, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(3)
+    ]
+    assert [each.wait(timeout=60) for each in running] == [0, 0, 0]
+    shown = status(fw)
+    assert (len(shown["programs"]), shown["missing"]) == (3, [])
+    fw.moh("detach")
+    assert state(fw) == before
+
+
+def test_killed_anywhere(fw: Firewall) -> None:
+    """kill -9 at many moments of an attach: all of it is there, or nothing; detach cleans up."""
+    before = state(fw)
+    command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf",
+               "attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM]  # fmt: skip
+    found = set()
+    for call in ("bpf", "sendto", "setsockopt", "exit_group"):
+        for when in (1, 3, 6, 9) if call == "bpf" else (1, 2):
+            subprocess.run(
+                ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}",
+                 "-e", f"inject={call}:signal=KILL:when={when}", *command],
+                capture_output=True, check=False, timeout=120,
+            )  # fmt: skip
+            shown = status(fw)
+            found.add(len(shown["programs"]))
+            assert not shown["missing"]
+            fw.moh("detach")
+            assert state(fw) == before
+    assert found == {0, 3}
+
+
+def test_without_root_nothing_is_tried(fw: Firewall) -> None:
+    for verb in (["attach", "--wan", "wan", "--ucm", UCM], ["detach"], ["status"], ["peers"],
+                 ["watch"]):  # fmt: skip
+        refused = fw.namespace.run(
+            "setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c",
+            f"import sys; sys.path.insert(0, {str(Path.cwd())!r}); "
+            "from moh_ebpf.cli import main; main()",
+            *verb, check=False,
+        )  # fmt: skip
+        assert refused.returncode == 1, refused
+        assert "needs root" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+
+def test_peers_forgotten_after_the_timeout(fw: Firewall) -> None:
+    fw.attach("--timeout", "300ms")
+    fw.wan.send(udp(PROVIDER, HOLD))
+    while not json.loads(fw.moh("peers", "--json", "--all").stdout)[0]["expired"]:
+        pass
+    assert json.loads(fw.moh("peers", "--json").stdout) == []
+    fw.lan.send(udp(MUSIC, PROVIDER))
+    assert fw.wan.sent() == []
+    assert status(fw)["counters"]["dropped_unidentified"] == 1
+
+
+def test_signal_while_waiting_leaves_nothing(fw: Firewall) -> None:
+    with fw.namespace.entered():
+        lock = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    before = state(fw)
+    command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf",
+               "attach", "--wan", "wan", "--ucm", UCM]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert "waiting" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=30) == 130
+        assert "Traceback" not in waiting.stderr.read()
+    os.close(lock)
+    assert state(fw) == before

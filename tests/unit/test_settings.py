@@ -1,0 +1,154 @@
+"""Settings: what is taken, what is refused and how it is said."""
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from moh_ebpf import settings
+from moh_ebpf.errors import UsageError
+from moh_ebpf.settings import PortRange, Settings, from_values
+
+LEAST = {"wan": "eth1", "ucm": "10.10.10.10"}
+
+
+def test_defaults() -> None:
+    chosen = from_values(LEAST)
+    assert chosen == Settings(wan=("eth1",), ucm=(IPv4Address("10.10.10.10"),))
+    assert (chosen.port, str(chosen.rtp_ports), chosen.timeout) == (4000, "16384-32767", 1.0)
+    assert (chosen.max_peers, chosen.provider, chosen.public) == (65536, (), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parsed"),
+    [
+        ("wan", ["eth1", "ppp0"], ("eth1", "ppp0")),
+        ("wan", "eth1,ppp0", ("eth1", "ppp0")),
+        ("wan", ["eth1", "eth1"], ("eth1",)),
+        ("lan", "eth0.10", ("eth0.10",)),
+        ("ucm", "10.0.0.1, 10.0.0.2", (IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"))),
+        ("provider", ["203.0.113.0/24", "192.0.2.7"],
+         (IPv4Network("203.0.113.0/24"), IPv4Network("192.0.2.7/32"))),
+        ("provider", "0.0.0.0/0", (IPv4Network("0.0.0.0/0"),)),
+        ("port", "5000", 5000),
+        ("port", 5000, 5000),
+        ("rtp_ports", "24576-32767", PortRange(24576, 32767)),
+        ("rtp_ports", "20000-20000", PortRange(20000, 20000)),
+        ("timeout", "1s", 1.0),
+        ("timeout", "500ms", 0.5),
+        ("timeout", "1.5s", 1.5),
+        ("timeout", "2m", 120.0),
+        ("timeout", 2, 2.0),
+        ("timeout", 0.25, 0.25),
+        ("max_peers", "1024", 1024),
+    ],
+)  # fmt: skip
+def test_takes(name: str, value: object, parsed: object) -> None:
+    assert getattr(from_values({**LEAST, name: value}), name) == parsed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("wan", "", "no interface name"),
+        ("wan", "a-name-of-16-byt", "no interface name"),
+        ("wan", "eth/1", "no interface name"),
+        ("wan", 7, "no interface name"),
+        ("wan", [], "--wan is missing"),
+        ("ucm", [], "--ucm is missing"),
+        ("ucm", "10.10.10", "no IPv4 address"),
+        ("ucm", "10.10.10.256", "no IPv4 address"),
+        ("ucm", "ucm.example.org", "no IPv4 address"),
+        ("ucm", "2001:db8::1", "no IPv4 address"),
+        ("ucm", "10.10.10.0/24", "no IPv4 address"),
+        ("ucm", 168430090, "no IPv4 address"),
+        ("ucm", "224.0.0.1", "no host's address"),
+        ("ucm", "0.0.0.0", "no host's address"),
+        ("ucm", "255.255.255.255", "no host's address"),
+        ("public", "198.51.100", "no IPv4 address"),
+        ("provider", "203.0.113.1/24", "host bits"),
+        ("provider", "203.0.113.0/33", "no IPv4 prefix"),
+        ("provider", "everyone", "no IPv4 prefix"),
+        ("port", "0", "out of range"),
+        ("port", "65535", "out of range"),
+        ("port", "-1", "no whole number"),
+        ("port", "4000.5", "no whole number"),
+        ("port", True, "no whole number"),
+        ("port", "٤٠٠٠", "no whole number"),
+        ("port", "20000", "must lie outside"),
+        ("port", "16383", "must lie outside"),  # its RTCP would be 16384
+        ("rtp_ports", "32767-16384", "ends before it begins"),
+        ("rtp_ports", "16384", "no range"),
+        ("rtp_ports", "16384-70000", "out of range"),
+        ("rtp_ports", "0-100", "out of range"),
+        ("timeout", "soon", "no duration"),
+        ("timeout", "1h", "no duration"),
+        ("timeout", "-1s", "no duration"),
+        ("timeout", "0s", "out of range"),
+        ("timeout", "2000m", "out of range"),
+        ("timeout", True, "no duration"),
+        ("max_peers", "0", "out of range"),
+        ("max_peers", "many", "no whole number"),
+        ("max_peers", 1 << 25, "out of range"),
+        ("lan", "eth1", "given as --wan and as --lan"),
+    ],
+)
+def test_refuses(name: str, value: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        from_values({**LEAST, name: value})
+    assert f"--{name.replace('_', '-')}" in str(refused.value)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "moh-ebpf.toml"
+    path.write_text(text)
+    return path
+
+
+def test_file_has_the_options_names(tmp_path: Path) -> None:
+    path = write(tmp_path, """
+        wan = "eth1"
+        lan = ["eth0", "wg0"]
+        ucm = ["10.10.10.10"]
+        rtp_ports = "24576-32767"
+        timeout = "1500ms"
+        max-peers = 1024
+    """)  # fmt: skip
+    chosen = from_values(settings.load_config(path))
+    assert chosen.lan == ("eth0", "wg0")
+    assert (chosen.timeout, chosen.max_peers, chosen.rtp_ports.low) == (1.5, 1024, 24576)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("wan = ", "not valid TOML"),
+        ('vlan = "eth1"', "no setting 'vlan'"),
+        ("[wan]\nname = 1", "no interface name"),
+        ('wan = "eth1"\nucm = [["10.10.10.10"]]', "no IPv4 address"),
+        ("max_peers = 1\nmax-peers = 2", "given twice"),
+        ("wan = true", "no interface name"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UsageError, match=said):
+        from_values(settings.load_config(path))
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_unreadable_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="--config"):
+        settings.load_config(tmp_path / name)
+
+
+def test_options_override_the_file() -> None:
+    merged = settings.merge({"wan": "eth1", "port": 5000}, {"wan": ["ppp0"], "lan": [], "port": None})
+    assert merged == {"wan": ["ppp0"], "port": 5000}
+
+
+def test_json_reads_back() -> None:
+    chosen = from_values(
+        {**LEAST, "lan": "eth0", "provider": "203.0.113.0/24", "timeout": "1.5s", "port": 4100}
+    )
+    assert from_values(chosen.to_json()) == chosen

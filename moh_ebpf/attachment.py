@@ -68,18 +68,18 @@ def detach(notify: Notify) -> list[Place]:
     registry.require_root()
     with exclusive(notify), IPRoute() as ipr:
         found = registry.find_filters(ipr)
-        made = set().union(*map(registry.made_clsact, found.values()))
+        made = {ifindex for each in found.values() for ifindex in registry.made_clsact(each)}
         batch = Batch()
-        _delete(batch, ipr, found, made)
+        removed = _delete(batch, ipr, found, made)
         errors = batch.send()
         if errors:
             raise MohError("detach: " + "; ".join(map(str, errors)))
         _await_freed([each.program_id for each in found.values()])
-        return list(found)
+        return removed
 
 
 def make_plan(ipr: IPRoute, settings: Settings) -> Plan:
-    """The settings met with this namespace's interfaces. Raises UsageError where they do not fit."""
+    """The settings met with this namespace's interfaces. Raises UsageError if they do not fit."""
     wan = network.interfaces(ipr, "--wan", settings.wan)
     lan = network.interfaces(ipr, "--lan", settings.lan)
     # Routes name the bridge or bond, packets enter routing through it: a port's hooks miss them.
@@ -245,17 +245,19 @@ def _delete(
     places: dict[Place, Filter],
     made: set[int],
     also_ours: dict[Place, Filter] | None = None,
-) -> None:
+) -> list[Place]:
     """Delete our filters in the reverse order of attaching, then each clsact of `made`, which are
-    those that attach made, where nothing but ours is left."""
-    order = list(Role)
-    for place in sorted(places, key=lambda place: order.index(place.role), reverse=True):
+    those that attach made, where nothing but ours is left. Returns the places in that order."""
+    roles = list(Role)
+    in_order = sorted(places, key=lambda place: roles.index(place.role), reverse=True)
+    for place in in_order:
         batch.delete_filter(place.ifindex, place.role.hook)
     ours = {*places.values(), *(also_ours or {}).values()}
     hooks = tc.ingress_qdiscs(ipr)
     for ifindex in made:
         if hooks.get(ifindex) == "clsact" and set(tc.filters(ipr, ifindex)) <= ours:
             batch.delete_clsact(ifindex)
+    return in_order
 
 
 def _apply(ipr: IPRoute, changes: Batch, before: Attached | None) -> None:

@@ -5,6 +5,7 @@ What a verb needs is imported when it runs: `--help` loads neither BCC nor netli
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from moh_ebpf import __version__, settings
-from moh_ebpf.errors import ExitStatus, MohError
+from moh_ebpf.errors import ExitStatus, MohError, NotAttachedError, UsageError
 from moh_ebpf.lab import cli as lab
 
 if TYPE_CHECKING:
@@ -51,26 +52,27 @@ def _notify(text: str) -> None:
 
 
 class _ListsOfWords(TyperCommand):
-    """A command whose list options take several words: `--wan eth1 eth2` is `--wan eth1 --wan eth2`.
+    """A command whose list options take several words: `--wan eth1 eth2`.
 
     It has no arguments besides its options, so a word after a list option's word belongs to it.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        lists = {name for each in self.params if each.multiple for name in each.opts}  # type: ignore[attr-defined]
-        repeated: list[str] = []
-        option = None
-        for word in args:
-            if word.startswith("-"):
-                name, _, value = word.partition("=")
-                option = name if name in lists else None
-                follows = not value
-            elif option and not follows:
-                repeated.append(option)
-            repeated.append(word)
-            if not word.startswith("-"):
-                follows = False
-        return super().parse_args(ctx, repeated)
+        lists = {name for each in self.params for name in each.opts if each.multiple}
+        return super().parse_args(ctx, list(_repeat_options(args, lists)))
+
+
+def _repeat_options(words: list[str], lists: set[str]) -> Iterator[str]:
+    option, has_word = "", False
+    for word in words:
+        if word.startswith("-"):
+            option, equals, _ = word.partition("=")
+            has_word = bool(equals)
+        else:
+            if has_word and option in lists:
+                yield option
+            has_word = True
+        yield word
 
 
 @app.callback(invoke_without_command=True)
@@ -165,7 +167,7 @@ def status(as_json: bool = JSON) -> None:
     try:
         with registry.attached_or_error() as attached:
             shown = registry.describe(attached)
-    except registry.NotAttachedError:
+    except NotAttachedError:
         if not as_json:
             raise
         shown = registry.describe(None)
@@ -207,7 +209,7 @@ def watch(
     """Show states, rates and counters live. Ctrl-C ends it."""
     seconds = settings.duration("--interval", interval)
     if seconds < 0.1:
-        raise settings.UsageError(f"--interval {interval} is too short; 100ms is the least")
+        raise UsageError(f"--interval {interval} is too short; 100ms is the least")
 
     from rich.console import Console
 

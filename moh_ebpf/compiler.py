@@ -72,8 +72,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
                 # BCC resolves maps by descriptor number when a program is loaded.
                 os.dup2(fd, module[name.encode()].map_fd, inheritable=False)
             programs = {
-                role: module.load_func(role.program.encode(), bcc.BPF.SCHED_CLS).fd
-                for role in Role
+                role: module.load_func(role.program.encode(), bcc.BPF.SCHED_CLS).fd for role in Role
             }
     except MohError:
         raise

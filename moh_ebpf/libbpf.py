@@ -116,9 +116,7 @@ def map_info(fd: int) -> Map:
     info = _MapInfo()
     length = ctypes.c_uint32(ctypes.sizeof(info))
     _call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
-    return Map(
-        fd, info.id, info.name.decode(), info.key_size, info.value_size, info.max_entries
-    )
+    return Map(fd, info.id, info.name.decode(), info.key_size, info.value_size, info.max_entries)
 
 
 def bind_map(program: int, map_fd: int) -> None:
@@ -161,9 +159,7 @@ def entries(bpf_map: Map) -> Iterator[tuple[bytes, bytes, int]]:
         values = ctypes.create_string_buffer(capacity * bpf_map.value_size)
         count = ctypes.c_uint32(capacity)
         ctypes.set_errno(0)
-        result = lookup_batch(
-            bpf_map.fd, start, cursor, keys, values, ctypes.byref(count), None
-        )
+        result = lookup_batch(bpf_map.fd, start, cursor, keys, values, ctypes.byref(count), None)
         code = 0 if result >= 0 else ctypes.get_errno() or -result
         if code == errno.ENOSPC:  # A bucket longer than the whole batch.
             capacity *= 2

@@ -92,7 +92,9 @@ def source_nat() -> str | None:
             errors="replace",
             check=False,
         ).stdout
-        match = re.search(r"^.*\b(?:masquerade|snat|xt target \"\w*(?:NAT|MASQ)).*$", rules, re.M | re.I)
+        match = re.search(
+            r"^.*\b(?:masquerade|snat|xt target \"\w*(?:NAT|MASQ)).*$", rules, re.M | re.I
+        )
         if match:
             return f"nftables: {match[0].strip()}"
     try:

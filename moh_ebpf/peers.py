@@ -156,8 +156,5 @@ def rates(before: Snapshot | None, after: Snapshot) -> Rates:
         )
     return Rates(
         peers,
-        {
-            name: rate(value, before.counters.get(name, 0))
-            for name, value in after.counters.items()
-        },
+        {name: rate(value, before.counters.get(name, 0)) for name, value in after.counters.items()},
     )

@@ -158,9 +158,7 @@ def _address(option: str, value: Any) -> IPv4Address:
             raise ValueError
         address = IPv4Address(value)
     except ValueError:
-        raise UsageError(
-            f"{option}: {value!r} is no IPv4 address, such as 198.51.100.2"
-        ) from None
+        raise UsageError(f"{option}: {value!r} is no IPv4 address, such as 198.51.100.2") from None
     if address.is_multicast or address.is_unspecified or int(address) == 0xFFFFFFFF:
         raise UsageError(f"{option}: {address} is no host's address")
     return address

@@ -98,7 +98,7 @@ def _program_id(options: Any) -> int | None:
     return None
 
 
-class suppress_vanished(suppress):  # noqa: N801 - named as contextlib names its own
+class suppress_vanished(suppress):
     """Ignore netlink's word that an interface or its qdisc is gone."""
 
     def __init__(self) -> None:

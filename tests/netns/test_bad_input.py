@@ -60,8 +60,16 @@ def test_wrong_config(fw: Firewall, tmp_path: Path) -> None:
         assert_refused(fw, attach(fw, config=str(config)), 2, said)
 
 
-@pytest.mark.parametrize("words", [["attach", "--nosuch"], ["nosuch"], ["attach", "stray"],
-                                   ["watch", "--interval", "soon"], ["watch", "--interval", "0s"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["attach", "--nosuch"],
+        ["nosuch"],
+        ["attach", "stray"],
+        ["watch", "--interval", "soon"],
+        ["watch", "--interval", "0s"],
+    ],
+)
 def test_wrong_words(fw: Firewall, words: list[str]) -> None:
     done = fw.moh(*words, check=False)
     assert done.returncode == 2

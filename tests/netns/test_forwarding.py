@@ -37,9 +37,27 @@ def test_rtcp_has_the_next_port(fw: Firewall) -> None:
 
 
 def test_settings_of_ones_own(fw: Firewall) -> None:
-    fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", "10.10.10.20", "10.10.10.21",
-           "--public", "198.51.100.50,198.51.100.51", "--port", "5000", "--rtp-ports",
-           "30000-30010", "--provider", "192.0.2.0/25", "--provider", "10.99.0.0/16", *PATIENT)
+    fw.moh(
+        "attach",
+        "--wan",
+        "wan",
+        "--lan",
+        "lan",
+        "--ucm",
+        "10.10.10.20",
+        "10.10.10.21",
+        "--public",
+        "198.51.100.50,198.51.100.51",
+        "--port",
+        "5000",
+        "--rtp-ports",
+        "30000-30010",
+        "--provider",
+        "192.0.2.0/25",
+        "--provider",
+        "10.99.0.0/16",
+        *PATIENT,
+    )
     fw.wan.send(udp("192.0.2.9:7000", "198.51.100.50:5000"))
     fw.wan.send(udp("10.99.1.2:7000", "198.51.100.51:5001"))
     fw.wan.send(udp("192.0.2.129:7000", "198.51.100.50:5000"))  # beside the prefix
@@ -225,9 +243,8 @@ def test_priority_tag_is_no_vlan(fw: Firewall) -> None:
 
 def add_vlan(fw: Firewall) -> None:
     """wan.7, 192.0.2.2/24; or a skip, where the kernel has no VLAN interfaces."""
-    made = fw.namespace.run(
-        *"ip link add link wan name wan.7 type vlan id 7".split(), check=False
-    )
+    link = "ip link add link wan name wan.7 type vlan id 7"
+    made = fw.namespace.run(*link.split(), check=False)
     if "Unknown device type" in made.stderr:
         pytest.skip("this kernel has no VLAN interfaces (8021q)")
     assert made.returncode == 0, made.stderr
@@ -279,9 +296,7 @@ def test_bridge_as_lan_and_its_port_refused(fw: Firewall) -> None:
 
 
 @pytest.mark.parametrize(("lan_is_tun", "wan_is_tun"), [(True, False), (False, True), (True, True)])
-def test_interfaces_without_a_link_header(
-    fw: Firewall, lan_is_tun: bool, wan_is_tun: bool
-) -> None:
+def test_interfaces_without_a_link_header(fw: Firewall, lan_is_tun: bool, wan_is_tun: bool) -> None:
     """A WireGuard LAN, a PPPoE WAN; a tun device is what both are to tc."""
     lan, wan, public = fw.lan, fw.wan, PUBLIC
     if lan_is_tun:

@@ -114,7 +114,7 @@ def test_our_priority_taken_is_refused(fw: Firewall) -> None:
 
 def test_failure_halfway_is_rolled_back(fw: Firewall) -> None:
     """The LAN's hooks are a shared block: the WAN's filters are in when bypass fails."""
-    fw.namespace.run(*"tc qdisc add dev lan ingress_block 7 clsact".split())
+    fw.namespace.run(*["tc", "qdisc", "add", "dev", "lan", "ingress_block", "7", "clsact"])
     before = state(fw)
     failed = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, check=False)
     assert failed.returncode == 1
@@ -128,7 +128,7 @@ def test_failed_replacement_leaves_the_old_set_at_work(fw: Firewall) -> None:
     fw.attach(*PATIENT)
     fw.wan.send(udp(PROVIDER, HOLD))
     ids = program_ids(fw)
-    fw.namespace.run(*"tc qdisc add dev lan2 ingress_block 7 clsact".split())
+    fw.namespace.run(*["tc", "qdisc", "add", "dev", "lan2", "ingress_block", "7", "clsact"])
     before = state(fw)
     failed = fw.moh(
         "attach", "--wan", "wan", "--lan", "lan", "lan2", "--ucm", UCM, "--port", "5000",
@@ -201,7 +201,7 @@ def test_replacement_may_move_roles_and_drop_interfaces(fw: Firewall) -> None:
 
 def test_filter_removed_by_hand_is_missed(fw: Firewall) -> None:
     fw.attach()
-    fw.namespace.run(*"tc filter del dev wan egress pref 4000".split())
+    fw.namespace.run(*["tc", "filter", "del", "dev", "wan", "egress", "pref", "4000"])
     shown = fw.moh("status", "--json", check=False)
     assert shown.returncode == 1
     assert json.loads(shown.stdout)["missing"] == [
@@ -215,7 +215,7 @@ def test_filter_removed_by_hand_is_missed(fw: Firewall) -> None:
 def test_clsact_removed_by_hand(fw: Firewall) -> None:
     before = state(fw)
     fw.attach()
-    fw.namespace.run(*"tc qdisc del dev wan clsact".split())
+    fw.namespace.run(*["tc", "qdisc", "del", "dev", "wan", "clsact"])
     assert {each["role"] for each in status(fw)["missing"]} == {"learn", "enforce"}
     fw.moh("detach")
     assert state(fw) == before

@@ -2,8 +2,7 @@
 
 import json
 
-import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import UDP
 
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.wire import flow, udp

@@ -117,7 +117,8 @@ class Bench:
     def peers(self) -> dict[str, tuple[str, str]]:
         """Endpoint → state and public address:port."""
         return {
-            each.endpoint: (each.state.name, each.public) for each in self._attached.snapshot().peers
+            each.endpoint: (each.state.name, each.public)
+            for each in self._attached.snapshot().peers
         }
 
     def snapshot(self):
@@ -152,5 +153,3 @@ def bench(firewall: Firewall, **values: object) -> Iterator[Bench]:
         yield made
     finally:
         made.close()
-
-

@@ -89,7 +89,7 @@ NOT_OURS = [
     ("IP length below its header", hold(len=19)),
     ("IP version 5", hold(version=5)),
     ("ihl below 5", hold(ihl=4)),
-    ("ihl beyond the frame", IP(src="203.0.113.10", dst=PUBLIC, ihl=15, proto=17) / Raw(b"\0" * 12)),
+    ("ihl beyond the frame", IP(src="203.0.113.10", dst=PUBLIC, ihl=15, proto=17) / Raw(bytes(12))),
     ("IPv6", Ether() / IPv6(src="2001:db8::1", dst="2001:db8::2") / UDP(dport=4000) / Raw(rtp())),
     ("ARP", Ether() / ARP()),
     ("a VLAN's packet", Ether() / Dot1Q(vlan=10) / hold()),
@@ -100,8 +100,10 @@ NOT_OURS = [
 @pytest.mark.parametrize(("what", "packet"), NOT_OURS, ids=lambda value: str(value)[:30])
 def test_leaves_alone(programs: Bench, what: str, packet) -> None:
     wire = programs.firewall.wan
-    frame = packet if isinstance(packet, bytes) else bytes(
-        packet if Ether in packet else wire.frame(packet)
+    frame = (
+        packet
+        if isinstance(packet, bytes)
+        else bytes(packet if Ether in packet else wire.frame(packet))
     )
     assert programs.run(Role.LEARN, frame) == (UNSPEC, frame), what
     assert programs.peers() == {}

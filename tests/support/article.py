@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from scapy.layers.inet import IP, UDP
 
-from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall, firewall
+from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.wire import Wire, flow, rtp, udp
 
 COUNT = 23
@@ -62,6 +62,36 @@ sudo iptables -t raw -A PREROUTING -s 10.10.10.10/32 -i eth0 -p udp -m set --mat
 """
 
 SOLUTION = IDENTIFY + PASS_IDENTIFIED + DROP_UNIDENTIFIED + SNAT
+
+# nftables can rewrite statelessly, which iptables of 2014 could not: in the ip family, and at a
+# device's ingress, where the packet is forwarded at once as ours is.
+NFT_IP = f"""
+table ip stateless {{
+    set moh {{ type ipv4_addr . inet_service; size 65535; flags dynamic,timeout; timeout 60s; }}
+    chain prerouting {{
+        type filter hook prerouting priority raw;
+        iifname "wan" ip daddr {PUBLIC} udp dport 4000 update @moh {{ ip saddr . udp sport }}
+        iifname "lan" ip saddr {UCM} ip daddr . udp dport @moh notrack
+    }}
+    chain postrouting {{
+        type filter hook postrouting priority srcnat;
+        oifname "wan" ip saddr {UCM} ip daddr . udp dport @moh udp sport set 4000 ip saddr set {PUBLIC}
+    }}
+}}
+"""
+NFT_NETDEV = f"""
+table netdev stateless {{
+    set moh {{ type ipv4_addr . inet_service; size 65535; flags dynamic,timeout; timeout 60s; }}
+    chain wan {{
+        type filter hook ingress device "wan" priority 0;
+        ip daddr {PUBLIC} udp dport 4000 update @moh {{ ip saddr . udp sport }}
+    }}
+    chain lan {{
+        type filter hook ingress device "lan" priority 0;
+        ip saddr {UCM} ip daddr . udp dport @moh udp sport set 4000 ip saddr set {PUBLIC} fwd ip to {GATEWAY} device "wan"
+    }}
+}}
+"""
 
 _OURS = {"sudo ": "", "1.1.1.1": PUBLIC, "eth0": "lan", "eth1": "wan"}
 

@@ -65,8 +65,18 @@ class Firewall:
         return tun
 
     def add_neighbour(self, address: str, wire: Wire, mac: str | None = None) -> None:
-        self.namespace.run("ip", "neigh", "replace", address, "lladdr", mac or wire.mac, "dev",
-                           wire.interface, "nud", "permanent")
+        self.namespace.run(
+            "ip",
+            "neigh",
+            "replace",
+            address,
+            "lladdr",
+            mac or wire.mac,
+            "dev",
+            wire.interface,
+            "nud",
+            "permanent",
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Somebody else's tc program: counts the packets that pass it, by skb->priority, and touches none."""
+"""Somebody else's tc program: counts the packets that pass it, by skb->priority, no more."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

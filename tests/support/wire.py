@@ -55,12 +55,25 @@ class Wire:
     def __init__(self, outside: Namespace, firewall: Namespace, interface: str) -> None:
         self.interface = interface
         end = f"{interface}-end"
-        outside.run("ip", "link", "add", end, "type", "veth", "peer", "name", interface, "netns",
-                    firewall.name)
+        outside.run(
+            "ip",
+            "link",
+            "add",
+            end,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            interface,
+            "netns",
+            firewall.name,
+        )
         outside.run("ip", "link", "set", end, "up")
         firewall.run("ip", "link", "set", interface, "up")
         self.mac = outside.run("cat", f"/sys/class/net/{end}/address").stdout.strip()
-        self.firewall_mac = firewall.run("cat", f"/sys/class/net/{interface}/address").stdout.strip()
+        self.firewall_mac = firewall.run(
+            "cat", f"/sys/class/net/{interface}/address"
+        ).stdout.strip()
         with outside.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
@@ -119,9 +132,7 @@ class Wire:
     def _frames(self) -> Iterator[Packet]:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            ready, _, _ = select.select(
-                [self._socket], [], [], max(0, deadline - time.monotonic())
-            )
+            ready, _, _ = select.select([self._socket], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"{self.interface}: what was waited for did not come"
             data, address = self._socket.recvfrom(65535)
             if address[2] != _PACKET_OUTGOING:
@@ -158,4 +169,3 @@ class Tun:
                 packets.append(IP(os.read(self._file, 65535)))
             except BlockingIOError:
                 return packets
-

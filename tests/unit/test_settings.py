@@ -143,7 +143,9 @@ def test_unreadable_file(tmp_path: Path, name: str) -> None:
 
 
 def test_options_override_the_file() -> None:
-    merged = settings.merge({"wan": "eth1", "port": 5000}, {"wan": ["ppp0"], "lan": [], "port": None})
+    merged = settings.merge(
+        {"wan": "eth1", "port": 5000}, {"wan": ["ppp0"], "lan": [], "port": None}
+    )
     assert merged == {"wan": ["ppp0"], "port": 5000}
 
 

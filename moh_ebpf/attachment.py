@@ -4,9 +4,9 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Report:
     """What attach did: `places` by role, `public` addresses, `replaced` if one was there before."""
 
     places: list[Place]
-    public: list[IPv4Address]
+    public: Sequence[IPv4Address]
     replaced: bool
     warnings: list[str] = field(default_factory=list)
 
@@ -50,7 +50,7 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
         record = _record(ipr, plan, before)
         _refuse_foreign(ipr, record)
         loaded = _load(plan, record, before)
-        report = Report(record.places, list(plan.public), before is not None, _warnings(plan))
+        report = Report(record.places, plan.settings.public, before is not None, _warnings(plan))
         if dry_run:
             return report
         started = time.monotonic_ns()
@@ -97,7 +97,7 @@ def make_plan(ipr: IPRoute, settings: Settings) -> Plan:
             f"--wan {', '.join(settings.wan)}: there is no IPv4 address on it; "
             "give the one that the provider sends to with --public"
         )
-    return Plan(settings, wan, lan, public)
+    return Plan(replace(settings, public=public), wan, lan)
 
 
 def _preflight() -> None:
@@ -304,7 +304,7 @@ def _await_freed(program_ids: list[int | None]) -> None:
 
 def _warnings(plan: Plan) -> list[str]:
     """Attached without a LAN on a firewall that NATs, enforce would never see UCM's packets."""
-    if plan.lan or set(plan.settings.ucm) <= set(plan.public):
+    if plan.lan or set(plan.settings.ucm) <= set(plan.settings.public):
         return []
     rule = network.source_nat()
     if rule is None:

@@ -93,22 +93,37 @@ def attach(
         [], metavar="ADDR…", help="Addresses the provider sends to.  [default: those of the WANs]"
     ),
     port: str = typer.Option(
-        None, metavar="PORT", help="The phantom port; its RTCP has the next.  [default: 4000]"
+        None,
+        metavar="PORT",
+        show_default=False,
+        help="The phantom port; its RTCP has the next.  [default: 4000]",
     ),
     rtp_ports: str = typer.Option(
-        None, metavar="LOW-HIGH", help="UCM's RTP source ports.  [default: 16384-32767]"
+        None,
+        metavar="LOW-HIGH",
+        show_default=False,
+        help="UCM's RTP source ports.  [default: 16384-32767]",
     ),
     provider: list[str] = typer.Option(
         [], metavar="CIDR…", help="Networks that may be learned.  [default: any global address]"
     ),
     timeout: str = typer.Option(
-        None, metavar="DURATION", help="When a silent endpoint is forgotten.  [default: 1s]"
+        None,
+        metavar="DURATION",
+        show_default=False,
+        help="When a silent endpoint is forgotten.  [default: 1s]",
     ),
     max_peers: str = typer.Option(
-        None, metavar="N", help="The most endpoints remembered.  [default: 65536]"
+        None,
+        metavar="N",
+        show_default=False,
+        help="The most endpoints remembered.  [default: 65536]",
     ),
     config: Path = typer.Option(
-        None, metavar="FILE", help="Settings in TOML, named as these options, which override it."
+        None,
+        metavar="FILE",
+        show_default=False,
+        help="Settings in TOML, named as these options, which override it.",
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
 ) -> None:

@@ -30,12 +30,11 @@ _HEADERS_MISSING = "the C library's kernel headers are missing; try: apt install
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings that have met the machine: the interfaces found, the public addresses known."""
+    """Settings that have met the machine: the interfaces found, `settings.public` filled in."""
 
     settings: Settings
     wan: Sequence[Interface]
     lan: Sequence[Interface]
-    public: Sequence[IPv4Address]
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
     interfaces = [*plan.wan, *plan.lan]
     defines = {
         "IS_UCM(a)": _any("a", map(_network_order, settings.ucm)),
-        "IS_PUBLIC(a)": _any("a", map(_network_order, plan.public)),
+        "IS_PUBLIC(a)": _any("a", map(_network_order, settings.public)),
         "IS_LAN(i)": _any("i", (each.index for each in plan.lan)),
         "WAN_INDEX(i)": _choice("i", {each.index: n for n, each in enumerate(plan.wan)}, 255),
         "WAN_IFINDEX(n)": _choice("n", {n: each.index for n, each in enumerate(plan.wan)}, 0),

@@ -209,7 +209,7 @@ def status(description: Description) -> RenderableType:
     version = Segment(f"attached by moh-ebpf {description['version']}")
     return Group(
         Lines([[version], [], *_programs(description), [], [Segment("SETTINGS", TITLE)]]),
-        Explained([_setting(*item) for item in description["settings"].items()]),
+        Explained(_explained_settings(description["settings"])),
         Lines([[], [Segment("COUNTERS", TITLE)]]),
         Explained(_explained_counters(description["counters"])),
     )
@@ -240,8 +240,12 @@ def _missing(description: Description) -> list[Line]:
     return [[Segment(f"MISSING: {', '.join(places)}; attach again to put it back", ALARM)]]
 
 
-def _setting(name: str, value: Any) -> tuple[Line, Segment]:
-    return [Segment(f"{name:<9}  ")], Segment(_setting_text(name, value))
+def _explained_settings(settings: Mapping[str, Any]) -> list[tuple[Line, Segment]]:
+    names = max(map(len, settings))
+    return [
+        ([Segment(f"{name:<{names}}  ")], Segment(_setting_text(name, value)))
+        for name, value in settings.items()
+    ]
 
 
 def _setting_text(name: str, value: Any) -> str:
@@ -360,11 +364,12 @@ def _interfaces(description: Description) -> Line:
 
 
 def _settings(settings: Mapping[str, Any]) -> Line:
-    text = {name: _setting_text(name, settings[name]) for name in ("ucm", "public", "timeout")}
+    """What may be long, and be cut, last."""
+    text = {name: _setting_text(name, value) for name, value in settings.items()}
     return [
         Segment(
-            f"UCM {text['ucm']}  public {text['public']}, port {settings['port']}  "
-            f"timeout {text['timeout']}"
+            f"port {text['port']}  timeout {text['timeout']}  "
+            f"UCM {text['ucm']}  public {text['public']}"
         )
     ]
 
@@ -380,15 +385,11 @@ def _watched_peers(
     if not known:
         return _nobody(description["settings"], width)
     fitting = len(known) if len(known) < room else max(room - 2, 0)
-    lines = _table(_watch_columns(rates), _first(known, fitting), width)
+    lines = _table(_watch_columns(rates), by_interest(known)[:fitting], width)
     more = len(known) - fitting
     if more:
         lines.append([Segment(f"… and {more} more", DIM)])
     return lines[:room]
-
-
-def _first(known: Sequence[Peer], count: int) -> list[Peer]:
-    return by_interest(known)[:count]
 
 
 def _nobody(settings: Mapping[str, Any], width: int) -> list[Line]:

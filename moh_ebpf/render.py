@@ -36,11 +36,7 @@ ROWS_FOR_SPACES = 20
 # Counters that ought not to grow, or not for long.
 TROUBLE = ("dropped_", "learn_failed", "passed_unnatted")
 
-EMPTY_SETTINGS = {
-    "lan": "none",
-    "public": "the WANs' own addresses",
-    "provider": "any global address",
-}
+EMPTY_SETTINGS = {"lan": "none", "provider": "any global address"}
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def watch(interval: float, console: Console, look: Look = look) -> None:
         _as_lines(frames, interval, console.file)
 
 
-def picture(interval: float = 1.0, width: int = 100, height: int = 24) -> str:
+def picture(interval: float = 1.0, width: int = 100, height: int = 20) -> str:
     """The view as it is now, as SVG."""
     frames = _frames(look)
     next(frames)

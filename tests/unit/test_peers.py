@@ -1,0 +1,176 @@
+"""From the maps' bytes to peers, their order, and rates between two snapshots."""
+
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from moh_ebpf import layout, peers
+from moh_ebpf.layout import State
+from moh_ebpf.peers import Peer, PeerRate
+from tests.support.samples import later, peer, snapshot
+
+SECOND = 10**9
+NOW = 5_000 * SECOND
+
+
+def entry(
+    *,
+    address: str = "203.0.113.10",
+    port: int = 20000,
+    state: int = State.MOH,
+    public: str = "198.51.100.2",
+    public_port: int = 4000,
+    wan: int = 0,
+    **fields: int,
+) -> tuple[bytes, bytes]:
+    """A map's entry as the programs write it: bytes in network order inside, times in ns."""
+    key = layout.ENDPOINT.pack(socket.inet_aton(address), struct.pack("!H", port))
+    heard = layout.HEARD.pack(socket.inet_aton(public), struct.pack("!H", public_port), state, wan)
+    values = dict.fromkeys(layout.PEER_FIELDS, 0) | {"last_seen": NOW, "since": NOW} | fields
+    return key, layout.PEER.pack(heard, *[values[name] for name in layout.PEER_FIELDS[1:]])
+
+
+def decode(*entries: tuple[bytes, bytes], timeout: float = 1.0, **options: Any) -> list[Peer]:
+    unpacked = [(layout.ENDPOINT.unpack(key), layout.PEER.unpack(value)) for key, value in entries]
+    given = {"now": NOW, "timeout": timeout, "interfaces": {0: "eth1", 1: "ppp0"}}
+    return peers.decode(unpacked, **(given | options))
+
+
+def test_every_field_is_decoded() -> None:
+    fields = {
+        "last_seen": NOW - SECOND // 4,
+        "since": NOW - 90 * SECOND,
+        "longest_gap": SECOND // 2,
+        "in_packets": 1,
+        "in_bytes": 200,
+        "out_packets": 2**40,
+        "out_bytes": 2**50,
+        "hop_checked": 7,
+        "hop_dst": 8,
+        "hop_src": 9,
+    }
+    assert decode(entry(state=State.TWO, public_port=24576, wan=1, **fields)) == [
+        Peer(
+            address="203.0.113.10",
+            port=20000,
+            state=State.TWO,
+            expired=False,
+            public_address="198.51.100.2",
+            public_port=24576,
+            interface="ppp0",
+            age=pytest.approx(0.25),
+            since=pytest.approx(90),
+            longest_gap=pytest.approx(0.5),
+            in_packets=1,
+            in_bytes=200,
+            out_packets=2**40,
+            out_bytes=2**50,
+        )
+    ]
+
+
+def test_peers_keep_the_order_of_the_map() -> None:
+    ports = [20003, 20001, 20002]
+    assert [each.port for each in decode(*(entry(port=port) for port in ports))] == ports
+
+
+@pytest.mark.parametrize(
+    ("silence", "expired"), [(0, False), (SECOND - 1000, False), (SECOND, True), (SECOND + 1, True)]
+)
+def test_a_peer_is_forgotten_when_its_silence_reaches_the_timeout(
+    silence: int, expired: bool
+) -> None:
+    (one,) = decode(entry(last_seen=NOW - silence))
+    assert one.expired is expired
+
+
+def test_the_timeout_is_the_attached_one() -> None:
+    silent = entry(last_seen=NOW - 2 * SECOND)
+    assert decode(silent, timeout=1.5)[0].expired
+    assert not decode(silent, timeout=2.5)[0].expired
+
+
+def test_a_packet_that_came_while_the_map_was_read_is_no_packet_from_the_future() -> None:
+    (one,) = decode(entry(last_seen=NOW + 1000, since=NOW + 1000))
+    assert (one.age, one.since, one.expired) == (0, 0, False)
+
+
+def test_an_interface_that_is_no_more_is_said_to_be_gone() -> None:
+    assert decode(entry(wan=3))[0].interface == "(gone)"
+
+
+def test_json_has_the_documented_fields() -> None:
+    (one,) = decode(entry(last_seen=NOW - SECOND // 8, in_packets=3, in_bytes=600, out_packets=2))
+    assert one.to_json() == {
+        "address": "203.0.113.10",
+        "port": 20000,
+        "state": "moh",
+        "expired": False,
+        "public_address": "198.51.100.2",
+        "public_port": 4000,
+        "interface": "eth1",
+        "age": 0.125,
+        "since": 0,
+        "longest_gap": 0,
+        "inbound": {"packets": 3, "bytes": 600},
+        "outbound": {"packets": 2, "bytes": 0},
+    }
+
+
+def test_hold_music_is_first_then_the_latest_change_and_the_forgotten_last() -> None:
+    order = [
+        peer(4, State.MOH, since=3.0),
+        peer(1, State.MOH, since=60.0),
+        peer(2, State.MOH, since=60.0),
+        peer(3, State.TWO, since=1.0),
+        peer(5, State.TWO, since=2.0),
+        peer(6, State.MOH, since=0.5, expired=True),
+        peer(7, State.TWO, since=0.1, expired=True),
+    ]
+    assert peers.by_interest(reversed(order)) == order
+
+
+def test_without_an_earlier_snapshot_there_are_no_rates() -> None:
+    rates = peers.rates(None, snapshot(peer(), rewritten=5))
+    assert (rates.peers, rates.counters) == ({}, {})
+
+
+def test_two_snapshots_of_one_moment_have_no_rates() -> None:
+    once = snapshot(peer(), rewritten=5)
+    assert peers.rates(once, once).counters == {}
+
+
+def test_rates_are_per_second_whatever_the_interval() -> None:
+    before = snapshot(peer(1), peer(2), rewritten=1000, consumed=7)
+    rates = peers.rates(before, later(before, packets=125, seconds=2.5, rewritten=250))
+    assert rates.peers == {
+        "203.0.113.1:20001": PeerRate(50, 50),
+        "203.0.113.2:20002": PeerRate(50, 50),
+    }
+    assert (rates.counters["rewritten"], rates.counters["consumed"]) == (100, 0)
+
+
+def test_in_and_out_are_not_mixed_up() -> None:
+    before = snapshot(peer(1, in_packets=100, out_packets=10))
+    after = snapshot(peer(1, in_packets=150, out_packets=13), time=101.0)
+    assert peers.rates(before, after).peers["203.0.113.1:20001"] == PeerRate(50, 3)
+
+
+def test_a_peer_that_is_new_has_counted_from_zero() -> None:
+    after = snapshot(peer(1, in_packets=20, out_packets=10), time=102.0)
+    assert peers.rates(snapshot(), after).peers["203.0.113.1:20001"] == PeerRate(10, 5)
+
+
+def test_what_shrank_has_counted_from_zero() -> None:
+    before = snapshot(peer(1, in_packets=5000, out_packets=5000), rewritten=5000)
+    after = snapshot(peer(1, in_packets=30, out_packets=20), time=101.0, rewritten=20)
+    rates = peers.rates(before, after)
+    assert rates.peers["203.0.113.1:20001"] == PeerRate(30, 20)
+    assert rates.counters["rewritten"] == 20
+
+
+def test_a_peer_that_is_gone_has_no_rate() -> None:
+    rates = peers.rates(snapshot(peer(1), peer(2)), snapshot(peer(2), time=101.0))
+    assert list(rates.peers) == ["203.0.113.2:20002"]

@@ -4,6 +4,7 @@ What a verb needs is imported when it runs: `--help` loads neither BCC nor netli
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,8 +208,7 @@ def peers(
     from moh_ebpf import registry
 
     with registry.attached_or_error() as attached:
-        snapshot = attached.snapshot()
-    shown = [peer for peer in snapshot.peers if show_all or not peer.expired]
+        shown = attached.snapshot(math.inf if show_all else 0).peers
     if as_json:
         typer.echo(json.dumps([peer.to_json() for peer in shown]))
     else:
@@ -223,8 +223,8 @@ def watch(
 ) -> None:
     """Show states, rates and counters live. Ctrl-C ends it."""
     seconds = settings.duration("--interval", interval)
-    if seconds < 0.1:
-        raise UsageError(f"--interval {interval} is too short; 100ms is the least")
+    if not 0.1 <= seconds <= 3600:
+        raise UsageError(f"--interval {interval} is out of range, 100ms to 60m")
 
     from rich.console import Console
 

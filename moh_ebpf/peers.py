@@ -4,7 +4,9 @@ Pure: nothing here asks the kernel or the clock. Times are ns of CLOCK_MONOTONIC
 seconds here.
 """
 
-from collections.abc import Iterable, Mapping
+import heapq
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from socket import inet_ntoa
 from typing import Any, NamedTuple
@@ -94,8 +96,12 @@ def decode(
     now: int,
     timeout: float,
     interfaces: Mapping[int, str],
+    within: float = math.inf,
 ) -> list[Peer]:
     """Peers from unpacked struct endpoints and struct peers, in the map's order.
+
+    The map keeps every peer until it is full, so most are of calls long past: those not heard
+    `within` so many seconds are left out, at little cost.
 
     `now` is CLOCK_MONOTONIC in ns, read after the map or before it: a peer seen later than `now`
     has age 0. `timeout` is in seconds; `interfaces` names a WAN by its index.
@@ -105,8 +111,10 @@ def decode(
     peers = []
     for (address, port), values in entries:
         heard, last_seen, began, gap, in_packets, in_bytes, out_packets, out_bytes, *_ = values
-        public_address, public_port, state, wan = unpack_heard(heard)
         age = max(0, now - last_seen) * _NS
+        if age >= within:
+            continue
+        public_address, public_port, state, wan = unpack_heard(heard)
         peers.append(
             Peer(
                 inet_ntoa(address),
@@ -128,9 +136,16 @@ def decode(
     return peers
 
 
-def by_interest(peers: Iterable[Peer]) -> list[Peer]:
-    """Hold music on top, forgotten peers last; within that, the latest change of state first."""
-    return sorted(peers, key=lambda peer: (peer.expired, peer.state, peer.since, peer.endpoint))
+def by_interest(peers: Collection[Peer], most: int | None = None) -> list[Peer]:
+    """Hold music on top, forgotten peers last; within that, the latest change of state first.
+
+    The first few of 65,536 cost a tenth of what sorting them all does.
+    """
+
+    def interest(peer: Peer) -> tuple[bool, State, float, str, int]:
+        return peer.expired, peer.state, peer.since, peer.address, peer.port
+
+    return heapq.nsmallest(len(peers) if most is None else most, peers, interest)
 
 
 def rates(before: Snapshot | None, after: Snapshot) -> Rates:

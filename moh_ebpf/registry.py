@@ -5,6 +5,7 @@ keep the programs, programs keep the maps, and one of the maps keeps the setting
 """
 
 import json
+import math
 import os
 import socket
 import struct
@@ -130,14 +131,19 @@ class Attached:
                 layout.ENDPOINT.iter_unpack(keys), layout.PEER.iter_unpack(values), strict=True
             )
 
-    def snapshot(self) -> Snapshot:
-        """Peers and counters now. Raises OSError."""
+    def snapshot(self, forgotten_for: float = math.inf) -> Snapshot:
+        """Peers and counters now, without peers that have been forgotten for so many seconds.
+
+        Raises OSError.
+        """
+        timeout = self.record.settings.timeout
         now = time.monotonic_ns()
         decoded = peers.decode(
             self.peers(),
             now=now,
-            timeout=self.record.settings.timeout,
+            timeout=timeout,
             interfaces=self.wan_names(),
+            within=timeout + forgotten_for,
         )
         return Snapshot(now * 1e-9, decoded, self.counters())
 
@@ -197,12 +203,20 @@ def attached(ipr: IPRoute) -> Iterator[Attached | None]:
     Raises MohError where our filters are found but their maps cannot be read, as those of a
     version with another layout.
     """
-    filters = find_filters(ipr)
-    if not filters:
-        yield None
-        return
-    with _open_maps(next(iter(filters.values()))) as maps:
-        yield Attached(filters, _record(maps), maps)
+    filters, maps = _find(ipr)
+    try:
+        yield Attached(filters, _record(maps), maps) if filters else None
+    finally:
+        _close(maps)
+
+
+def _find(ipr: IPRoute) -> tuple[dict[Place, Filter], dict[str, libbpf.Map]]:
+    """Our filters, and the maps of one of them."""
+    while filters := find_filters(ipr):
+        # Replaced or detached since we found it: look again.
+        with suppress(FileNotFoundError):
+            return filters, _open_maps(next(iter(filters.values())))
+    return {}, {}
 
 
 @contextmanager
@@ -217,16 +231,16 @@ def attached_or_error() -> Iterator[Attached]:
         yield found
 
 
-@contextmanager
-def _open_maps(each: Filter) -> Iterator[dict[str, libbpf.Map]]:
-    opened: list[libbpf.Map] = []
-    try:
-        with suppress(FileNotFoundError), open_program(each.program_id or 0) as (_, program):
-            opened += [libbpf.open_map(map_id) for map_id in program.map_ids]
-        yield {each.name: each for each in opened}
-    finally:
-        for each_map in opened:
-            os.close(each_map.fd)
+def _open_maps(each: Filter) -> dict[str, libbpf.Map]:
+    """The maps of a filter's program by name. Raises FileNotFoundError if it is gone."""
+    with open_program(each.program_id or 0) as (_, program):
+        opened = [libbpf.open_map(map_id) for map_id in program.map_ids]
+    return {each_map.name: each_map for each_map in opened}
+
+
+def _close(maps: dict[str, libbpf.Map]) -> None:
+    for each in maps.values():
+        os.close(each.fd)
 
 
 def made_clsact(each: Filter) -> set[int]:
@@ -234,10 +248,15 @@ def made_clsact(each: Filter) -> set[int]:
 
     For detach, which must work on programs of any version: what cannot be read is none.
     """
-    with suppress(OSError, KeyError, ValueError, TypeError), _open_maps(each) as maps:
+    maps: dict[str, libbpf.Map] = {}
+    try:
+        maps = _open_maps(each)
         values = json.loads(libbpf.lookup(maps["settings"], _FIRST).rstrip(b"\0"))
         return set(map(int, values["clsact"]))
-    return set()
+    except (OSError, KeyError, ValueError, TypeError):
+        return set()
+    finally:
+        _close(maps)
 
 
 def _record(maps: dict[str, libbpf.Map]) -> Record:

@@ -6,7 +6,7 @@ colour says is said by a word, too.
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
@@ -279,7 +279,7 @@ PEERS_COLUMNS = (
 )
 
 
-def peers(shown: Iterable[Peer]) -> Lines:
+def peers(shown: Collection[Peer]) -> Lines:
     """A line for each peer, hold music first, and a line of titles."""
     return Lines(_table(PEERS_COLUMNS, by_interest(shown)))
 
@@ -381,7 +381,7 @@ def _watched_peers(
     if not known:
         return _nobody(description["settings"], width)
     fitting = len(known) if len(known) < room else max(room - 2, 0)
-    lines = _table(_watch_columns(rates), by_interest(known)[:fitting], width)
+    lines = _table(_watch_columns(rates), by_interest(known, fitting), width)
     more = len(known) - fitting
     if more:
         lines.append([Segment(f"… and {more} more", DIM)])

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from typing import IO, NamedTuple
 
@@ -43,7 +42,7 @@ class Frame(NamedTuple):
 def look() -> tuple[Description, Snapshot]:
     """What is attached now. Raises NotAttachedError."""
     with registry.attached_or_error() as attached:
-        return registry.describe(attached), attached.snapshot()
+        return registry.describe(attached), attached.snapshot(forgotten_for=LINGERS)
 
 
 def watch(interval: float, console: Console, look: Look = look) -> None:
@@ -83,16 +82,9 @@ def _frames(look: Look) -> Iterator[Frame]:
             raise NotAttachedError(
                 "detached meanwhile: there is nothing left to watch; attach with: moh-ebpf attach"
             ) from None
-        snapshot = _without_long_forgotten(snapshot, description["settings"]["timeout"])
         seconds = snapshot.time - before.time if before else 0.0
         yield Frame(description, snapshot, peers.rates(before, snapshot), seconds)
         before = snapshot
-
-
-def _without_long_forgotten(snapshot: Snapshot, timeout: float) -> Snapshot:
-    """The map keeps every peer until it is full: most of them are calls of days past."""
-    recent = [peer for peer in snapshot.peers if peer.age < timeout + LINGERS]
-    return replace(snapshot, peers=recent)
 
 
 def _ticks(interval: float) -> Iterator[float]:

@@ -120,7 +120,7 @@ def read_until(terminal: int, wanted: list[str]) -> str:
     return text
 
 
-def test_watch_notices_replacement_and_detach(fw: Firewall) -> None:
+def test_watch_notices_detach(fw: Firewall) -> None:
     one_on_hold_and_one_talking(fw)
     command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf", "watch",
                "--interval", "200ms"]  # fmt: skip
@@ -130,9 +130,6 @@ def test_watch_notices_replacement_and_detach(fw: Firewall) -> None:
         assert watching.stdout is not None
         assert watching.stderr is not None
         assert " moh=1 two=1 " in watching.stdout.readline()
-        fw.attach("--timeout", "60s", "--max-peers", "1000")
-        for _ in range(3):
-            assert " moh=1 two=1 " in watching.stdout.readline()
         fw.moh("detach")
         assert watching.wait(timeout=30) == 3
         assert "detached" in watching.stderr.read()

@@ -93,7 +93,16 @@ table netdev stateless {{
 }}
 """
 
-_OURS = {"sudo ": "", "1.1.1.1": PUBLIC, "eth0": "lan", "eth1": "wan"}
+# The article's timeout of a second would judge how busy the machine is: its rules do not renew
+# a member (they lack --exist), so that a provider is forgotten every second while it speaks.
+TIMEOUT = 60
+_OURS = {
+    "sudo ": "",
+    "1.1.1.1": PUBLIC,
+    "eth0": "lan",
+    "eth1": "wan",
+    "timeout 1\n": f"timeout {TIMEOUT}\n",
+}
 
 
 class ArticleFirewall:
@@ -112,10 +121,12 @@ class ArticleFirewall:
         commands = commands.replace("iptables ", f"{self._iptables} -w ")
         return self.fw.namespace.run("sh", "-e", input=commands, check=check).returncode
 
-    def has_identified(self, name: str) -> bool:
-        """Is the provider in this set now?"""
-        member = PROVIDER.replace(":", ",udp:")
-        return not self.fw.namespace.run("ipset", "test", name, member, check=False).returncode
+    def identified(self) -> dict[str, int]:
+        """The sets that the provider is in, and the seconds until it is forgotten."""
+        member = re.escape(PROVIDER.replace(":", ",udp:"))
+        shown = self.fw.namespace.run("ipset", "save").stdout
+        found = re.findall(rf"^add (\w+) {member} timeout (\d+)$", shown, re.MULTILINE)
+        return {name: int(seconds) for name, seconds in found}
 
     def conntrack_errors(self) -> dict[str, int]:
         """The namespace's counters of packets that conntrack could make no entry for."""

@@ -97,6 +97,13 @@ def test_a_packet_that_came_while_the_map_was_read_is_no_packet_from_the_future(
     assert (one.age, one.since, one.expired) == (0, 0, False)
 
 
+def test_calls_long_past_are_left_out() -> None:
+    silences = [0, 5 * SECOND, 6 * SECOND, 7 * SECOND, 4000 * SECOND]
+    entries = [entry(port=20000 + n, last_seen=NOW - silence) for n, silence in enumerate(silences)]
+    assert [each.port for each in decode(*entries, within=6.0)] == [20000, 20001]
+    assert len(decode(*entries)) == len(entries)
+
+
 def test_an_interface_that_is_no_more_is_said_to_be_gone() -> None:
     assert decode(entry(wan=3))[0].interface == "(gone)"
 
@@ -129,7 +136,9 @@ def test_hold_music_is_first_then_the_latest_change_and_the_forgotten_last() -> 
         peer(6, State.MOH, since=0.5, expired=True),
         peer(7, State.TWO, since=0.1, expired=True),
     ]
-    assert peers.by_interest(reversed(order)) == order
+    for most in range(len(order) + 1):
+        assert peers.by_interest(order[::-1], most) == order[:most]
+    assert peers.by_interest(order[::-1]) == order
 
 
 def test_without_an_earlier_snapshot_there_are_no_rates() -> None:

@@ -276,20 +276,6 @@ def test_being_late_once_does_not_shift_what_follows() -> None:
     assert asked < second < asked + 0.1
 
 
-def test_calls_long_past_are_left_out_and_the_latest_linger() -> None:
-    def look() -> tuple[Description, Snapshot]:
-        known = [
-            peer(1),
-            peer(2, expired=True, age=5.9),
-            peer(3, expired=True, age=6.1),
-            peer(4, expired=True, age=86400.0),
-        ]
-        return DESCRIPTION, snapshot(*known)
-
-    frame = next(watch._frames(look))
-    assert [each.port for each in frame.snapshot.peers] == [20001, 20002]
-
-
 def test_each_frame_has_the_rates_since_the_one_before() -> None:
     packets = iter([1000, 1050, 1060])
 

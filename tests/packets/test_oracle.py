@@ -1,0 +1,250 @@
+"""The real programs against the model, on sequences of packets and time that nobody thought of.
+
+Verdict, packet, map and counters must agree after every packet. MOH_ORACLE_SEQUENCES sets how many
+sequences are tried (20,000 by default).
+"""
+
+import os
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from moh_ebpf import layout
+from moh_ebpf.registry import Role
+from tests.packets import model
+from tests.packets.bench import Bench, bench
+from tests.packets.model import Model
+from tests.support.firewall import GATEWAY, PUBLIC, Firewall
+
+SEQUENCES = int(os.environ.get("MOH_ORACLE_SEQUENCES", "20000"))
+
+# Few of each, so that packets meet: what one teaches, another is sent to.
+UCM_ADDRESSES = ["10.10.10.10", "10.10.10.11"]
+PUBLIC_ADDRESSES = [PUBLIC, "198.51.100.3"]
+PROVIDERS = ["203.0.113.10", "203.0.113.10", "203.0.113.10", "203.0.113.11", "8.8.8.8"]
+OTHERS = ["10.10.10.99", "192.168.1.1", "172.16.0.1", "172.32.0.1", "169.254.0.1", "127.0.0.1",
+          "224.0.0.5", "255.255.255.255", "0.0.0.0", "198.51.100.77", "100.64.0.1"]  # fmt: skip
+UCM_PORTS = [16383, 16384, 24576, 24576, 24576, 32767, 32768]
+PUBLIC_PORTS = [3999, 4000, 4000, 4000, 4001, 4002, 24576, 24576]
+PROVIDER_PORTS = [21000, 21000, 21001]
+LISTED = [IPv4Network("203.0.113.0/24"), IPv4Network("192.168.0.0/16")]
+
+# How far time moves. No sum of these is near the timeout of 10 s, where the time that the test
+# itself takes would decide.
+STEPS = [*[0.0] * 12, 2.3, 6.1, 10.001, 100.0]
+
+
+def packet(random: Random, inbound: bool) -> bytes:
+    """A frame of RTP between a provider and us; one time in three something about it is odd."""
+    if inbound:
+        source, destination = random.choice(PROVIDERS), random.choice(PUBLIC_ADDRESSES)
+        sport, dport = random.choice(PROVIDER_PORTS), random.choice(PUBLIC_PORTS)
+    else:
+        source, destination = random.choice(UCM_ADDRESSES), random.choice(PROVIDERS)
+        sport, dport = random.choice(UCM_PORTS), random.choice(PROVIDER_PORTS)
+    # By name: what is odd, and the value that it has.
+    odd = dict([random.choice(ODDITIES)]) if random.random() < 1 / 3 else {}
+    if "address" in odd:
+        other = random.choice(OTHERS)
+        source, destination = random.choice([(other, destination), (source, other)])
+
+    payload = bytes([odd.get("first byte", 0x80)]) + bytes(odd.get("payload", 11))
+    udp_length = 8 + len(payload) + odd.get("udp length", 0)
+    udp = bytearray(b"".join(n.to_bytes(2, "big") for n in (sport, dport, udp_length, 0)) + payload)
+    options = bytes([1]) * odd.get("options", 0)
+    length = 20 + len(options) + len(udp) + odd.get("ip length", 0)
+    ip = bytearray(
+        bytes([odd.get("version", 4) << 4 | (5 + len(options) // 4 + odd.get("ihl", 0)), 0xB8])
+        + max(0, length).to_bytes(2, "big")
+        + b"\x12\x34"
+        + odd.get("fragment", random.choice([0, 0x4000])).to_bytes(2, "big")
+        + bytes([odd.get("ttl", 64), odd.get("protocol", 17), 0, 0])
+        + IPv4Address(source).packed
+        + IPv4Address(destination).packed
+        + options
+    )
+    ip[10:12] = odd.get("ip checksum", checksum(ip))
+    right = checksum(ip[12:20] + b"\0\x11" + len(udp).to_bytes(2, "big") + udp)
+    udp[6:8] = odd.get("udp checksum", right if any(right) else b"\xff\xff")
+
+    kind = odd.get("type", b"\x08\x00")
+    for_us = odd.get("mac", 1)
+    frame = bytes([2, 0, 0, 0, 0, for_us, 2, 0, 0, 0, 0, 9]) + kind + ip + udp
+    frame = frame[: len(frame) - odd.get("cut", 0)] + bytes(odd.get("padding", 0))
+    # The kernel's test run itself refuses what has no room for its type's header.
+    return frame.ljust(54 if kind == b"\x86\xdd" else 34, b"\0")
+
+
+ODDITIES = [
+    *[("address", True)] * 6,
+    *[("first byte", value) for value in (0x7F, 0xBF, 0xC0, 0x00, ord("I"))],
+    *[("payload", value) for value in (0, 1, 160, 161)],
+    *[("udp length", value) for value in (-13, -12, -11, -1, 1, 30000)],
+    *[("options", value) for value in (4, 20, 40)],
+    *[("ip length", value) for value in (-33, -13, -12, -1, 1, 30000)],
+    *[("version", value) for value in (0, 5, 6)],
+    *[("ihl", value) for value in (-5, -1, 1, 2, 10)],
+    *[("fragment", value) for value in (0x2000, 0x6000, 0x0001, 0x1FFF, 0x8000)],
+    *[("ttl", value) for value in (0, 1, 1, 1, 1, 1, 1, 1, 2, 255)],
+    *[("protocol", value) for value in (0, 1, 6, 50)],
+    *[("ip checksum", value) for value in (b"\0\0", b"\x12\x34", b"\xff\xff")],
+    *[("udp checksum", value) for value in (b"\0\0", b"\xab\xcd", b"\xff\xff", b"\0\1")],
+    *[("type", value) for value in (b"\x86\xdd", b"\x81\x00\0\7\x08\x00", b"\x08\x06")],
+    *[("mac", 2)] * 2,
+    *[("cut", value) for value in (1, 11, 12, 13, 20, 21)],
+    *[("padding", value) for value in (1, 30)],
+]
+
+
+def checksum(data: bytes) -> bytes:
+    data = bytes(data) + b"\0" * (len(data) % 2)
+    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return (0xFFFF - total).to_bytes(2, "big")
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[Role, bytes, float]:
+    """A packet at one of the programs, some time after the one before.
+
+    One draw a step: hypothesis shortens sequences well, and would spend most of the time on the
+    bytes of each packet otherwise.
+    """
+    random = Random(draw(st.binary(min_size=6, max_size=6)))
+    role = random.choice(list(Role))
+    return role, packet(random, inbound=role is Role.LEARN), random.choice(STEPS)
+
+
+def leaves_by_wan(address: IPv4Address) -> bool:
+    """The test firewall's routes: all but its LAN, its own and broadcast addresses."""
+    return not (
+        address in IPv4Network("10.10.10.0/24")
+        or str(address) in (PUBLIC, "198.51.100.255", "198.51.100.0", "255.255.255.255")
+    )
+
+
+class Pair:
+    """The programs and the model, side by side."""
+
+    def __init__(self, programs: Bench, providers: list[IPv4Network]) -> None:
+        self.programs, self.providers = programs, providers
+        wire = programs.firewall.lan
+        self.lan_mac = bytes.fromhex(wire.firewall_mac.replace(":", ""))
+        wan = programs.firewall.wan
+        self.hop = bytes.fromhex((wan.mac + wan.firewall_mac).replace(":", ""))
+
+    def start(self) -> None:
+        self.programs.clear()
+        self.model = Model(
+            ucm=set(map(IPv4Address, UCM_ADDRESSES)),
+            public=set(map(IPv4Address, PUBLIC_ADDRESSES)),
+            providers=self.providers,
+            leaves_by_wan=leaves_by_wan,
+            lan_mac=self.lan_mac,
+        )
+
+    def step(self, role: Role, frame: bytes, seconds: float) -> None:
+        if frame[5] == 1:  # a frame for us; the others are for somebody else
+            wire = self.programs.firewall.lan if role is Role.BYPASS else self.programs.firewall.wan
+            frame = bytes.fromhex(wire.firewall_mac.replace(":", "")) + frame[6:]
+        if seconds:
+            self.model.now += seconds
+            self.programs.age_all(seconds)
+        expected = getattr(self.model, role.value)(frame)
+        verdict, out = self.programs.run(role, frame)
+        assert verdict == expected[0]
+        if verdict != model.SHOT:
+            self.assert_same_packet(out, expected[1], verdict)
+        self.assert_same_state()
+
+    def assert_same_packet(self, out: bytes, expected: bytes, verdict: int) -> None:
+        datagram = model.read(expected)
+        if datagram and not datagram.is_fragment:
+            check = 14 + datagram.header + 6
+            for at in (24, check):
+                assert model.same_checksum(out[at : at + 2], expected[at : at + 2])
+                out = out[:at] + expected[at : at + 2] + out[at + 2 :]
+        if verdict == model.REDIRECT:
+            assert out[:12] in (expected[:12], self.hop)
+            out = expected[:12] + out[12:]
+        assert out == expected
+
+    def assert_same_state(self) -> None:
+        assert self.programs.counters() == +self.model.counters
+        found = {
+            (IPv4Address(each.address), each.port): (
+                each.state.name,
+                (IPv4Address(each.public_address), each.public_port),
+                (each.in_packets, each.in_bytes),
+                (each.out_packets, each.out_bytes),
+                each.expired,
+            )
+            for each in self.programs.snapshot().peers
+        }
+        assert found == {
+            endpoint: (
+                peer.state,
+                peer.public,
+                peer.inbound,
+                peer.outbound,
+                self.model.live(endpoint) is None,
+            )
+            for endpoint, peer in self.model.peers.items()
+        }
+
+
+@pytest.fixture(scope="module", params=["any global address", "listed providers"])
+def pair(request: pytest.FixtureRequest, shared_firewall: Firewall):
+    providers = LISTED if request.param == "listed providers" else []
+    values = {
+        "ucm": UCM_ADDRESSES,
+        "public": PUBLIC_ADDRESSES,
+        "provider": list(providers),
+        "max_peers": 1024,
+    }
+    shared_firewall.add_neighbour(GATEWAY, shared_firewall.wan)
+    with bench(shared_firewall, **values) as programs, shared_firewall.namespace.entered():
+        yield Pair(programs, providers)
+
+
+@settings(
+    max_examples=SEQUENCES // 2,
+    deadline=None,
+    derandomize=os.environ.get("CI") is not None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    database=None,
+)
+@given(sequence=st.lists(steps(), min_size=1, max_size=8))
+def test_programs_do_what_the_model_does(pair: Pair, sequence) -> None:
+    pair.start()
+    for role, frame, seconds in sequence:
+        pair.step(role, frame, seconds)
+
+
+def test_the_sequences_reach_everything(pair: Pair) -> None:
+    """The generator's own check: in 2,000 sequences it reaches every counter that it can."""
+    reached: set[str] = set()
+
+    @settings(
+        max_examples=2000,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(sequence=st.lists(steps(), min_size=8, max_size=8))
+    def run(sequence) -> None:
+        pair.start()
+        for role, frame, seconds in sequence:
+            pair.step(role, frame, seconds)
+        reached.update(pair.model.counters)
+
+    run()
+    unreachable = {"learn_failed", "dropped_too_big", "dropped_no_route", "dropped_failed"}
+    assert reached == set(layout.COUNTERS) - unreachable

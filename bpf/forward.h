@@ -20,24 +20,48 @@ struct link_header {
 	__be16 type;
 } __attribute__((packed));
 
-/*
- * The kernel's route for the packet (BPF_FIB_LKUP_RET_*, or negative). With flags 0: as the
- * stack would forward it. With BPF_FIB_LOOKUP_OUTPUT: out of this ifindex, from this address.
- */
-static __always_inline long look_up_route(struct __sk_buff *skb, struct packet *packet,
-					  struct bpf_fib_lookup *fib, u32 ifindex, __be32 saddr,
-					  u32 flags)
+/* The longest IP packet that it is on the wire: a GSO packet is cut into segments there. */
+static __always_inline u16 wire_length(struct __sk_buff *skb, struct packet *packet)
+{
+	if (skb->gso_size)
+		return packet->l4 - packet->l3 + sizeof(struct udphdr) + skb->gso_size;
+	return packet->bytes;
+}
+
+static __always_inline void ask_for(struct bpf_fib_lookup *fib, struct packet *packet)
 {
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->family = 2; /* AF_INET */
 	fib->l4_protocol = IPPROTO_UDP;
-	fib->sport = packet->sport;
 	fib->dport = packet->dport;
 	fib->tos = packet->tos;
-	fib->ipv4_src = saddr;
 	fib->ipv4_dst = packet->daddr;
-	fib->ifindex = ifindex;
-	return bpf_fib_lookup(skb, fib, sizeof(*fib), flags);
+}
+
+/* The kernel's route as the stack would forward the packet: BPF_FIB_LKUP_RET_*, or negative. */
+static __always_inline long route_as_stack(struct __sk_buff *skb, struct packet *packet,
+					   struct bpf_fib_lookup *fib)
+{
+	ask_for(fib, packet);
+	fib->sport = packet->sport;
+	fib->ipv4_src = packet->saddr;
+	fib->ifindex = skb->ifindex;
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), 0);
+}
+
+/*
+ * The route out of this WAN and from where the peer was heard. A packet too long for it is
+ * FRAG_NEEDED, and fib->ifindex is not set then; before Linux 5.12 some bytes too many pass.
+ */
+static __always_inline long route_by_wan(struct __sk_buff *skb, struct packet *packet,
+					 struct bpf_fib_lookup *fib, u32 wan, struct heard *heard)
+{
+	ask_for(fib, packet);
+	fib->sport = heard->public_port;
+	fib->ipv4_src = heard->public_address;
+	fib->tot_len = wire_length(skb, packet);
+	fib->ifindex = wan;
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_OUTPUT);
 }
 
 /*

@@ -57,7 +57,7 @@ struct peer {
  */
 struct hop_dst {
 	u8 mac[6];
-	u16 max_len; /* the longest packet (skb->len) found to fit the route's MTU */
+	u16 max_len; /* the longest IP packet found to fit the route's MTU */
 };
 
 struct hop_src {

@@ -233,13 +233,37 @@ static inline bool is_ours(enum kind kind, struct packet *packet)
 	return kind == KIND_FRAGMENT || (port >= RTP_PORT_MIN && port <= RTP_PORT_MAX);
 }
 
-/* The packet's destination, if it is known and not forgotten. */
-static inline struct peer *live_peer(struct packet *packet, u64 now)
+/* An endpoint that is known and not forgotten, and what it said last. */
+static inline struct peer *live_peer(__be32 address, __be16 port, u64 now, struct heard *heard)
 {
-	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
+	struct endpoint endpoint = { .address = address, .port = port };
 	struct peer *peer = peers.lookup(&endpoint);
 
-	return peer && is_live(peer, now) ? peer : NULL;
+	if (!peer || !is_live(peer, now))
+		return NULL;
+	*heard = heard_of(peer);
+	return peer;
+}
+
+static inline __be16 next_port(__be16 port, s32 step)
+{
+	return bpf_htons(bpf_ntohs(port) + step);
+}
+
+/*
+ * The packet's destination. RTCP comes every few seconds only (RFC 3550, 6.2), so its endpoint is
+ * mostly forgotten: then it shares the state of its RTP, one port below, and our port is one above.
+ */
+static inline struct peer *destination(struct packet *packet, u64 now, struct heard *heard)
+{
+	struct peer *peer = live_peer(packet->daddr, packet->dport, now, heard);
+
+	if (peer || !packet->is_rtcp)
+		return peer;
+	peer = live_peer(packet->daddr, next_port(packet->dport, -1), now, heard);
+	if (peer)
+		heard->public_port = next_port(heard->public_port, 1);
+	return peer;
 }
 
 static inline void count_outbound(struct peer *peer, struct packet *packet)
@@ -305,10 +329,9 @@ int moh_enforce(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 
-	peer = live_peer(&packet, bpf_ktime_get_ns());
+	peer = destination(&packet, bpf_ktime_get_ns(), &heard);
 	if (!peer)
 		return may_be_provider(packet.daddr) ? drop_unidentified(count) : TC_ACT_UNSPEC;
-	heard = heard_of(peer);
 	if (heard.state == STATE_TWO)
 		return pass_two(skb, count, peer, &packet);
 	return rewrite_here(skb, count, peer, &packet, heard);
@@ -338,14 +361,14 @@ static inline int judge_unidentified(struct __sk_buff *skb, struct counters *cou
 
 	if (!may_be_provider(packet->daddr))
 		return TC_ACT_UNSPEC;
-	route = look_up_route(skb, packet, &fib, skb->ifindex, packet->saddr, 0);
+	route = route_as_stack(skb, packet, &fib);
 	if (is_forwarded(route) && WAN_INDEX(fib.ifindex) != NO_WAN)
 		return drop_unidentified(count);
 	return TC_ACT_UNSPEC;
 }
 
 /* Is the next hop that the peer keeps good for this packet? Both words are read once. */
-static inline bool hop_is_fresh(struct peer *peer, struct heard heard, u32 len, u64 now,
+static inline bool hop_is_fresh(struct peer *peer, struct heard heard, u16 len, u64 now,
 				struct hop_dst *dst, struct hop_src *src)
 {
 	u64 first = *(volatile u64 *)&peer->hop_dst;
@@ -358,9 +381,9 @@ static inline bool hop_is_fresh(struct peer *peer, struct heard heard, u32 len, 
 }
 
 static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, struct heard heard,
-				u32 len, u64 now)
+				u16 len, u64 now)
 {
-	struct hop_dst dst = { .max_len = len > 0xffff ? 0xffff : len };
+	struct hop_dst dst = { .max_len = len };
 	struct hop_src src = { .wan = heard.wan, .known = 1 };
 	u64 first, second;
 
@@ -417,21 +440,18 @@ static inline int send_by_route(struct __sk_buff *skb, struct counters *count, s
 	struct bpf_fib_lookup fib;
 	long route;
 
-	route = look_up_route(skb, packet, &fib, skb->ifindex, packet->saddr, 0);
-	if (!is_forwarded(route))
+	/* Forwarding off, unreachable and prohibit routes are the engineer's word. */
+	if (!is_forwarded(route_as_stack(skb, packet, &fib)))
 		return leave_to_stack(count);
-	if (fib.ifindex != wan) {
-		route = look_up_route(skb, packet, &fib, wan, heard.public_address,
-				      BPF_FIB_LOOKUP_OUTPUT);
-		if (!is_forwarded(route) || fib.ifindex != wan) {
-			count->dropped_no_route++;
-			return TC_ACT_SHOT;
-		}
-	}
+	route = route_by_wan(skb, packet, &fib, wan, &heard);
 	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return refuse_too_big(count, packet);
+	if (!is_forwarded(route) || fib.ifindex != wan) {
+		count->dropped_no_route++;
+		return TC_ACT_SHOT;
+	}
 	if (route == BPF_FIB_LKUP_RET_SUCCESS || !LINK_HEADER(wan))
-		remember_hop(peer, &fib, heard, skb->len, now);
+		remember_hop(peer, &fib, heard, wire_length(skb, packet), now);
 
 	if (become_forwarded(skb, packet, heard))
 		return drop_failed(count);
@@ -450,7 +470,7 @@ static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct
 
 	if (packet->ttl <= 1)
 		return leave_to_stack(count);
-	if (hop_is_fresh(peer, heard, skb->len, now, &dst, &src))
+	if (hop_is_fresh(peer, heard, wire_length(skb, packet), now, &dst, &src))
 		return send_to_hop(skb, count, peer, packet, heard, &dst, &src);
 	return send_by_route(skb, count, peer, packet, heard, now);
 }
@@ -480,10 +500,9 @@ int moh_bypass(struct __sk_buff *skb)
 	}
 
 	now = bpf_ktime_get_ns();
-	peer = live_peer(&packet, now);
+	peer = destination(&packet, now, &heard);
 	if (!peer)
 		return judge_unidentified(skb, count, &packet);
-	heard = heard_of(peer);
 	if (heard.state == STATE_MOH)
 		return send_moh(skb, count, peer, &packet, heard, now);
 	count->passed_two++;

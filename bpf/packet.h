@@ -24,6 +24,10 @@
 #define RTP_VERSION_MASK 0xc0
 #define RTP_VERSION_2 0x80
 
+/* RFC 5761, section 4: the second byte of RTCP is its packet type, 192 to 223; no RTP has those. */
+#define RTCP_TYPE_MASK 0xe0
+#define RTCP_TYPES 0xc0
+
 enum kind {
 	KIND_OTHER,    /* not IPv4, not UDP, not RTP, or broken: never touched */
 	KIND_FRAGMENT, /* of a UDP datagram: never touched, but counted */
@@ -43,6 +47,7 @@ struct packet {
 	__sum16 udp_check;
 	u8 ttl;
 	u8 tos;
+	bool is_rtcp;
 };
 
 /*
@@ -100,11 +105,19 @@ static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *p
 	return KIND_RTP;
 }
 
+/* Its second byte, if it has one, tells RTCP from RTP. */
+static __always_inline bool is_rtcp(struct __sk_buff *skb, u8 *payload, u32 len)
+{
+	return len >= 2 && (void *)(payload + 2) <= (void *)(long)skb->data_end &&
+	       (payload[1] & RTCP_TYPE_MASK) == RTCP_TYPES;
+}
+
 /* The UDP header and one byte of payload; its length must hold that byte and fit the packet. */
 static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *packet)
 {
 	struct udphdr *udp = header_at(skb, packet->l4, sizeof(*udp) + 1);
 	u32 room = packet->bytes - (packet->l4 - packet->l3);
+	u8 *payload;
 	u32 len;
 
 	if (!udp)
@@ -112,12 +125,14 @@ static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *
 	len = bpf_ntohs(udp->len);
 	if (len <= sizeof(*udp) || len > room)
 		return KIND_OTHER;
-	if ((*(u8 *)(udp + 1) & RTP_VERSION_MASK) != RTP_VERSION_2)
+	payload = (u8 *)(udp + 1);
+	if ((*payload & RTP_VERSION_MASK) != RTP_VERSION_2)
 		return KIND_OTHER;
 
 	packet->sport = udp->source;
 	packet->dport = udp->dest;
 	packet->udp_check = udp->check;
+	packet->is_rtcp = is_rtcp(skb, payload, len - sizeof(*udp));
 	return KIND_RTP;
 }
 

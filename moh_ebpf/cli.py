@@ -91,34 +91,40 @@ def attach(
     lan: list[str] = typer.Option([], metavar="IF…", help="Interfaces UCM's packets come in by."),
     ucm: list[str] = typer.Option([], metavar="ADDR…", help="Addresses of UCM's media."),
     public: list[str] = typer.Option(
-        [], metavar="ADDR…", help="Addresses the provider sends to.  [default: those of the WANs]"
+        [],
+        metavar="ADDR…",
+        show_default=False,
+        help="Addresses the provider sends to. Default: those of the WANs.",
     ),
     port: str = typer.Option(
         None,
         metavar="PORT",
         show_default=False,
-        help="The phantom port; its RTCP has the next.  [default: 4000]",
+        help="The phantom port; its RTCP has the next. Default: 4000.",
     ),
     rtp_ports: str = typer.Option(
         None,
         metavar="LOW-HIGH",
         show_default=False,
-        help="UCM's RTP source ports.  [default: 16384-32767]",
+        help="UCM's RTP source ports. Default: 16384-32767.",
     ),
     provider: list[str] = typer.Option(
-        [], metavar="CIDR…", help="Networks that may be learned.  [default: any global address]"
+        [],
+        metavar="CIDR…",
+        show_default=False,
+        help="Networks that may be learned. Default: any global address.",
     ),
     timeout: str = typer.Option(
         None,
         metavar="DURATION",
         show_default=False,
-        help="When a silent endpoint is forgotten.  [default: 1s]",
+        help="When a silent endpoint is forgotten. Default: 1s.",
     ),
     max_peers: str = typer.Option(
         None,
         metavar="N",
         show_default=False,
-        help="The most endpoints remembered.  [default: 65536]",
+        help="The most endpoints remembered. Default: 65536.",
     ),
     config: Path = typer.Option(
         None,

@@ -204,13 +204,38 @@ def test_too_long_for_the_wan(fw: Firewall) -> None:
     fw.attach(*PATIENT)
     fw.wan.send(udp(PROVIDER, HOLD))
     fw.lan.send(udp(MUSIC, PROVIDER))  # its hop is kept, for packets no longer than this
-    long = rtp(size=800)
+    exactly = udp(MUSIC, PROVIDER, rtp(size=600 - 20 - 8 - 12))
+    assert len(exactly) == 600
+    fw.lan.send(exactly)
+    assert [len(packet[IP]) for packet in fw.wan.sent()] == [200, 600]
+    long = rtp(size=601 - 20 - 8 - 12)
     fw.lan.send(udp(MUSIC, PROVIDER, long, flags="DF"), udp(MUSIC, PROVIDER, long))
-    assert flows(fw.wan.sent()) == [(HOLD, PROVIDER)]
+    assert fw.wan.sent() == []
     (answer,) = fw.lan.sent()
     assert (answer[ICMP].type, answer[ICMP].code, answer[ICMP].nexthopmtu) == (3, 4, 600)
     seen = counters(fw)
     assert (seen["left_to_stack"], seen["dropped_too_big"]) == (1, 1)
+
+
+def test_too_long_also_where_the_gateway_is_not_known_yet(fw: Firewall) -> None:
+    fw.namespace.run("ip", "neigh", "del", GATEWAY, "dev", "wan")
+    fw.namespace.run("ip", "link", "set", "wan", "mtu", "600")
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(udp(MUSIC, PROVIDER, rtp(size=800), flags="DF"))
+    (answer,) = fw.lan.sent()
+    assert (answer[ICMP].type, answer[ICMP].code) == (3, 4)
+    assert counters(fw)["left_to_stack"] == 1
+
+
+def test_mtu_of_the_route(fw: Firewall) -> None:
+    fw.namespace.run(*f"ip route replace default via {GATEWAY} mtu lock 600".split())
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(udp(MUSIC, PROVIDER, rtp(size=561), flags="DF"))
+    (answer,) = fw.lan.sent()
+    assert (answer[ICMP].code, answer[ICMP].nexthopmtu) == (4, 600)
+    assert fw.wan.sent() == []
 
 
 def test_headers_beyond_the_linear_area(fw: Firewall) -> None:

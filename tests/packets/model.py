@@ -33,6 +33,7 @@ class Datagram:
     header: int
     is_fragment: bool
     is_rtp: bool
+    is_rtcp: bool
 
 
 def read(frame: bytes) -> Datagram | None:
@@ -47,7 +48,7 @@ def read(frame: bytes) -> Datagram | None:
     source, destination = IPv4Address(ip[12:16]), IPv4Address(ip[16:20])
     flags = int.from_bytes(ip[6:8], "big")
     if flags & 0x3FFF:
-        return Datagram((source, 0), (destination, 0), length, ip[8], header, True, False)
+        return Datagram((source, 0), (destination, 0), length, ip[8], header, True, False, False)
     udp = ip[header:length]
     if len(udp) < 9:
         return None
@@ -62,6 +63,7 @@ def read(frame: bytes) -> Datagram | None:
         header,
         False,
         128 <= udp[8] <= 191,
+        udp_length > 9 and 192 <= udp[9] <= 223,
     )
 
 
@@ -129,11 +131,21 @@ class Model:
         peer = self.peers.get(endpoint)
         return peer if peer and self.now - peer.last_seen < self.timeout else None
 
+    def heard(self, datagram: Datagram) -> tuple[Peer | None, tuple[IPv4Address, int] | None]:
+        """Who is sent to, and from where: RTCP whose own endpoint is forgotten goes with its RTP,
+        to which it is the next port on either side."""
+        peer = self.live(datagram.destination)
+        if peer or not datagram.is_rtcp:
+            return peer, peer and peer.public
+        address, port = datagram.destination
+        peer = self.live((address, port - 1))
+        return peer, peer and (peer.public[0], peer.public[1] + 1)
+
     def enforce(self, frame: bytes) -> tuple[int, bytes]:
         datagram = self._ours(frame)
         if datagram is None:
             return UNSPEC, frame
-        peer = self.live(datagram.destination)
+        peer, source = self.heard(datagram)
         if peer is None:
             return self._unidentified(frame, self.may_be_provider(datagram.destination[0]))
         self._sent(peer, datagram)
@@ -142,7 +154,7 @@ class Model:
             self.counters["passed_unnatted"] += 1
             return UNSPEC, frame
         self.counters["rewritten"] += 1
-        return UNSPEC, rewrite(frame, datagram, peer, hops=0)
+        return UNSPEC, rewrite(frame, datagram, source, hops=0)
 
     def bypass(self, frame: bytes) -> tuple[int, bytes]:
         if frame[:6] != self.lan_mac:
@@ -151,7 +163,7 @@ class Model:
         if datagram is None:
             return UNSPEC, frame
         address = datagram.destination[0]
-        peer = self.live(datagram.destination)
+        peer, source = self.heard(datagram)
         if peer is None:
             drop = self.may_be_provider(address) and self.leaves_by_wan(address)
             return self._unidentified(frame, drop)
@@ -165,7 +177,7 @@ class Model:
         self._sent(peer, datagram)
         self.counters["rewritten"] += 1
         self.counters["bypassed"] += 1
-        return REDIRECT, rewrite(frame, datagram, peer, hops=1)
+        return REDIRECT, rewrite(frame, datagram, source, hops=1)
 
     def _ours(self, frame: bytes) -> Datagram | None:
         datagram = read(frame)
@@ -185,14 +197,14 @@ class Model:
         peer.outbound = (peer.outbound[0] + 1, peer.outbound[1] + datagram.length)
 
 
-def rewrite(frame: bytes, datagram: Datagram, peer: Peer, hops: int) -> bytes:
+def rewrite(frame: bytes, datagram: Datagram, source: tuple[IPv4Address, int], hops: int) -> bytes:
     """Source and TTL changed. A right checksum is right afterwards, a wrong one off by as much."""
     before = bytearray(frame[_ETHERNET:])
     after = bytearray(before)
     udp = datagram.header
     after[8] -= hops
-    after[12:16] = peer.public[0].packed
-    after[udp : udp + 2] = peer.public[1].to_bytes(2, "big")
+    after[12:16] = source[0].packed
+    after[udp : udp + 2] = source[1].to_bytes(2, "big")
     after[10:12] = _moved(before[10:12], before[8:10] + before[12:16], after[8:10] + after[12:16])
     if any(before[udp + 6 : udp + 8]):
         moved = _moved(

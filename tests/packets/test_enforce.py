@@ -128,6 +128,36 @@ def test_a_clock_behind_another_cpus_is_not_expiry(programs: Bench) -> None:
     assert programs.counters() == {"rewritten": 1}
 
 
+REPORT = b"\x80\xc8\0\6" + bytes(24)
+RTCP_ENDPOINT = "203.0.113.10:21001"
+
+
+def test_rtcp_goes_with_its_rtp(programs: Bench) -> None:
+    """Its own endpoint is silent for seconds between two reports, and forgotten meanwhile."""
+    report = udp(f"{UCM}:24577", RTCP_ENDPOINT, REPORT)
+    assert programs.run(Role.ENFORCE, report)[0] == SHOT
+    programs.set_peer(PROVIDER, MOH)
+    assert flow(IP(programs.run(Role.ENFORCE, report)[1][14:])) == (
+        f"{PUBLIC}:4001", RTCP_ENDPOINT,
+    )  # fmt: skip
+    programs.set_peer(PROVIDER, TWO)
+    frame = bytes(programs.firewall.wan.frame(report))
+    assert programs.run(Role.ENFORCE, frame) == (UNSPEC, frame)
+
+
+def test_rtcp_with_an_endpoint_of_its_own_goes_by_that(programs: Bench) -> None:
+    programs.set_peer(PROVIDER, TWO)
+    programs.set_peer(RTCP_ENDPOINT, PeerState(State.MOH, f"{PUBLIC}:4001"))
+    report = udp(f"{UCM}:24577", RTCP_ENDPOINT, REPORT)
+    out = IP(programs.run(Role.ENFORCE, report)[1][14:])
+    assert flow(out) == (f"{PUBLIC}:4001", RTCP_ENDPOINT)
+
+
+def test_rtp_one_port_above_a_peer_is_another_stream(programs: Bench) -> None:
+    programs.set_peer(PROVIDER, TWO)
+    assert programs.run(Role.ENFORCE, music(to=RTCP_ENDPOINT))[0] == SHOT
+
+
 NOT_OURS = [
     ("another host", udp("10.10.10.11:24576", PROVIDER)),
     ("a port below the range", music(f"{UCM}:16383")),

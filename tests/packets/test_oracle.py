@@ -51,7 +51,9 @@ def packet(random: Random, inbound: bool) -> bytes:
         other = random.choice(OTHERS)
         source, destination = random.choice([(other, destination), (source, other)])
 
-    payload = bytes([odd.get("first byte", 0x80)]) + bytes(odd.get("payload", 11))
+    first, second = odd.get("first byte", 0x80), odd.get("second byte", random.choice([0, 0, 200]))
+    payload = bytes([first, second]) + bytes(odd.get("payload", 10))
+    payload = payload[: odd.get("payload end")]
     udp_length = 8 + len(payload) + odd.get("udp length", 0)
     udp = bytearray(b"".join(n.to_bytes(2, "big") for n in (sport, dport, udp_length, 0)) + payload)
     options = bytes([1]) * odd.get("options", 0)
@@ -81,7 +83,9 @@ def packet(random: Random, inbound: bool) -> bytes:
 ODDITIES = [
     *[("address", True)] * 6,
     *[("first byte", value) for value in (0x7F, 0xBF, 0xC0, 0x00, ord("I"))],
-    *[("payload", value) for value in (0, 1, 160, 161)],
+    *[("second byte", value) for value in (0x80, 191, 192, 223, 224, 255)],
+    *[("payload", value) for value in (0, 1, 159, 160)],
+    *[("payload end", value) for value in (0, 1, 2)],
     *[("udp length", value) for value in (-13, -12, -11, -1, 1, 30000)],
     *[("options", value) for value in (4, 20, 40)],
     *[("ip length", value) for value in (-33, -13, -12, -1, 1, 30000)],

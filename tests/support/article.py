@@ -93,8 +93,8 @@ table netdev stateless {{
 }}
 """
 
-# The article's timeout of a second would judge how busy the machine is: its rules do not renew
-# a member (they lack --exist), so that a provider is forgotten every second while it speaks.
+# The article says 1, and its rules do not renew a member (they lack --exist): a provider is
+# forgotten every second even as it speaks, and which packets fall into that gap is chance.
 TIMEOUT = 60
 _OURS = {
     "sudo ": "",

@@ -1,0 +1,94 @@
+"""The documents say what the code says, and their links lead somewhere."""
+
+import re
+import tomllib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import typer
+
+from moh_ebpf import cli, layout, settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+PACKET_FLOW = (ROOT / "docs/packet-flow.md").read_text()
+DOCUMENTS = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+]
+
+COMMANDS = typer.main.get_command(cli.app)
+
+
+def tables(document: str, heading: str) -> list[list[str]]:
+    """The rows, as cells, of all tables whose first heading this is."""
+    found = re.findall(rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", document, re.MULTILINE)
+    assert found, f"there is no table of {heading}s"
+    return [cells(row) for table in found for row in table.splitlines()]
+
+
+def cells(row: str) -> list[str]:
+    """A | within a cell is escaped."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+def test_counters_are_those_of_the_code_in_its_order() -> None:
+    expected = [[f"`{name}`", meaning] for name, meaning in layout.COUNTERS.items()]
+    written = tables(PACKET_FLOW, "counter")
+    wanted = "\n".join(f"| {name} | {meaning} |" for name, meaning in expected)
+    assert written == expected, f"docs/packet-flow.md, Counters, should be:\n{wanted}"
+
+
+def test_counters_of_the_decision_tables_are_all_there_are() -> None:
+    decisions = tables(PACKET_FLOW, "packet")
+    named = {name for _, _, counters in decisions for name in re.findall(r"`(\w+)`", counters)}
+    # That one goes with any verdict.
+    assert named | {"learn_failed"} == set(layout.COUNTERS)
+
+
+def options(command: str) -> list[str]:
+    return [name for each in COMMANDS.commands[command].params for name in each.opts]
+
+
+def test_every_option_of_attach_is_in_the_readme_and_none_besides() -> None:
+    documented = [re.findall(r"`(--[\w-]+)", option)[0] for option, *_ in tables(README, "option")]
+    assert documented == options("attach")
+
+
+@pytest.mark.parametrize("verb", sorted(COMMANDS.commands))
+def test_every_verb_and_its_options_are_in_the_readme(verb: str) -> None:
+    commands = [command for command, *_ in tables(README, "command")]
+    mine = " ".join(command for command in commands if f"moh-ebpf {verb}" in command)
+    assert mine
+    for option in options(verb) if verb not in ("attach", "lab") else []:
+        assert option in mine
+
+
+def test_defaults_in_the_readme_are_those_of_the_code() -> None:
+    written = {re.findall(r"--([\w-]+)", row[0])[0]: row[1] for row in tables(README, "option")}
+    default = settings.Settings(wan=("wan",), ucm=())
+    assert written["port"] == str(default.port)
+    assert written["rtp-ports"] == str(default.rtp_ports)
+    assert written["timeout"] == f"{default.timeout:g}s"
+    assert written["max-peers"] == str(default.max_peers)
+
+
+def test_the_readmes_configuration_is_valid() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    settings.from_values(tomllib.loads(example))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_to_files(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    relative = [target.partition("#")[0] for target in targets if "://" not in target]
+    missing = [target for target in relative if not (document.parent / target).exists()]
+    assert missing == []
+
+
+def test_the_picture_needs_nothing_from_elsewhere() -> None:
+    picture = (ROOT / "docs/watch.svg").read_text()
+    ElementTree.fromstring(picture)  # is well-formed
+    assert re.findall(r"https?://[^\"\s)]+", picture) == ["http://www.w3.org/2000/svg"]

@@ -171,8 +171,11 @@ def test_replacement_interrupts_nothing(fw: Firewall, change: tuple[str, ...]) -
     assert shown["counters"]["rewritten"] == shown["counters"]["bypassed"] == sent
     assert shown["counters"]["dropped_unidentified"] == 0
     (peer,) = json.loads(fw.moh("peers", "--json").stdout)
-    assert peer["outbound"]["packets"] == sent
-    assert peer["inbound"]["packets"] == sent + 1
+    counted = (peer["inbound"]["packets"] - 1, peer["outbound"]["packets"])
+    if "--max-peers" in change:  # copied into a new map: what came between copy and swap is missed
+        assert 0 < min(counted) <= max(counted) <= sent
+    else:
+        assert counted == (sent, sent)
     assert shown["counters"]["learned_moh"] == 1
 
 

@@ -89,7 +89,9 @@ def test_two_uplinks_answer_out_of_the_one_they_heard(fw: Firewall) -> None:
     # The call moves to the first uplink: so does the music, with the very next packet.
     fw.wan.send(udp(PROVIDER, HOLD))
     fw.lan.send(*[udp(MUSIC, PROVIDER)] * 7)
-    assert flows(fw.wan.sent()) == [(HOLD, PROVIDER)] * 7
+    sent = fw.wan.sent()
+    assert flows(sent) == [(HOLD, PROVIDER)] * 7
+    assert {(p[Ether].src, p[Ether].dst) for p in sent} == {(fw.wan.firewall_mac, fw.wan.mac)}
     assert wan2.sent() == []
     (peer,) = json.loads(fw.moh("peers", "--json").stdout)
     assert (peer["interface"], peer["public_address"]) == ("wan", PUBLIC)
@@ -264,6 +266,18 @@ def test_priority_tag_is_no_vlan(fw: Firewall) -> None:
     sent = fw.wan.sent()
     assert flows(sent) == [(HOLD, PROVIDER)] * 2
     assert not any(Dot1Q in packet for packet in sent)
+
+
+def test_a_tagged_frame_is_its_vlans(fw: Firewall) -> None:
+    """Nobody listens to VLAN 7 here: neither learned nor forwarded."""
+    fw.attach(*PATIENT)
+    tag = Dot1Q(vlan=7)
+    fw.wan.send(Ether(src=fw.wan.mac, dst=fw.wan.firewall_mac) / tag / udp(PROVIDER, HOLD))
+    assert json.loads(fw.moh("peers", "--json").stdout) == []
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(Ether(src=fw.lan.mac, dst=fw.lan.firewall_mac) / tag / udp(MUSIC, PROVIDER))
+    assert fw.wan.sent() == []
+    assert counters(fw) == {"learned_moh": 1, "consumed": 1}
 
 
 def add_vlan(fw: Firewall) -> None:

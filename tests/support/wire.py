@@ -108,6 +108,10 @@ class Wire:
         """The next ARP request that the firewall sends; RTP before it is left out."""
         return next(frame for frame in self._frames() if ARP in frame and frame[ARP].op == 1)
 
+    def send_frame(self, frame: bytes) -> None:
+        """Put one frame on the wire that is made already: for many of them."""
+        self._socket.send(frame)
+
     def frame(self, packet: Packet) -> Packet:
         return Ether(src=self.mac, dst=self.firewall_mac) / packet
 

@@ -13,7 +13,7 @@
 static long (*redirect_neigh)(u32 ifindex, void *params, int size,
 			      u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
-/* The source MAC, destination MAC and type of an Ethernet header, in the order of the wire. */
+/* An Ethernet header, in the order of the wire. */
 struct link_header {
 	u8 dst[6];
 	u8 src[6];
@@ -64,14 +64,25 @@ static __always_inline long route_by_wan(struct __sk_buff *skb, struct packet *p
 	return bpf_fib_lookup(skb, fib, sizeof(*fib), BPF_FIB_LOOKUP_OUTPUT);
 }
 
-/*
- * A route that ends at a WAN. Without a neighbour, or too long for it, it still does; what is
- * unreachable, prohibited, local or not forwarded at all does not.
- */
+/* A way out: without a neighbour yet, or too long for it, it is one still. */
 static __always_inline bool is_forwarded(long route)
 {
 	return route == BPF_FIB_LKUP_RET_SUCCESS || route == BPF_FIB_LKUP_RET_NO_NEIGH ||
 	       route == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
+/* The engineer's word that it is not to be forwarded. */
+static __always_inline bool is_refused(long route)
+{
+	return route == BPF_FIB_LKUP_RET_BLACKHOLE || route == BPF_FIB_LKUP_RET_UNREACHABLE ||
+	       route == BPF_FIB_LKUP_RET_PROHIBIT || route == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
+/* Before Linux 6.4 a neighbour that is still asked for is found, too, without an address. */
+static __always_inline bool has_neighbour(long route, struct bpf_fib_lookup *fib)
+{
+	return route == BPF_FIB_LKUP_RET_SUCCESS && (fib->dmac[0] | fib->dmac[1] | fib->dmac[2] |
+						     fib->dmac[3] | fib->dmac[4] | fib->dmac[5]);
 }
 
 /*

@@ -2,8 +2,8 @@
 /*
  * What the programs and Python share: the maps' keys and values.
  *
- * moh_ebpf/layout.py is the Python side. tests/packets/test_layout.py compares the two
- * field by field, and attach refuses to run where they differ.
+ * moh_ebpf/layout.py is the Python side. tests/packets/test_layout.py compares the two field by
+ * field; attach compares the names of the fields, and refuses to go on where they differ.
  */
 #ifndef MOH_LAYOUT_H
 #define MOH_LAYOUT_H
@@ -52,8 +52,8 @@ struct peer {
 };
 
 /*
- * A peer's next hop, in two words written in this order. A reader that sees a new first
- * word with an old second one finds the wrong WAN there and looks the hop up again.
+ * A peer's next hop, in two words. The second is 0 while they are written, and read before and
+ * after the first: a reader that sees two different ones looks the hop up itself.
  */
 struct hop_dst {
 	u8 mac[6];
@@ -62,8 +62,8 @@ struct hop_dst {
 
 struct hop_src {
 	u8 mac[6];
-	u8 wan;
-	u8 known; /* 1: the hop is known, so an all-zero word is never taken for one */
+	u8 heard; /* index of the WAN that the peer was heard on, for which this hop was found */
+	u8 out;	  /* index of the WAN to leave by, plus 1: a word of 0 is no hop */
 };
 
 /* One per CPU. A name here is a name in `status --json`; moh_ebpf/layout.py says what each counts.

@@ -367,33 +367,53 @@ static inline int judge_unidentified(struct __sk_buff *skb, struct counters *cou
 	return TC_ACT_UNSPEC;
 }
 
-/* Is the next hop that the peer keeps good for this packet? Both words are read once. */
+/* The next hop that the peer keeps: is it good for this packet? */
 static inline bool hop_is_fresh(struct peer *peer, struct heard heard, u16 len, u64 now,
 				struct hop_dst *dst, struct hop_src *src)
 {
+	u64 before = *(volatile u64 *)&peer->hop_src;
 	u64 first = *(volatile u64 *)&peer->hop_dst;
-	u64 second = *(volatile u64 *)&peer->hop_src;
+	u64 after = *(volatile u64 *)&peer->hop_src;
 
 	__builtin_memcpy(dst, &first, sizeof(*dst));
-	__builtin_memcpy(src, &second, sizeof(*src));
-	return (s64)(now - peer->hop_checked) < (s64)HOP_LIFETIME_NS && src->known &&
-	       src->wan == heard.wan && len <= dst->max_len;
+	__builtin_memcpy(src, &after, sizeof(*src));
+	return before == after && (s64)(now - peer->hop_checked) < (s64)HOP_LIFETIME_NS &&
+	       src->out && src->heard == heard.wan && len <= dst->max_len;
 }
 
 static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, struct heard heard,
-				u16 len, u64 now)
+				u8 out, u16 len, u64 now)
 {
 	struct hop_dst dst = { .max_len = len };
-	struct hop_src src = { .wan = heard.wan, .known = 1 };
+	struct hop_src src = { .heard = heard.wan, .out = out + 1 };
 	u64 first, second;
 
 	__builtin_memcpy(dst.mac, fib->dmac, sizeof(dst.mac));
 	__builtin_memcpy(src.mac, fib->smac, sizeof(src.mac));
 	__builtin_memcpy(&first, &dst, sizeof(first));
 	__builtin_memcpy(&second, &src, sizeof(second));
+	*(volatile u64 *)&peer->hop_src = 0;
 	*(volatile u64 *)&peer->hop_dst = first;
 	*(volatile u64 *)&peer->hop_src = second;
 	peer->hop_checked = now;
+}
+
+/*
+ * The WAN to leave by: the one that the peer was heard on. Where that has no route to the peer
+ * (asymmetric uplinks), the WAN that the stack would choose. NO_WAN: there is none.
+ */
+static inline u8 way_out(struct __sk_buff *skb, struct packet *packet, struct bpf_fib_lookup *fib,
+			 struct heard *heard, long *route)
+{
+	u32 wan = WAN_IFINDEX(heard->wan);
+
+	*route = route_by_wan(skb, packet, fib, wan, heard);
+	if (*route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return heard->wan;
+	if (is_forwarded(*route) && fib->ifindex == wan)
+		return heard->wan;
+	*route = route_as_stack(skb, packet, fib);
+	return is_forwarded(*route) ? WAN_INDEX(fib->ifindex) : NO_WAN;
 }
 
 /* What ip_forward() does to a packet besides routing it, and the rewrite. Not 0: drop it. */
@@ -418,7 +438,7 @@ static inline int send_to_hop(struct __sk_buff *skb, struct counters *count, str
 			      struct packet *packet, struct heard heard, struct hop_dst *dst,
 			      struct hop_src *src)
 {
-	u32 wan = WAN_IFINDEX(heard.wan);
+	u32 wan = WAN_IFINDEX((u8)(src->out - 1));
 
 	if (become_forwarded(skb, packet, heard) || write_link_header(skb, wan, dst, src))
 		return drop_failed(count);
@@ -434,24 +454,25 @@ static inline int send_to_hop(struct __sk_buff *skb, struct counters *count, str
 static inline int send_by_route(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 				struct packet *packet, struct heard heard, u64 now)
 {
-	u32 wan = WAN_IFINDEX(heard.wan);
 	struct hop_dst dst = {};
 	struct hop_src src = {};
 	struct bpf_fib_lookup fib;
 	long route;
+	u32 wan;
+	u8 out;
 
-	/* Forwarding off, unreachable and prohibit routes are the engineer's word. */
-	if (!is_forwarded(route_as_stack(skb, packet, &fib)))
+	if (is_refused(route_as_stack(skb, packet, &fib)))
 		return leave_to_stack(count);
-	route = route_by_wan(skb, packet, &fib, wan, &heard);
-	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return refuse_too_big(count, packet);
-	if (!is_forwarded(route) || fib.ifindex != wan) {
+	out = way_out(skb, packet, &fib, &heard, &route);
+	if (out == NO_WAN) {
 		count->dropped_no_route++;
 		return TC_ACT_SHOT;
 	}
-	if (route == BPF_FIB_LKUP_RET_SUCCESS || !LINK_HEADER(wan))
-		remember_hop(peer, &fib, heard, wire_length(skb, packet), now);
+	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return refuse_too_big(count, packet);
+	wan = WAN_IFINDEX(out);
+	if (has_neighbour(route, &fib) || !LINK_HEADER(wan))
+		remember_hop(peer, &fib, heard, out, wire_length(skb, packet), now);
 
 	if (become_forwarded(skb, packet, heard))
 		return drop_failed(count);

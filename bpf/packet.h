@@ -105,11 +105,16 @@ static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *p
 	return KIND_RTP;
 }
 
-/* Its second byte, if it has one, tells RTCP from RTP. */
-static __always_inline bool is_rtcp(struct __sk_buff *skb, u8 *payload, u32 len)
+/* The payload's second byte tells RTCP from RTP. Reading it may pull: pointers are invalid after.
+ */
+static __always_inline bool is_rtcp(struct __sk_buff *skb, struct packet *packet, u32 udp_len)
 {
-	return len >= 2 && (void *)(payload + 2) <= (void *)(long)skb->data_end &&
-	       (payload[1] & RTCP_TYPE_MASK) == RTCP_TYPES;
+	u8 *udp;
+
+	if (udp_len < sizeof(struct udphdr) + 2)
+		return false;
+	udp = header_at(skb, packet->l4, sizeof(struct udphdr) + 2);
+	return udp && (udp[sizeof(struct udphdr) + 1] & RTCP_TYPE_MASK) == RTCP_TYPES;
 }
 
 /* The UDP header and one byte of payload; its length must hold that byte and fit the packet. */
@@ -117,7 +122,6 @@ static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *
 {
 	struct udphdr *udp = header_at(skb, packet->l4, sizeof(*udp) + 1);
 	u32 room = packet->bytes - (packet->l4 - packet->l3);
-	u8 *payload;
 	u32 len;
 
 	if (!udp)
@@ -125,14 +129,13 @@ static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *
 	len = bpf_ntohs(udp->len);
 	if (len <= sizeof(*udp) || len > room)
 		return KIND_OTHER;
-	payload = (u8 *)(udp + 1);
-	if ((*payload & RTP_VERSION_MASK) != RTP_VERSION_2)
+	if ((*(u8 *)(udp + 1) & RTP_VERSION_MASK) != RTP_VERSION_2)
 		return KIND_OTHER;
 
 	packet->sport = udp->source;
 	packet->dport = udp->dest;
 	packet->udp_check = udp->check;
-	packet->is_rtcp = is_rtcp(skb, payload, len - sizeof(*udp));
+	packet->is_rtcp = is_rtcp(skb, packet, len);
 	return KIND_RTP;
 }
 

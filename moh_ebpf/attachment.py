@@ -15,8 +15,8 @@ from pyroute2 import IPRoute
 from moh_ebpf import __version__, compiler, layout, libbpf, network, registry, tc
 from moh_ebpf.compiler import Loaded, Plan
 from moh_ebpf.errors import MohError, UsageError
-from moh_ebpf.registry import Attached, Place, Record, Role
-from moh_ebpf.settings import Settings
+from moh_ebpf.registry import Attached, Found, Place, Record, Role
+from moh_ebpf.settings import MOST_ADDRESSES, Settings
 from moh_ebpf.tc import Batch, Filter
 
 _OLDEST_KERNEL = (5, 10)
@@ -45,21 +45,21 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
     everything as it was.
     """
     _preflight()
-    with exclusive(notify), IPRoute() as ipr, registry.attached(ipr) as before:
+    with exclusive(notify), IPRoute() as ipr, registry.found(ipr) as before:
         plan = make_plan(ipr, settings)
         record = _record(ipr, plan, before)
         _refuse_foreign(ipr, record)
-        loaded = _load(plan, record, before)
-        report = Report(record.places, plan.settings.public, before is not None, _warnings(plan))
+        loaded = _load(plan, record, before.attached)
+        report = Report(
+            record.places, plan.settings.public, bool(before.filters), _warnings(ipr, plan, record)
+        )
         if dry_run:
             return report
         started = time.monotonic_ns()
-        peers_before = before and _peers_to_carry(before, loaded)
-        if before and peers_before:
-            _carry_over(peers_before, before.record, loaded, record)
+        _carry_over(before.attached, loaded, record)
         _apply(ipr, _changes(ipr, record, loaded, before), before)
-        if before and peers_before:
-            _carry_over(peers_before, before.record, loaded, record, since=started)
+        with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
+            _carry_over(before.attached, loaded, record, since=started)
         return report
 
 
@@ -92,6 +92,11 @@ def make_plan(ipr: IPRoute, settings: Settings) -> Plan:
     public = settings.public or tuple(
         dict.fromkeys(address for each in wan for address in each.addresses)
     )
+    if len(public) > MOST_ADDRESSES:
+        raise UsageError(
+            f"--wan {', '.join(settings.wan)}: {len(public)} addresses are too many; "
+            "name those that the provider sends to with --public"
+        )
     if not public:
         raise UsageError(
             f"--wan {', '.join(settings.wan)}: there is no IPv4 address on it; "
@@ -111,7 +116,7 @@ def _preflight() -> None:
         )
 
 
-def _record(ipr: IPRoute, plan: Plan, before: Attached | None) -> Record:
+def _record(ipr: IPRoute, plan: Plan, before: Found) -> Record:
     hooks = tc.ingress_qdiscs(ipr)
     for each in plan.wan:
         if hooks.get(each.index) == "ingress":
@@ -119,7 +124,6 @@ def _record(ipr: IPRoute, plan: Plan, before: Attached | None) -> Record:
                 f"{each.name}: it has an ingress qdisc, which has no egress hook for enforce; "
                 f"try: tc qdisc replace dev {each.name} clsact (its filters must be added again)"
             )
-    ours = set(before.record.clsact) if before else set()
     wan = tuple(each.index for each in plan.wan)
     lan = tuple(each.index for each in plan.lan)
     return Record(
@@ -127,7 +131,7 @@ def _record(ipr: IPRoute, plan: Plan, before: Attached | None) -> Record:
         version=__version__,
         wan=wan,
         lan=lan,
-        clsact=tuple(i for i in (*wan, *lan) if i not in hooks or i in ours),
+        clsact=tuple(i for i in (*wan, *lan) if i not in hooks or i in before.clsact),
     )
 
 
@@ -170,34 +174,25 @@ def _same_peers(plan: Plan, record: Record, before: Attached) -> bool:
     )
 
 
-def _peers_to_carry(before: Attached, loaded: Loaded) -> libbpf.Map | None:
-    old = before.maps["peers"]
-    return None if old.id == loaded.maps["peers"].id else old
-
-
 def _carry_over(
-    old: libbpf.Map, old_record: Record, loaded: Loaded, record: Record, since: int = 0
+    before: Attached | None, loaded: Loaded, record: Record, since: int | None = None
 ) -> None:
-    """Copy peers seen after `since` (ns) into the new map, where it has nothing later of them.
-
-    Called before the programs are swapped, and after for what was learned meanwhile.
-    """
+    """Copy live peers, seen after `since` (ns), into the new map where it has nothing later of
+    them. Called before the programs are swapped, and after for what was learned meanwhile."""
     new = loaded.maps["peers"]
-    for keys, values, _ in libbpf.entries(old):
-        for (key,), (value,) in zip(
-            _chunks(keys, old.key_size), _chunks(values, old.value_size), strict=True
-        ):
-            heard, last_seen, *rest = layout.PEER.unpack(value)
-            moved = _move_to(heard, old_record, record)
-            if moved is None or last_seen < since or _is_later(new, key, last_seen):
-                continue
-            # Its next hop is looked up anew.
-            fields = (moved, last_seen, *rest[:-3], 0, 0, 0)
-            libbpf.update(new, key, layout.PEER.pack(*fields))
-
-
-def _chunks(data: bytes, size: int) -> Iterator[tuple[bytes]]:
-    return ((data[start : start + size],) for start in range(0, len(data), size))
+    if before is None or before.maps["peers"].id == new.id:
+        return
+    if since is None:
+        since = time.monotonic_ns() - round(before.record.settings.timeout * 1e9)
+    for (address, port), (heard, last_seen, *rest) in before.peers():
+        key = layout.ENDPOINT.pack(address, port)
+        moved = _move_to(heard, before.record, record)
+        if moved is None or last_seen < since or _last_seen(new, key) >= last_seen:
+            continue
+        peer = dict(zip(layout.PEER_FIELDS, (moved, last_seen, *rest), strict=True))
+        # Its next hop is looked up anew.
+        peer |= {"hop_checked": 0, "hop_dst": 0, "hop_src": 0}
+        libbpf.update(new, key, layout.PEER.pack(*peer.values()))
 
 
 def _move_to(heard: bytes, old: Record, new: Record) -> bytes | None:
@@ -208,16 +203,18 @@ def _move_to(heard: bytes, old: Record, new: Record) -> bytes | None:
     return layout.HEARD.pack(address, port, state, new.wan.index(old.wan[wan]))
 
 
-def _is_later(peers: libbpf.Map, key: bytes, last_seen: int) -> bool:
+def _last_seen(peers: libbpf.Map, key: bytes) -> int:
+    """When a peer was seen last, in ns; 0 if it is not known."""
     try:
-        return bool(layout.PEER.unpack(libbpf.lookup(peers, key))[1] >= last_seen)
+        peer = layout.PEER.unpack(libbpf.lookup(peers, key))
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
-        return False
+        return 0
+    return int(peer[layout.PEER_FIELDS.index("last_seen")])
 
 
-def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Attached | None) -> Batch:
+def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Found) -> Batch:
     """clsact, learn, enforce, bypass, then what is no longer wanted, in the reverse order."""
     batch = Batch()
     hooks = tc.ingress_qdiscs(ipr)
@@ -227,15 +224,14 @@ def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Attached | No
     for place in record.places:
         role = place.role
         batch.replace_filter(place.ifindex, role.hook, role.program, loaded.programs[role])
-    if before:
-        kept = {(place.ifindex, place.role.hook) for place in record.places}
-        left = {
-            place: each
-            for place, each in before.filters.items()
-            if (place.ifindex, place.role.hook) not in kept
-        }
-        unused = set(before.record.clsact) - {place.ifindex for place in record.places}
-        _delete(batch, ipr, left, unused, also_ours=before.filters)
+    kept = {(place.ifindex, place.role.hook) for place in record.places}
+    left = {
+        place: each
+        for place, each in before.filters.items()
+        if (place.ifindex, place.role.hook) not in kept
+    }
+    unused = before.clsact - {place.ifindex for place in record.places}
+    _delete(batch, ipr, left, unused, also_ours=before.filters)
     return batch
 
 
@@ -260,15 +256,19 @@ def _delete(
     return in_order
 
 
-def _apply(ipr: IPRoute, changes: Batch, before: Attached | None) -> None:
+def _apply(ipr: IPRoute, changes: Batch, before: Found) -> None:
     """Send the changes. Raises MohError, with the state before restored, if one fails."""
     hooks = tc.ingress_qdiscs(ipr)
     with ExitStack() as stack:
         programs = {
             place: stack.enter_context(registry.open_program(each.program_id or 0))[0]
-            for place, each in (before.filters if before else {}).items()
+            for place, each in before.filters.items()
         }
-        errors = changes.send()
+        try:
+            errors = changes.send()
+        except BaseException:
+            _restore(ipr, programs, hooks)
+            raise
         if errors:
             _restore(ipr, programs, hooks)
             raise MohError(f"attach: {errors[0]}; all is as it was before")
@@ -302,7 +302,11 @@ def _await_freed(program_ids: list[int | None]) -> None:
                 time.sleep(0.002)
 
 
-def _warnings(plan: Plan) -> list[str]:
+def _warnings(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
+    return [*_warn_of_nat(plan), *_warn_of_filters(ipr, record), *_warn_of_macvlans(ipr, plan)]
+
+
+def _warn_of_nat(plan: Plan) -> list[str]:
     """Attached without a LAN on a firewall that NATs, enforce would never see UCM's packets."""
     if plan.lan or set(plan.settings.ucm) <= set(plan.settings.public):
         return []
@@ -312,6 +316,28 @@ def _warnings(plan: Plan) -> list[str]:
     return [
         f"this firewall rewrites source addresses ({rule}); UCM's packets reach the WAN no longer "
         "as UCM's, and enforce will not see them. Name the interface they come in by: --lan IF"
+    ]
+
+
+def _warn_of_filters(ipr: IPRoute, record: Record) -> list[str]:
+    """A filter before ours that accepts or drops a packet hides it from us."""
+    return [
+        f"{registry.interface_name(place.ifindex)} {each.hook}: a {each.kind} filter at priority "
+        f"{each.priority} runs before {place.role}, which sees only what that lets go on"
+        for place in record.places
+        for each in tc.filters(ipr, place.ifindex)
+        if each.hook is place.role.hook and each.priority < tc.PRIORITY
+    ]
+
+
+def _warn_of_macvlans(ipr: IPRoute, plan: Plan) -> list[str]:
+    """Where UCM's gateway is a macvlan (VRRP), its packets are not for the interface below."""
+    return [
+        f"{name} is a macvlan on {each.name}: what is sent to its MAC comes in by {name} alone. "
+        f"If UCM's gateway address is there (VRRP), name it: --lan {name}"
+        for each in plan.lan
+        for name in network.macvlans_on(ipr, each.index)
+        if name not in plan.settings.lan
     ]
 
 
@@ -327,17 +353,35 @@ def exclusive(notify: Notify) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            notify(f"waiting for another moh-ebpf{_holder(os.fstat(fd).st_ino)} to finish")
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            _wait_for(fd, notify)
         yield
     finally:
         os.close(fd)
 
 
-def _holder(inode: int) -> str:
+def _wait_for(lock: int, notify: Notify) -> None:
+    """Wait for the lock, unless somebody else than root has it: that is none of our commands, for
+    they need root, and must not keep root from detaching."""
+    holder = _holder(os.fstat(lock).st_ino)
+    if holder and _user(holder) != 0:
+        notify(f"process {holder}, which is not root's, locks this network namespace: ignored")
+        return
+    notify(f"waiting for another moh-ebpf{f' (process {holder})' if holder else ''} to finish")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _holder(inode: int) -> int | None:
     """The process that holds the lock, from /proc/locks (proc_locks(5))."""
     for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
         fields = line.split()
         if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-            return f" (process {fields[4]})"
-    return ""
+            return int(fields[4])
+    return None
+
+
+def _user(process: int) -> int:
+    """A process's user; root's, 0, if it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{process}").stat().st_uid
+    except FileNotFoundError:
+        return 0

@@ -3,10 +3,13 @@
 What a verb needs is imported when it runs: `--help` loads neither BCC nor netlink.
 """
 
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,19 +31,35 @@ app = typer.Typer(
 )
 app.add_typer(lab.app, name="lab")
 
+NOT_PERMITTED = "run as root, with CAP_SYS_ADMIN, CAP_BPF and CAP_NET_ADMIN"
+
 JSON = typer.Option(False, "--json", help="Print JSON.")
 
 
 def main() -> None:
     """Run the command line and exit with an ExitStatus."""
+    _prepare_streams()
     try:
         app(prog_name="moh-ebpf")
     except MohError as error:
         _fail(error, error.status)
+    except PermissionError as error:
+        what = f"{error.filename or 'the kernel'}: {error.strerror}"
+        _fail(MohError(f"{what}; {NOT_PERMITTED}"), ExitStatus.FAILURE)
     except OSError as error:
         _fail(error, ExitStatus.FAILURE)
     except KeyboardInterrupt:
         sys.exit(ExitStatus.INTERRUPTED)
+
+
+def _prepare_streams() -> None:
+    """Descriptors 0 to 2 exist, so that none of ours becomes one; no locale stops a message."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(error: Exception, status: ExitStatus) -> NoReturn:
@@ -154,7 +173,19 @@ def attach(
     report = attachment.attach(chosen, _notify, dry_run=dry_run)
     for warning in report.warnings:
         _notify(f"warning: {warning}")
-    _tell(report, chosen.port, dry_run)
+    with _done_already("attach"):
+        _tell(report, chosen.port, dry_run)
+
+
+@contextmanager
+def _done_already(verb: str) -> Iterator[None]:
+    """A report that cannot be written (a full disk) is not the failure of what it reports."""
+    try:
+        yield
+    except OSError as error:
+        raise MohError(
+            f"{verb} is done, but its report cannot be written: {error.strerror}"
+        ) from error
 
 
 def _tell(report: "Report", port: int, dry_run: bool) -> None:
@@ -175,10 +206,12 @@ def detach() -> None:
     from moh_ebpf.registry import interface_name
 
     places = attachment.detach(_notify)
-    for place in places:
-        typer.echo(f"detached {place.role} from {interface_name(place.ifindex)} {place.role.hook}")
-    if not places:
-        typer.echo("nothing was attached")
+    with _done_already("detach"):
+        for place in places:
+            name = interface_name(place.ifindex)
+            typer.echo(f"detached {place.role} from {name} {place.role.hook}")
+        if not places:
+            typer.echo("nothing was attached")
 
 
 @app.command()

@@ -158,7 +158,7 @@ def _import_bcc() -> Any:
 
 
 def _check_layout(module: Any) -> None:
-    """The C counters must be those that layout.py names: a shifted one would lie quietly."""
+    """The C fields must be those that layout.py names: a shifted one would lie quietly."""
     names = [name for name, _ in module[b"counters"].sLeaf._fields_]
     peer = [name for name, _ in module[b"peers"].Leaf._fields_]
     if names != list(layout.COUNTERS) or peer != list(layout.PEER_FIELDS):
@@ -168,8 +168,9 @@ def _check_layout(module: Any) -> None:
 @contextlib.contextmanager
 def _captured_output() -> Iterator[list[str]]:
     """What BCC, clang and libbpf write to descriptors 1 and 2, past Python; there at the end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream:  # None where it was closed before we began
+            stream.flush()
     captured: list[str] = []
     saved = {fd: os.dup(fd) for fd in (1, 2)}
     with os.fdopen(os.memfd_create("moh-ebpf-compiler"), "r", errors="replace") as output:

@@ -5,6 +5,7 @@ where the counters differ.
 """
 
 import struct
+import zlib
 from enum import IntEnum
 
 
@@ -60,3 +61,6 @@ COUNTERS = {
     "fragments": "UDP fragments to or from us: never touched, for they carry no ports",
 }
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
+
+# Names this layout in an attachment's record: maps of another are neither read nor shared.
+ID = f"{zlib.crc32(repr([ENDPOINT.format, HEARD.format, PEER_FIELDS, *COUNTERS]).encode()):08x}"

@@ -144,8 +144,8 @@ def update(bpf_map: Map, key: bytes, value: bytes, flags: int = BPF_ANY) -> None
     _call("bpf_map_update_elem", bpf_map.fd, key, value, ctypes.c_uint64(flags))
 
 
-def entries(bpf_map: Map) -> Iterator[tuple[bytes, bytes, int]]:
-    """The entries of a hash in batches: all keys, all values, and how many.
+def entries(bpf_map: Map) -> Iterator[tuple[bytes, bytes]]:
+    """The entries of a hash in batches: all keys of one, and all values.
 
     A batch is one system call (BPF_MAP_LOOKUP_BATCH, Linux 5.6). A live map changes while it is
     read: what comes or goes meanwhile may be missed, nothing is seen half. Raises OSError.
@@ -167,7 +167,7 @@ def entries(bpf_map: Map) -> Iterator[tuple[bytes, bytes, int]]:
         if code not in (0, errno.ENOENT):
             raise OSError(code, os.strerror(code), "bpf_map_lookup_batch")
         read = count.value
-        yield keys.raw[: read * bpf_map.key_size], values.raw[: read * bpf_map.value_size], read
+        yield keys.raw[: read * bpf_map.key_size], values.raw[: read * bpf_map.value_size]
         if code == errno.ENOENT:  # The end of the map.
             return
         start = cursor

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 from pyroute2 import IPRoute
 
@@ -34,7 +35,7 @@ class Interface:
 def interfaces(ipr: IPRoute, option: str, names: Iterable[str]) -> list[Interface]:
     """The named interfaces. Raises UsageError: no such one, down, or not carrying IP."""
     links = {link.get_attr("IFLA_IFNAME"): link for link in ipr.get_links()}
-    masters = {link["index"]: link for link in links.values()}
+    by_index = {link["index"]: link for link in links.values()}
     found = []
     for name in names:
         link = links.get(name)
@@ -55,7 +56,7 @@ def interfaces(ipr: IPRoute, option: str, names: Iterable[str]) -> list[Interfac
                 name=name,
                 link_header=_LINK_HEADERS[link["ifi_type"]],
                 addresses=_addresses(ipr, link["index"]),
-                master=_port_of(masters.get(link.get_attr("IFLA_MASTER"))),
+                master=_port_of(by_index.get(link.get_attr("IFLA_MASTER"))),
             )
         )
     return found
@@ -70,13 +71,25 @@ def _addresses(ipr: IPRoute, ifindex: int) -> tuple[IPv4Address, ...]:
     return tuple(addresses)
 
 
-def _port_of(master: object) -> str | None:
+def _port_of(master: Any) -> str | None:
     """The master's name if it takes its ports' packets over; a VRF does not."""
-    if master is None:
+    if master is None or _kind(master) not in _PORT_MASTERS:
         return None
-    info = master.get_attr("IFLA_LINKINFO")  # type: ignore[attr-defined]
-    kind = info.get_attr("IFLA_INFO_KIND") if info else None
-    return master.get_attr("IFLA_IFNAME") if kind in _PORT_MASTERS else None  # type: ignore[attr-defined]
+    return str(master.get_attr("IFLA_IFNAME"))
+
+
+def _kind(link: Any) -> str | None:
+    info = link.get_attr("IFLA_LINKINFO")
+    return info.get_attr("IFLA_INFO_KIND") if info else None
+
+
+def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
+    """The names of the macvlan and ipvlan interfaces on top of an interface."""
+    return [
+        link.get_attr("IFLA_IFNAME")
+        for link in ipr.get_links()
+        if link.get_attr("IFLA_LINK") == ifindex and _kind(link) in ("macvlan", "ipvlan")
+    ]
 
 
 def source_nat() -> str | None:

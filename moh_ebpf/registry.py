@@ -85,6 +85,7 @@ class Record:
         """As it lies in the map: JSON."""
         values = {
             "version": self.version,
+            "layout": layout.ID,
             "wan": self.wan,
             "lan": self.lan,
             "clsact": self.clsact,
@@ -94,8 +95,10 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Record":
-        """Raises ValueError or MohError if this is none."""
+        """Raises ValueError, KeyError or MohError if this is none of this layout."""
         values = json.loads(data.rstrip(b"\0"))
+        if values["layout"] != layout.ID:
+            raise ValueError(f"layout {values['layout']}")
         return cls(
             settings=from_values(values["settings"]),
             version=str(values["version"]),
@@ -126,7 +129,7 @@ class Attached:
 
     def peers(self) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
         """Each peer's struct endpoint and struct peer, unpacked. Raises OSError."""
-        for keys, values, _ in libbpf.entries(self.maps["peers"]):
+        for keys, values in libbpf.entries(self.maps["peers"]):
             yield from zip(
                 layout.ENDPOINT.iter_unpack(keys), layout.PEER.iter_unpack(values), strict=True
             )
@@ -196,16 +199,24 @@ def open_program(program_id: int) -> Iterator[tuple[int, libbpf.Program]]:
         os.close(fd)
 
 
-@contextmanager
-def attached(ipr: IPRoute) -> Iterator[Attached | None]:
-    """What is attached in this network namespace, its maps open; None if nothing is.
+@dataclass(frozen=True)
+class Found:
+    """Our filters, and the ifindexes whose clsact attach made. `attached` is None where there are
+    no filters, and where they are of a version with another layout, whose maps cannot be read."""
 
-    Raises MohError where our filters are found but their maps cannot be read, as those of a
-    version with another layout.
-    """
+    filters: dict[Place, Filter]
+    clsact: set[int]
+    attached: Attached | None
+
+
+@contextmanager
+def found(ipr: IPRoute) -> Iterator[Found]:
+    """What of ours there is in this network namespace, its maps open. Raises OSError."""
     filters, maps = _find(ipr)
     try:
-        yield Attached(filters, _record(maps), maps) if filters else None
+        record = _record(maps)
+        clsact = {ifindex for each in filters.values() for ifindex in made_clsact(each)}
+        yield Found(filters, clsact, Attached(filters, record, maps) if record else None)
     finally:
         _close(maps)
 
@@ -221,14 +232,19 @@ def _find(ipr: IPRoute) -> tuple[dict[Place, Filter], dict[str, libbpf.Map]]:
 
 @contextmanager
 def attached_or_error() -> Iterator[Attached]:
-    """As `attached`, for commands that only read. Raises NotAttachedError where nothing is."""
+    """What is attached, for commands that only read. Raises NotAttachedError where nothing is."""
     require_root()
-    with IPRoute() as ipr, attached(ipr) as found:
-        if found is None:
+    with IPRoute() as ipr, found(ipr) as present:
+        if not present.filters:
             raise NotAttachedError(
                 "not attached in this network namespace; attach with: moh-ebpf attach"
             )
-        yield found
+        if present.attached is None:
+            raise MohError(
+                "the attached programs are of another version of moh-ebpf, which this one cannot "
+                "read; `moh-ebpf attach` replaces them, `moh-ebpf detach` removes them"
+            )
+        yield present.attached
 
 
 def _open_maps(each: Filter) -> dict[str, libbpf.Map]:
@@ -259,17 +275,12 @@ def made_clsact(each: Filter) -> set[int]:
         _close(maps)
 
 
-def _record(maps: dict[str, libbpf.Map]) -> Record:
-    sizes = {"peers": layout.PEER.size, "counters": layout.COUNTERS_VALUE.size}
+def _record(maps: dict[str, libbpf.Map]) -> Record | None:
+    """The record in the maps; None if there is none of this layout."""
     try:
-        if any(maps[name].value_size != size for name, size in sizes.items()):
-            raise ValueError("another layout")
         return Record.from_bytes(libbpf.lookup(maps["settings"], _FIRST))
-    except (KeyError, ValueError, MohError) as error:
-        raise MohError(
-            "the attached programs are of another version of moh-ebpf and cannot be read "
-            f"({error}); `moh-ebpf detach` removes them"
-        ) from error
+    except (KeyError, ValueError, TypeError, MohError):
+        return None
 
 
 def require_root() -> None:

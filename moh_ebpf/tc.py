@@ -8,14 +8,13 @@ import errno
 import os
 import socket
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.iproute import IPBatch
-from pyroute2.netlink.exceptions import NetlinkError as _NetlinkError
+from pyroute2.netlink.exceptions import NetlinkError
 
 from moh_ebpf.errors import MohError
 
@@ -63,14 +62,17 @@ def ingress_qdiscs(ipr: IPRoute) -> dict[int, str]:
 def filters(ipr: IPRoute, ifindex: int) -> list[Filter]:
     """All filters at both hooks of an interface. An interface that vanished has none."""
     found = []
-    for hook in Hook:
-        with suppress_vanished():
+    try:
+        for hook in Hook:
             found += [
                 _filter(ifindex, hook, message)
                 for message in ipr.get_filters(index=ifindex, parent=hook.value)
                 # A dump names each classifier once with handle 0, then its filters.
                 if message["handle"] and message["index"] == ifindex
             ]
+    except NetlinkError as error:
+        if error.code not in (errno.ENODEV, errno.ENOENT):
+            raise
     return found
 
 
@@ -96,17 +98,6 @@ def _program_id(options: Any) -> int | None:
             (program_id,) = struct.unpack_from("=I", nla.data, nla.offset + 4)
             return int(program_id)
     return None
-
-
-class suppress_vanished(suppress):
-    """Ignore netlink's word that an interface or its qdisc is gone."""
-
-    def __init__(self) -> None:
-        super().__init__(_NetlinkError)
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        gone = getattr(error, "code", None) in (errno.ENODEV, errno.ENOENT, errno.EINVAL)
-        return gone and bool(super().__exit__(kind, error, trace))
 
 
 @dataclass(frozen=True)

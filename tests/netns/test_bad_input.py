@@ -163,3 +163,42 @@ def test_help_needs_neither_root_nor_bcc() -> None:
     assert "--rtp-ports" in done.stdout
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not {"bcc", "pyroute2", "gi"} & loaded
+
+
+def test_more_addresses_than_there_can_be(fw: Firewall) -> None:
+    added = "\n".join(f"addr add 192.0.{n // 250}.{1 + n % 250}/32 dev wan" for n in range(300))
+    fw.namespace.run("ip", "-batch", "-", input=added)
+    assert_refused(fw, attach(fw), 2, "--public")
+
+
+def test_capabilities_missing(fw: Firewall) -> None:
+    words = [word for pair in GOOD.items() for word in pair]
+    done = fw.namespace.run(
+        "setpriv", "--bounding-set", "-all", "--inh-caps", "-all",
+        sys.executable, "-m", "moh_ebpf", "attach", *words, check=False,
+    )  # fmt: skip
+    assert_refused(fw, done, 1, "CAP_BPF")
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">&- 2>&- <&-"])
+def test_closed_streams(fw: Firewall, redirection: str) -> None:
+    words = " ".join(word for pair in GOOD.items() for word in pair)
+    shell = f"exec {sys.executable} -m moh_ebpf attach {words} {redirection}"
+    assert fw.namespace.run("sh", "-c", shell, check=False).returncode == 0
+    assert fw.moh("detach").stdout.count("detached") == 3
+
+
+def test_a_report_that_cannot_be_written(fw: Firewall) -> None:
+    words = " ".join(word for pair in GOOD.items() for word in pair)
+    shell = f"exec {sys.executable} -m moh_ebpf attach {words} > /dev/full"
+    done = fw.namespace.run("sh", "-c", shell, check=False)
+    assert done.returncode == 1
+    assert "attach is done, but its report cannot be written" in done.stderr
+
+
+def test_ascii_terminal() -> None:
+    for verb in ("attach", "watch"):
+        subprocess.run(
+            ["env", "PYTHONIOENCODING=ascii", sys.executable, "-m", "moh_ebpf", verb, "--help"],
+            capture_output=True, check=True,
+        )  # fmt: skip

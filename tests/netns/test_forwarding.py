@@ -97,15 +97,38 @@ def test_two_uplinks_answer_out_of_the_one_they_heard(fw: Firewall) -> None:
     assert (peer["interface"], peer["public_address"]) == ("wan", PUBLIC)
 
 
-def test_an_uplink_without_a_route_sends_nothing_elsewhere(fw: Firewall) -> None:
+def test_asymmetric_uplinks_follow_the_routes(fw: Firewall) -> None:
+    """The provider reaches us by wan2, and we reach it by wan alone."""
     wan2 = fw.add_wire("wan2", "192.0.2.2/24", "192.0.2.1")
-    fw.namespace.run("ip", "route", "add", "default", "via", "192.0.2.1", "metric", "200")
     fw.moh("attach", "--wan", "wan", "wan2", "--lan", "lan", "--ucm", UCM, *PATIENT)
     wan2.send(udp(PROVIDER, "192.0.2.2:4000"))
-    fw.namespace.run("ip", "route", "del", "default", "via", "192.0.2.1")
+    fw.lan.send(*[udp(MUSIC, PROVIDER)] * 7)
+    sent = fw.wan.sent()
+    assert flows(sent) == [("192.0.2.2:4000", PROVIDER)] * 7
+    assert {(p[Ether].src, p[Ether].dst) for p in sent} == {(fw.wan.firewall_mac, fw.wan.mac)}
+    assert wan2.sent() == []
+
+
+def test_without_any_route_it_is_dropped_and_counted(fw: Firewall) -> None:
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.namespace.run("ip", "route", "del", "default")
     fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3)
-    assert (fw.wan.sent(), wan2.sent()) == ([], [])
+    assert fw.wan.sent() == []
     assert counters(fw)["dropped_no_route"] == 3
+
+
+def test_a_route_for_marked_packets_only_does_not_stop_the_music(fw: Firewall) -> None:
+    """netfilter has not marked it yet: the way by the WAN is asked for all the same."""
+    run = fw.namespace.run
+    run("ip", "route", "del", "default")
+    run("ip", "route", "add", "default", "via", GATEWAY, "table", "77")
+    run("ip", "rule", "add", "fwmark", "7", "lookup", "77")
+    run("ip", "rule", "add", "oif", "wan", "lookup", "77")
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3)
+    assert flows(fw.wan.sent()) == [(HOLD, PROVIDER)] * 3
 
 
 def test_another_branch_is_none_of_our_business(fw: Firewall) -> None:
@@ -415,6 +438,17 @@ def test_qdisc_band_is_that_of_the_tos(fw: Firewall) -> None:
     assert sum(ours) == len(packets)
     assert [priority for priority, number in enumerate(ours) if number] == [0, 2, 4, 6]
     assert both == [2 * number for number in ours]
+
+
+def test_paged_rtcp_is_known_as_rtcp(fw: Firewall) -> None:
+    """Its payload lies in a page, as after sendfile() or from some network cards."""
+    for wire in (fw.lan, fw.wan):
+        wire.set_mtu(9000)
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    report = b"\x80\xc8\x00\x06" + bytes(5000)
+    fw.lan.send_paged(udp(f"{UCM}:24577", "203.0.113.10:21001", report))
+    assert flows(fw.wan.sent()) == [(f"{PUBLIC}:4001", "203.0.113.10:21001")]
 
 
 def test_ipv6_is_untouched(fw: Firewall) -> None:

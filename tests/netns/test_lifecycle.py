@@ -262,6 +262,54 @@ def test_the_second_command_waits_and_says_so(fw: Firewall) -> None:
         assert waiting.wait(timeout=30) == 0
 
 
+def test_nobody_but_root_keeps_root_waiting(fw: Firewall) -> None:
+    script = (
+        "import fcntl, time; namespace = open('/proc/self/ns/net'); "
+        "fcntl.flock(namespace, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"
+    )
+    command = ["ip", "netns", "exec", fw.namespace.name, "setpriv", "--reuid", "65534",
+               "--clear-groups", "/usr/bin/python3", "-c", script]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            assert "not root's" in fw.moh("detach").stderr
+        finally:
+            holder.kill()
+
+
+def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> None:
+    """An upgrade: the old maps are neither read nor shared, the filters swapped all the same."""
+    older = tmp_path / "older.py"
+    older.write_text("from moh_ebpf import layout; layout.ID = 'older'\n"
+                     "from moh_ebpf.cli import main; main()\n")  # fmt: skip
+    before = state(fw)
+    fw.namespace.run("env", f"PYTHONPATH={Path.cwd()}", sys.executable, str(older), "attach",
+                     "--wan", "wan", "--lan", "lan", "--ucm", UCM)  # fmt: skip
+    refused = fw.moh("status", check=False)
+    assert refused.returncode == 1
+    assert "another version" in refused.stderr
+    fw.attach(*PATIENT)
+    assert len(program_ids(fw)) == 3
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(udp(MUSIC, PROVIDER))
+    assert [flow(packet) for packet in fw.wan.sent()] == [(HOLD, PROVIDER)]
+    fw.moh("detach")
+    assert state(fw) == before
+
+
+def test_filter_before_ours_is_pointed_out(fw: Firewall) -> None:
+    with counter(fw, "wan", Hook.INGRESS, 10):
+        said = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM).stderr
+    assert "wan ingress: a bpf filter at priority 10 runs before learn" in said
+
+
+def test_macvlan_on_the_lan_is_pointed_out(fw: Firewall) -> None:
+    fw.namespace.run("ip", "link", "add", "vrrp0", "link", "lan", "type", "macvlan")
+    said = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM).stderr
+    assert "vrrp0 is a macvlan on lan" in said
+
+
 def test_three_at_once(fw: Firewall) -> None:
     before = state(fw)
     command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf"]

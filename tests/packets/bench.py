@@ -117,17 +117,13 @@ class Bench:
     def age_all(self, seconds: float) -> None:
         """As if so many seconds had passed: every time that the map keeps is moved back."""
         peers = self._loaded.maps["peers"]
-        for keys, values, count in libbpf.entries(peers):
-            for at in range(count):
-                key = keys[at * peers.key_size :][: peers.key_size]
-                fields = dict(zip(layout.PEER_FIELDS, self._unpack(values, at), strict=True))
+        for keys, values in libbpf.entries(peers):
+            for at, value in enumerate(layout.PEER.iter_unpack(values)):
+                fields = dict(zip(layout.PEER_FIELDS, value, strict=True))
                 for name in ("last_seen", "since", "hop_checked"):
                     fields[name] -= min(int(seconds * 1e9), fields[name])
+                key = keys[at * peers.key_size :][: peers.key_size]
                 libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
-
-    @staticmethod
-    def _unpack(values: bytes, at: int) -> tuple:
-        return layout.PEER.unpack_from(values, at * layout.PEER.size)
 
     def peers(self) -> dict[str, tuple[str, str]]:
         """Endpoint → state and public address:port."""

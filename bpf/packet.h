@@ -51,6 +51,12 @@ struct packet {
 };
 
 /*
+ * To the compiler, a pointer of its own: clang 19 else checks one and reads through another that
+ * it computes anew, which the verifier takes for unchecked.
+ */
+#define SAME_POINTER(pointer) asm volatile("" : "+r"(pointer))
+
+/*
  * A header of size bytes at offset, or NULL if the packet has no such bytes. What lies beyond
  * the linear area is pulled into it; pointers got before are invalid then.
  */
@@ -58,11 +64,13 @@ static __always_inline void *header_at(struct __sk_buff *skb, u32 offset, u32 si
 {
 	void *header = (void *)(long)skb->data + offset;
 
+	SAME_POINTER(header);
 	if (header + size <= (void *)(long)skb->data_end)
 		return header;
 	if (bpf_skb_pull_data(skb, offset + size))
 		return NULL;
 	header = (void *)(long)skb->data + offset;
+	SAME_POINTER(header);
 	if (header + size <= (void *)(long)skb->data_end)
 		return header;
 	return NULL;

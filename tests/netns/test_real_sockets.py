@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.article import NFT_NETDEV
+from tests.support import kernels
+from tests.support.article import NFT_NETDEV, nft_spoils_zero
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.hosts import (
     Address,
@@ -199,6 +200,7 @@ def test_hold_music_merged_by_gro(
 
     Packets without a checksum are not among them: the kernel merges none.
     """
+    kernels.skip_before(5, 13, "a veth merges nothing (GRO) without XDP")
     set_offload(nat, offload)
     with (
         merging_at_lan(nat, feature),
@@ -214,6 +216,8 @@ def test_music_without_checksums_is_heard(nat: Hosts) -> None:
 
 def test_music_without_checksums_is_not_heard_through_nftables() -> None:
     """Its garbage is what a receiver throws away; also, that ours does throw something away."""
+    if not nft_spoils_zero():
+        pytest.skip("this nft is 1.1 or later, and leaves a checksum of 0 alone")
     with (
         hosts() as place,
         closing(place.provider_socket(address(PROVIDER))) as provider,

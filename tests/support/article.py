@@ -6,6 +6,7 @@
 # ruff: noqa: E501 (the article's lines are as long as they are)
 
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -193,3 +194,13 @@ def udp_checksum(packet: IP) -> int:
     copy = packet[IP].copy()
     del copy[UDP].chksum
     return IP(bytes(copy))[UDP].chksum
+
+
+def nft_spoils_zero() -> bool:
+    """Does this nft turn a UDP checksum of 0 into garbage? 1.0 has the kernel adjust whatever
+    stands there; 1.1 tells it that it is UDP's."""
+    version = subprocess.run(
+        ["nft", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    major, minor = re.findall(r"\d+", version)[:2]
+    return (int(major), int(minor)) < (1, 1)

@@ -1,0 +1,58 @@
+"""A pytest plugin for the guest: which tests run under emulation, and why the others do not."""
+
+import os
+
+import pytest
+
+# Without arguments, the end-to-end tests whose outcome is the kernel's doing: all that
+# bpf_redirect, bpf_fib_lookup, checksums and tc filters come to. An attach takes half a minute
+# under emulation, and what the others test is Python, which is the same under all kernels.
+CHOSEN = [
+    "test_story.py",
+    "test_forwarding.py::test_gateway_not_known_yet_is_asked_for",
+    "test_forwarding.py::test_too_long_for_the_wan",
+    "test_forwarding.py::test_headers_beyond_the_linear_area",
+    "test_forwarding.py::test_interfaces_without_a_link_header[True-True]",
+    "test_lifecycle.py::test_detach_leaves_no_trace",
+    "test_real_sockets.py::test_hold_music_through_a_nat",
+    "test_real_sockets.py::test_a_call_through_a_nat",
+    "test_real_sockets.py::test_hold_music_merged_by_gro",
+]
+
+# Never, whatever is asked for.
+MEANINGLESS = {
+    "test_oracle.py::test_the_sequences_reach_everything": "a check of the generator, "
+    "which knows no kernel",
+    "test_lifecycle.py::test_killed_anywhere": "twelve attaches under strace: the better part of "
+    "an hour under emulation",
+    "test_lifecycle.py::test_peers_forgotten_after_the_timeout": "its timeout is shorter than one "
+    "command takes under emulation",
+    "test_load.py": "packets a second say nothing under emulation",
+    "test_telephony.py": "calls in real time, and emulation is slower than that",
+    "test_lab.py": "audio in real time, and emulation is slower than that",
+    "test_watching.py": "watch's rates go by the second, and emulation is slower than that",
+    "test_intervals.py": "watch's rates go by the second, and emulation is slower than that",
+}
+NOT_CHOSEN = "not run under emulation unless asked for: an attach takes half a minute there"
+
+
+def matches(item: pytest.Item, pattern: str) -> bool:
+    name = item.nodeid.rsplit("/", 1)[-1]
+    return name == pattern or name.startswith((f"{pattern}::", f"{pattern}["))
+
+
+def reason_against(item: pytest.Item, chosen_only: bool) -> str | None:
+    for pattern, reason in MEANINGLESS.items():
+        if matches(item, pattern):
+            return reason
+    end_to_end = item.path.parent.name != "packets"
+    if chosen_only and end_to_end and not any(matches(item, pattern) for pattern in CHOSEN):
+        return NOT_CHOSEN
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    chosen_only = os.environ["MOH_KERNEL_TESTS"] == "chosen"
+    for item in items:
+        if reason := reason_against(item, chosen_only):
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -100,6 +100,17 @@ def _program_id(options: Any) -> int | None:
     return None
 
 
+def _ours(ifindex: int, hook: Hook) -> dict[str, int]:
+    """What names our filter at a hook to the kernel."""
+    return {
+        "index": ifindex,
+        "parent": hook.value,
+        "prio": PRIORITY,
+        "handle": HANDLE,
+        "protocol": _ETH_P_ALL,
+    }
+
+
 @dataclass(frozen=True)
 class _Step:
     what: str
@@ -128,11 +139,7 @@ class Batch:
             f"{name} on {_name(ifindex)} {hook}",
             "replace-filter",
             "bpf",
-            index=ifindex,
-            parent=hook.value,
-            prio=PRIORITY,
-            handle=HANDLE,
-            protocol=_ETH_P_ALL,
+            **_ours(ifindex, hook),
             fd=fd,
             name=name,
             direct_action=True,
@@ -144,11 +151,7 @@ class Batch:
             f"no filter on {_name(ifindex)} {hook}",
             "del-filter",
             "bpf",
-            index=ifindex,
-            parent=hook.value,
-            prio=PRIORITY,
-            handle=HANDLE,
-            protocol=_ETH_P_ALL,
+            **_ours(ifindex, hook),
         )
 
     def _add(self, what: str, *arguments: Any, **options: Any) -> None:

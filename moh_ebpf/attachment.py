@@ -1,31 +1,27 @@
 """attach and detach: the way into the kernel and out of it, each in one step or not at all."""
 
 import errno
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
-from pathlib import Path
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import __version__, compiler, layout, libbpf, network, registry, tc
+from moh_ebpf import __version__, compiler, features, layout, libbpf, misfits, network, registry, tc
 from moh_ebpf.compiler import Loaded, Plan
 from moh_ebpf.errors import MohError, UsageError
+from moh_ebpf.lock import Notify, exclusive
 from moh_ebpf.registry import Attached, Found, Place, Record, Role
 from moh_ebpf.settings import MOST_ADDRESSES, Settings
 from moh_ebpf.tc import Batch, Filter
 
-_OLDEST_KERNEL = (5, 10)
 _FIRST = b"\0\0\0\0"
 
 # How long detach waits for the kernel to free what it has let go of.
 _FREED_WITHIN_SECONDS = 2.0
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -44,23 +40,27 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
     Over an attached set it replaces that, without a gap, and the peers stay. Raises MohError with
     everything as it was.
     """
-    _preflight()
+    registry.require_root()
     with exclusive(notify), IPRoute() as ipr, registry.found(ipr) as before:
         plan = make_plan(ipr, settings)
         record = _record(ipr, plan, before)
         _refuse_foreign(ipr, record)
-        loaded = _load(plan, record, before.attached)
-        report = Report(
-            record.places, plan.settings.public, bool(before.filters), _warnings(ipr, plan, record)
-        )
-        if dry_run:
+        with closing(_load(plan, record, before.attached)) as loaded:
+            report = Report(
+                record.places,
+                plan.settings.public,
+                bool(before.filters),
+                misfits.found(ipr, plan, record),
+            )
+            if dry_run:
+                _rehearse(loaded)
+                return report
+            started = time.monotonic_ns()
+            _carry_over(before.attached, loaded, record)
+            _apply(ipr, _changes(ipr, record, loaded, before), before)
+            with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
+                _carry_over(before.attached, loaded, record, since=started)
             return report
-        started = time.monotonic_ns()
-        _carry_over(before.attached, loaded, record)
-        _apply(ipr, _changes(ipr, record, loaded, before), before)
-        with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
-            _carry_over(before.attached, loaded, record, since=started)
-        return report
 
 
 def detach(notify: Notify) -> list[Place]:
@@ -103,17 +103,6 @@ def make_plan(ipr: IPRoute, settings: Settings) -> Plan:
             "give the one that the provider sends to with --public"
         )
     return Plan(replace(settings, public=public), wan, lan)
-
-
-def _preflight() -> None:
-    registry.require_root()
-    release = os.uname().release
-    version = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
-    if version < _OLDEST_KERNEL:
-        raise MohError(
-            f"kernel {release} is too old: moh-ebpf needs Linux "
-            f"{'.'.join(map(str, _OLDEST_KERNEL))} or later"
-        )
 
 
 def _record(ipr: IPRoute, plan: Plan, before: Found) -> Record:
@@ -159,11 +148,18 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
     for prefix in plan.settings.provider:
         key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
         libbpf.update(loaded.maps["providers"], key, b"\1")
-    for fd in loaded.programs.values():
-        # No program reads the settings, so the kernel must be told that they belong together.
-        for name in ("settings", "counters", "peers"):
-            libbpf.bind_map(fd, loaded.maps[name].fd)
+    _bind_maps(loaded)
     return loaded
+
+
+def _bind_maps(loaded: Loaded) -> None:
+    """No program reads the settings, so the kernel must be told that they belong together."""
+    try:
+        for fd in loaded.programs.values():
+            for name in ("settings", "counters", "peers"):
+                libbpf.bind_map(fd, loaded.maps[name].fd)
+    except OSError as error:
+        raise MohError(features.lacking() or str(error)) from error
 
 
 def _same_peers(plan: Plan, record: Record, before: Attached) -> bool:
@@ -235,6 +231,28 @@ def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Found) -> Bat
     return batch
 
 
+def _rehearse(loaded: Loaded) -> None:
+    """Attach the programs to the loopback interface of a network namespace made for it, which goes
+    with the thread that made it: qdisc and classifier are tried as the programs are."""
+    batch = Batch()
+    loopback = 1
+    batch.add_clsact(loopback)
+    for role, fd in loaded.programs.items():
+        batch.replace_filter(loopback, role.hook, role.program, fd)
+    with ThreadPoolExecutor(max_workers=1) as elsewhere:
+        errors = elsewhere.submit(_send_in_new_namespace, batch).result()
+    if errors:
+        raise MohError(f"attach --dry-run: {errors[0]}")
+
+
+def _send_in_new_namespace(batch: Batch) -> list[MohError]:
+    try:
+        network.enter_new_namespace()
+    except PermissionError:  # a container's root, perhaps: nothing to rehearse in
+        return []
+    return batch.send()
+
+
 def _delete(
     batch: Batch,
     ipr: IPRoute,
@@ -275,9 +293,11 @@ def _apply(ipr: IPRoute, changes: Batch, before: Found) -> None:
 
 
 def _restore(ipr: IPRoute, programs: dict[Place, int], hooks: dict[int, str]) -> None:
-    now = registry.find_filters(ipr)
+    now, hooks_now = registry.find_filters(ipr), tc.ingress_qdiscs(ipr)
     batch = Batch()
-    new_hooks = {ifindex for ifindex in tc.ingress_qdiscs(ipr) if ifindex not in hooks}
+    new_hooks = hooks_now.keys() - hooks.keys()
+    for ifindex in {place.ifindex for place in programs} - hooks_now.keys():
+        batch.add_clsact(ifindex)
     had = {(place.ifindex, place.role.hook) for place in programs}
     added = {
         place: each for place, each in now.items() if (place.ifindex, place.role.hook) not in had
@@ -291,97 +311,13 @@ def _restore(ipr: IPRoute, programs: dict[Place, int], hooks: dict[int, str]) ->
 def _await_freed(program_ids: list[int | None]) -> None:
     """Wait until the kernel has freed the programs, which it does a moment after a filter's end.
 
-    There is no event for it, so it is asked. Somebody else may hold one: then do not insist.
+    There is no event for it, so it is asked. Somebody else may hold one, or the kernel not answer:
+    then do not insist, for it is detached.
     """
     deadline = time.monotonic() + _FREED_WITHIN_SECONDS
     for program_id in program_ids:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             while time.monotonic() < deadline:
                 with registry.open_program(program_id or 0):
                     pass
                 time.sleep(0.002)
-
-
-def _warnings(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
-    return [*_warn_of_nat(plan), *_warn_of_filters(ipr, record), *_warn_of_macvlans(ipr, plan)]
-
-
-def _warn_of_nat(plan: Plan) -> list[str]:
-    """Attached without a LAN on a firewall that NATs, enforce would never see UCM's packets."""
-    if plan.lan or set(plan.settings.ucm) <= set(plan.settings.public):
-        return []
-    rule = network.source_nat()
-    if rule is None:
-        return []
-    return [
-        f"this firewall rewrites source addresses ({rule}); UCM's packets reach the WAN no longer "
-        "as UCM's, and enforce will not see them. Name the interface they come in by: --lan IF"
-    ]
-
-
-def _warn_of_filters(ipr: IPRoute, record: Record) -> list[str]:
-    """A filter before ours that accepts or drops a packet hides it from us."""
-    return [
-        f"{registry.interface_name(place.ifindex)} {each.hook}: a {each.kind} filter at priority "
-        f"{each.priority} runs before {place.role}, which sees only what that lets go on"
-        for place in record.places
-        for each in tc.filters(ipr, place.ifindex)
-        if each.hook is place.role.hook and each.priority < tc.PRIORITY
-    ]
-
-
-def _warn_of_macvlans(ipr: IPRoute, plan: Plan) -> list[str]:
-    """Where UCM's gateway is a macvlan (VRRP), its packets are not for the interface below."""
-    return [
-        f"{name} is a macvlan on {each.name}: what is sent to its MAC comes in by {name} alone. "
-        f"If UCM's gateway address is there (VRRP), name it: --lan {name}"
-        for each in plan.lan
-        for name in network.macvlans_on(ipr, each.index)
-        if name not in plan.settings.lan
-    ]
-
-
-@contextmanager
-def exclusive(notify: Notify) -> Iterator[None]:
-    """One command at a time changes this network namespace; the next one says so and waits.
-
-    The lock is on the namespace itself (flock on /proc/self/ns/net): no file of ours, and the
-    kernel lets go of it with the process, however that ends.
-    """
-    fd = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _wait_for(fd, notify)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _wait_for(lock: int, notify: Notify) -> None:
-    """Wait for the lock, unless somebody else than root has it: that is none of our commands, for
-    they need root, and must not keep root from detaching."""
-    holder = _holder(os.fstat(lock).st_ino)
-    if holder and _user(holder) != 0:
-        notify(f"process {holder}, which is not root's, locks this network namespace: ignored")
-        return
-    notify(f"waiting for another moh-ebpf{f' (process {holder})' if holder else ''} to finish")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-def _holder(inode: int) -> int | None:
-    """The process that holds the lock, from /proc/locks (proc_locks(5))."""
-    for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-        fields = line.split()
-        if fields[1] == "FLOCK" and fields[5].endswith(f":{inode}"):
-            return int(fields[4])
-    return None
-
-
-def _user(process: int) -> int:
-    """A process's user; root's, 0, if it has ended meanwhile."""
-    try:
-        return Path(f"/proc/{process}").stat().st_uid
-    except FileNotFoundError:
-        return 0

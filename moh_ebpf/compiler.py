@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from moh_ebpf import layout, libbpf
+from moh_ebpf import features, layout, libbpf
 from moh_ebpf.errors import MohError
 from moh_ebpf.network import Interface
 from moh_ebpf.registry import Role
@@ -39,11 +39,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Loaded programs by role and their maps by name. The descriptors live as long as `module`."""
+    """Loaded programs by role and their maps by name: open descriptors, until `close`."""
 
     module: Any
     programs: dict[Role, int]
     maps: dict[str, libbpf.Map]
+
+    def close(self) -> None:
+        """Let go of programs and maps: what is attached stays, the rest is freed."""
+        self.module.cleanup()
 
 
 def sources() -> Path:
@@ -83,8 +87,11 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
 
 
 def _explain(output: str) -> str:
+    """What went wrong, by what BCC, clang and libbpf have printed, and that itself."""
     if "Operation not permitted" in output:
         reason = "the kernel does not permit it: run as root, with CAP_BPF and CAP_NET_ADMIN"
+    elif lacks := features.lacking():
+        reason = lacks
     elif "libbpf: " in output or "processed" in output or "bpf: Failed" in output:
         reason = f"the kernel ({platform.release()}) refuses the programs"
     else:

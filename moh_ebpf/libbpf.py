@@ -17,6 +17,11 @@ from moh_ebpf.errors import MohError
 BPF_ANY = 0
 BPF_NOEXIST = 1
 
+# enum bpf_prog_type, enum bpf_attach_type (linux/bpf.h)
+_SCHED_CLS = 3
+TCX_INGRESS = 46
+TCX_EGRESS = 47
+
 _NAME_LENGTH = 16
 _BATCH = 8192
 
@@ -51,6 +56,18 @@ class _MapInfo(ctypes.Structure):
         ("max_entries", ctypes.c_uint32),
         ("map_flags", ctypes.c_uint32),
         ("name", ctypes.c_char * _NAME_LENGTH),
+    )
+
+
+class _QueryOptions(ctypes.Structure):
+    """The head of struct bpf_prog_query_opts (bpf/bpf.h)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("query_flags", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("prog_ids", ctypes.c_void_p),
+        ("count", ctypes.c_uint32),
     )
 
 
@@ -122,6 +139,55 @@ def map_info(fd: int) -> Map:
 def bind_map(program: int, map_fd: int) -> None:
     """Let a program keep a map alive that it does not use (BPF_PROG_BIND_MAP, Linux 5.10)."""
     _call("bpf_prog_bind_map", program, map_fd, None)
+
+
+def has_tc_programs() -> bool:
+    """Does the kernel have BPF programs for tc? Raises OSError, EPERM without the rights."""
+    return _call("libbpf_probe_bpf_prog_type", _SCHED_CLS, None) == 1
+
+
+def has_map_type(kind: int) -> bool:
+    """Does the kernel have this enum bpf_map_type? Raises OSError."""
+    return _call("libbpf_probe_bpf_map_type", kind, None) == 1
+
+
+def has_helper(helper: int) -> bool:
+    """May a tc program call this enum bpf_func_id? Raises OSError."""
+    return _call("libbpf_probe_bpf_helper", _SCHED_CLS, helper, None) == 1
+
+
+def has_bind_map() -> bool:
+    """Does the kernel have BPF_PROG_BIND_MAP? One that has it minds the descriptor."""
+    return _is_known("bpf_prog_bind_map", -1, -1, None)
+
+
+def has_lookup_batch() -> bool:
+    """Does the kernel have BPF_MAP_LOOKUP_BATCH?"""
+    count = ctypes.c_uint32(0)
+    return _is_known("bpf_map_lookup_batch", -1, None, None, None, None, ctypes.byref(count), None)
+
+
+def _is_known(name: str, *arguments: Any) -> bool:
+    """Does the kernel know the command of this call, made with a bad descriptor?"""
+    try:
+        _call(name, *arguments)
+    except OSError as error:
+        return error.errno == errno.EBADF
+    return True
+
+
+def tcx_programs(ifindex: int, attach_type: int) -> list[int]:
+    """The ids of the TCX programs (Linux 6.6) at an interface's hook, in the order in which they
+    run. None on kernels without TCX, and where libbpf does not know the query."""
+    ids = (ctypes.c_uint32 * 64)()
+    options = _QueryOptions(
+        sz=ctypes.sizeof(_QueryOptions), prog_ids=ctypes.addressof(ids), count=len(ids)
+    )
+    try:
+        _call("bpf_prog_query_opts", ifindex, attach_type, ctypes.byref(options))
+    except (OSError, AttributeError):
+        return []
+    return list(ids[: options.count])
 
 
 def lookup(bpf_map: Map, key: bytes, value_size: int | None = None) -> bytes:

@@ -1,5 +1,7 @@
 """What attach must know of the interfaces it is told to use: asked of the kernel, by netlink."""
 
+import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ from moh_ebpf.errors import UsageError
 # tunnels, raw IP and "none" (tun, WireGuard) have none where tc sees the packet.
 _LINK_HEADERS = {1: 14, 772: 14, 512: 0, 519: 0, 768: 0, 778: 0, 65534: 0}
 
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
 _IFF_UP = 0x1
 _PORT_MASTERS = {"bridge", "bond", "team"}
 
@@ -90,6 +93,16 @@ def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
         for link in ipr.get_links()
         if link.get_attr("IFLA_LINK") == ifindex and _kind(link) in ("macvlan", "ipvlan")
     ]
+
+
+def enter_new_namespace() -> None:
+    """This thread goes on in a network namespace of its own, with a loopback interface alone, that
+    ends with the thread. Raises OSError."""
+    # os.unshare() is Python 3.12's.
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "unshare")
 
 
 def source_nat() -> str | None:

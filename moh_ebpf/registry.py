@@ -199,6 +199,16 @@ def open_program(program_id: int) -> Iterator[tuple[int, libbpf.Program]]:
         os.close(fd)
 
 
+def tcx_names(ifindex: int, hook: Hook) -> list[str]:
+    """The names of the TCX programs at an interface's hook, which run before its filters."""
+    kind = libbpf.TCX_INGRESS if hook is Hook.INGRESS else libbpf.TCX_EGRESS
+    names = []
+    for program_id in libbpf.tcx_programs(ifindex, kind):
+        with suppress(FileNotFoundError), open_program(program_id) as (_, program):
+            names.append(program.name or f"with id {program_id}")
+    return names
+
+
 @dataclass(frozen=True)
 class Found:
     """Our filters, and the ifindexes whose clsact attach made. `attached` is None where there are
@@ -262,14 +272,15 @@ def _close(maps: dict[str, libbpf.Map]) -> None:
 def made_clsact(each: Filter) -> set[int]:
     """The ifindexes whose clsact attach made, as the filter's own record has it.
 
-    For detach, which must work on programs of any version: what cannot be read is none.
+    For detach, which must work on programs of any version: a record that is not understood has
+    none. Raises OSError.
     """
     maps: dict[str, libbpf.Map] = {}
     try:
         maps = _open_maps(each)
         values = json.loads(libbpf.lookup(maps["settings"], _FIRST).rstrip(b"\0"))
         return set(map(int, values["clsact"]))
-    except (OSError, KeyError, ValueError, TypeError):
+    except (FileNotFoundError, KeyError, ValueError, TypeError):
         return set()
     finally:
         _close(maps)

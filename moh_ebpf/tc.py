@@ -111,10 +111,24 @@ def _ours(ifindex: int, hook: Hook) -> dict[str, int]:
     }
 
 
+# What the kernel lacks if it does not find (ENOENT) what it is to add.
+_LACKS_QDISC = "this kernel lacks the clsact qdisc (module sch_ingress, CONFIG_NET_SCH_INGRESS)"
+_LACKS_CLASSIFIER = "this kernel lacks BPF filters (module cls_bpf, CONFIG_NET_CLS_BPF)"
+
+
 @dataclass(frozen=True)
 class _Step:
+    """A change: `what` it makes, its netlink `message`, and what ENOENT for an answer means."""
+
     what: str
     message: bytes
+    not_found: str
+
+    def error(self, code: int, why: str) -> MohError:
+        said = f"{os.strerror(code)}{f' ({why})' if why else ''}"
+        if code == errno.ENOENT and self.not_found:
+            said = f"{self.not_found}: {said}"
+        return MohError(f"{self.what}: {said}")
 
 
 class Batch:
@@ -125,18 +139,19 @@ class Batch:
 
     def add_clsact(self, ifindex: int) -> None:
         """Give an interface its hooks; an error if it has them."""
-        self._add(f"clsact on {_name(ifindex)}", "add", "clsact", index=ifindex)
+        self._add(f"clsact on {_name(ifindex)}", _LACKS_QDISC, "add", "clsact", index=ifindex)
 
     def delete_clsact(self, ifindex: int) -> None:
         """Take an interface's hooks, and every filter at them, away."""
         self._add(
-            f"no clsact on {_name(ifindex)}", "del", "clsact", index=ifindex, handle=0xFFFF0000
+            f"no clsact on {_name(ifindex)}", "", "del", "clsact", index=ifindex, handle=0xFFFF0000
         )
 
     def replace_filter(self, ifindex: int, hook: Hook, name: str, fd: int) -> None:
         """Put our filter there, with the program of this fd; one of ours there is replaced."""
         self._add(
             f"{name} on {_name(ifindex)} {hook}",
+            _LACKS_CLASSIFIER,
             "replace-filter",
             "bpf",
             **_ours(ifindex, hook),
@@ -149,16 +164,17 @@ class Batch:
         """Take our filter away from there."""
         self._add(
             f"no filter on {_name(ifindex)} {hook}",
+            "",
             "del-filter",
             "bpf",
             **_ours(ifindex, hook),
         )
 
-    def _add(self, what: str, *arguments: Any, **options: Any) -> None:
+    def _add(self, what: str, not_found: str, *arguments: Any, **options: Any) -> None:
         encoder = IPBatch()
         try:
             encoder.tc(*arguments, **options)
-            self._steps.append(_Step(what, bytes(encoder.batch)))
+            self._steps.append(_Step(what, bytes(encoder.batch), not_found))
         finally:
             encoder.close()
 
@@ -178,7 +194,7 @@ class Batch:
             netlink.send(message)
             answers = _answers(netlink, len(self._steps))
         return [
-            MohError(f"{step.what}: {os.strerror(code)}{f' ({why})' if why else ''}")
+            step.error(code, why)
             for step, (code, why) in zip(self._steps, answers, strict=True)
             if code
         ]

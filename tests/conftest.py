@@ -1,11 +1,17 @@
 """Fixtures of all tiers. The unit tests need neither root nor BCC; the others need both."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.firewall import Firewall, firewall
+
+# A shell that runs us in the background has SIGINT ignored, and what we start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# Namespaces are removed whatever happens.
+signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
 
 
 @pytest.fixture(autouse=True)

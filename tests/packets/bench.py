@@ -149,7 +149,7 @@ class Bench:
         libbpf.update(counters, b"\0\0\0\0", b"\0" * size)
 
     def close(self) -> None:
-        self._loaded.module.cleanup()
+        self._loaded.close()
 
 
 def _packed(endpoint: str) -> tuple[bytes, bytes]:

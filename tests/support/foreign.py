@@ -1,11 +1,13 @@
 """Somebody else's tc program: counts the packets that pass it, by skb->priority, no more."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import compiler
+from moh_ebpf import compiler, libbpf
 from moh_ebpf.tc import Hook
 from tests.support.firewall import Firewall
 
@@ -24,21 +26,32 @@ int count(struct __sk_buff *skb)
 """
 
 
+def _load() -> Any:
+    flags = ["-D__LINUX_BPF_H__", *(f"-I{path}" for path in compiler._uapi_headers())]
+    return compiler._import_bcc().BPF(text=_SOURCE, cflags=flags)
+
+
 class Counter:
     """Its filter at one hook; `packets` by priority so far."""
 
-    def __init__(self, firewall: Firewall, interface: str, hook: Hook, priority: int) -> None:
-        bcc = compiler._import_bcc()
-        flags = ["-D__LINUX_BPF_H__", *(f"-I{path}" for path in compiler._uapi_headers())]
-        self._module = bcc.BPF(text=_SOURCE, cflags=flags)
-        program = self._module.load_func(b"count", bcc.BPF.SCHED_CLS)
+    def __init__(
+        self,
+        firewall: Firewall,
+        interface: str,
+        hook: Hook,
+        priority: int,
+        name: str = "somebody-else",
+        handle: int = 1,
+    ) -> None:
+        self._module = _load()
+        program = self._module.load_func(b"count", compiler._import_bcc().BPF.SCHED_CLS)
         with firewall.namespace.entered(), IPRoute() as ipr:
             index = firewall.namespace.ifindex(interface)
             if not [q for q in ipr.get_qdiscs(index=index) if q.get_attr("TCA_KIND") == "clsact"]:
                 ipr.tc("add", "clsact", index=index)
             ipr.tc(
                 "add-filter", "bpf", index=index, parent=hook.value, prio=priority, protocol=3,
-                fd=program.fd, name="somebody-else", direct_action=True,
+                handle=handle, fd=program.fd, name=name, direct_action=True,
             )  # fmt: skip
 
     @property
@@ -55,11 +68,27 @@ class Counter:
 
 @contextmanager
 def counter(
-    firewall: Firewall, interface: str, hook: Hook, priority: int = 5000
+    firewall: Firewall, interface: str, hook: Hook, priority: int = 5000, **filter_options: Any
 ) -> Iterator[Counter]:
     """Attached before ours (a priority below 4000) or after; gone with the namespace."""
-    made = Counter(firewall, interface, hook, priority)
+    made = Counter(firewall, interface, hook, priority, **filter_options)
     try:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def tcx_program(firewall: Firewall, interface: str, hook: Hook) -> Iterator[None]:
+    """Somebody else's TCX program (Linux 6.6) at a hook: counts as the filter does."""
+    module = _load()
+    program = module.load_func(b"count", compiler._import_bcc().BPF.SCHED_CLS)
+    kind = libbpf.TCX_INGRESS if hook is Hook.INGRESS else libbpf.TCX_EGRESS
+    index = firewall.namespace.ifindex(interface)
+    with firewall.namespace.entered():
+        link = libbpf._call("bpf_link_create", program.fd, index, kind, None)
+    try:
+        yield
+    finally:
+        os.close(link)
+        module.cleanup()

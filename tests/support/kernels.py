@@ -1,9 +1,11 @@
-"""What an older kernel lacks that a test needs: the test is skipped there, and says why."""
+"""The running kernel: what it lacks that a test needs, and what is loaded into it."""
 
 import os
 import re
 
 import pytest
+
+from moh_ebpf import libbpf
 
 
 def running() -> tuple[int, int]:
@@ -15,3 +17,12 @@ def running() -> tuple[int, int]:
 def skip_before(major: int, minor: int, lacks: str) -> None:
     if running() < (major, minor):
         pytest.skip(f"Linux before {major}.{minor}: {lacks}")
+
+
+def is_loaded(program_id: int) -> bool:
+    """Is there a BPF program with this id?"""
+    try:
+        os.close(libbpf.program_fd(program_id))
+    except FileNotFoundError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
+_HOOKS = ("ingress", "egress", "root")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,17 +76,11 @@ class Namespace:
         with self.entered():
             return socket.if_nametoindex(interface)
 
-    def tc_state(self, interface: str) -> str:
-        """All that tc shows of an interface: its qdiscs, and its filters at both hooks."""
-        return "".join(
-            self.run("tc", *command, "dev", interface, *hook).stdout
-            for command, hook in (
-                (("qdisc", "show"), ()),
-                (("filter", "show"), ("ingress",)),
-                (("filter", "show"), ("egress",)),
-                (("filter", "show"), ("root",)),
-            )
-        )
+    def tc_state(self, *interfaces: str) -> str:
+        """All that tc shows of interfaces: their qdiscs, and their filters at every hook."""
+        shows = ["qdisc show dev {}", *(f"filter show dev {{}} {hook}" for hook in _HOOKS)]
+        asked = [show.format(interface) for interface in interfaces for show in shows]
+        return self.run("tc", "-batch", "-", input="\n".join(asked) + "\n").stdout
 
 
 @contextmanager

@@ -1,0 +1,62 @@
+"""What is no error, but may keep the programs from seeing the packets: attach points it out."""
+
+from pyroute2 import IPRoute
+
+from moh_ebpf import network, registry, tc
+from moh_ebpf.compiler import Plan
+from moh_ebpf.registry import Record
+
+
+def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
+    """One sentence for each, with what to do about it."""
+    return [
+        *_unseen_behind_nat(plan),
+        *_earlier_filters(ipr, record),
+        *_tcx_programs(record),
+        *_macvlans(ipr, plan),
+    ]
+
+
+def _unseen_behind_nat(plan: Plan) -> list[str]:
+    """Attached without a LAN on a firewall that NATs, enforce would never see UCM's packets."""
+    if plan.lan or set(plan.settings.ucm) <= set(plan.settings.public):
+        return []
+    rule = network.source_nat()
+    if rule is None:
+        return []
+    return [
+        f"this firewall rewrites source addresses ({rule}); UCM's packets reach the WAN no longer "
+        "as UCM's, and enforce will not see them. Name the interface they come in by: --lan IF"
+    ]
+
+
+def _earlier_filters(ipr: IPRoute, record: Record) -> list[str]:
+    """A filter before ours that accepts or drops a packet hides it from us."""
+    return [
+        f"{registry.interface_name(place.ifindex)} {each.hook}: a {each.kind} filter at priority "
+        f"{each.priority} runs before {place.role}, which sees only what that lets go on"
+        for place in record.places
+        for each in tc.filters(ipr, place.ifindex)
+        if each.hook is place.role.hook and each.priority < tc.PRIORITY
+    ]
+
+
+def _tcx_programs(record: Record) -> list[str]:
+    """TCX programs run before all filters: what they accept or drop is hidden from us."""
+    return [
+        f"{registry.interface_name(place.ifindex)} {place.role.hook}: the TCX program {name} runs "
+        f"before {place.role}, which sees only what that lets go on; see: bpftool net"
+        for place in record.places
+        for name in registry.tcx_names(place.ifindex, place.role.hook)
+    ]
+
+
+def _macvlans(ipr: IPRoute, plan: Plan) -> list[str]:
+    """Where UCM's gateway is a macvlan (VRRP), its packets are not for the interface below."""
+    return [
+        f"{name} is a macvlan on {each.name}: what is sent to its MAC comes in by {name} alone. "
+        f"If UCM's gateway address is there (VRRP), name it: --lan {name}"
+        for each in plan.lan
+        for name in network.macvlans_on(ipr, each.index)
+        if name not in plan.settings.lan
+    ]

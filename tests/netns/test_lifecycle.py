@@ -98,6 +98,15 @@ def test_clsact_stays_where_somebody_moved_in(fw: Firewall) -> None:
         assert "clsact" not in fw.namespace.tc_state("lan")
 
 
+def test_empty_clsact_of_somebody_stays(fw: Firewall) -> None:
+    fw.namespace.run("tc", "qdisc", "add", "dev", "wan", "clsact")
+    before = state(fw)
+    fw.attach()
+    fw.attach()
+    fw.moh("detach")
+    assert state(fw) == before
+
+
 def test_our_priority_taken_is_refused(fw: Firewall) -> None:
     with counter(fw, "wan", Hook.EGRESS, 4000):
         before = state(fw)

@@ -10,7 +10,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
+from moh_ebpf import registry
 from moh_ebpf.tc import Hook
 from tests.support import kernels
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
@@ -33,6 +35,13 @@ def status(fw: Firewall) -> dict:
 
 def program_ids(fw: Firewall) -> set[int]:
     return {program["id"] for program in status(fw)["programs"]}
+
+
+def peers_map(fw: Firewall) -> int:
+    """The id of the map of peers."""
+    with fw.namespace.entered(), IPRoute() as ipr, registry.found(ipr) as found:
+        assert found.attached
+        return found.attached.maps["peers"].id
 
 
 def test_detach_leaves_no_trace(fw: Firewall) -> None:
@@ -153,7 +162,7 @@ def test_replacement_interrupts_nothing(fw: Firewall, change: tuple[str, ...]) -
     """A live stream, inbound and outbound, while everything is replaced: not one packet lost."""
     fw.attach(*PATIENT)
     fw.wan.send(udp(PROVIDER, HOLD))
-    old = program_ids(fw)
+    old, old_peers = program_ids(fw), peers_map(fw)
     stop, sent = threading.Event(), 0
 
     def stream() -> None:
@@ -183,6 +192,7 @@ def test_replacement_interrupts_nothing(fw: Firewall, change: tuple[str, ...]) -
         assert 0 < min(counted) <= max(counted) <= sent
     else:
         assert counted == (sent, sent)
+        assert peers_map(fw) == old_peers
     assert shown["counters"]["learned_moh"] == 1
 
 

@@ -96,8 +96,17 @@ static __always_inline u32 tos_priority(u8 tos)
 }
 
 /*
+ * Does the packet lose its link header on the way to this WAN? Then bpf_redirect_neigh() takes it
+ * away: before Linux 6.6 (or the stable release with its fix) bpf_redirect() leaves it on PPP.
+ */
+static __always_inline bool loses_link_header(struct __sk_buff *skb, u32 wan)
+{
+	return LINK_HEADER(skb->ifindex) && !LINK_HEADER(wan);
+}
+
+/*
  * Write the next hop's link header. A packet that came without one (from a tunnel) is given
- * room for it first; one that leaves without one loses it in bpf_redirect().
+ * room for it first.
  */
 static __always_inline long write_link_header(struct __sk_buff *skb, u32 wan, struct hop_dst *dst,
 					      struct hop_src *src)

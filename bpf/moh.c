@@ -443,7 +443,7 @@ static inline int send_to_hop(struct __sk_buff *skb, struct counters *count, str
 	if (become_forwarded(skb, packet, heard) || write_link_header(skb, wan, dst, src))
 		return drop_failed(count);
 	count_bypassed(count, peer, packet);
-	return bpf_redirect(wan, 0);
+	return loses_link_header(skb, wan) ? redirect_neigh(wan, NULL, 0, 0) : bpf_redirect(wan, 0);
 }
 
 /*
@@ -480,7 +480,8 @@ static inline int send_by_route(struct __sk_buff *skb, struct counters *count, s
 	    write_link_header(skb, wan, &dst, &src))
 		return drop_failed(count);
 	count_bypassed(count, peer, packet);
-	return LINK_HEADER(wan) ? redirect_neigh(wan, NULL, 0, 0) : bpf_redirect(wan, 0);
+	return LINK_HEADER(wan) || loses_link_header(skb, wan) ? redirect_neigh(wan, NULL, 0, 0)
+							       : bpf_redirect(wan, 0);
 }
 
 static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct peer *peer,

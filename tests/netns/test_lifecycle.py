@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from moh_ebpf import registry
+from moh_ebpf import attachment, registry
 from moh_ebpf.tc import Hook
 from tests.support import kernels
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
@@ -57,6 +57,15 @@ def test_detach_leaves_no_trace(fw: Firewall) -> None:
     assert not any(map(is_loaded, ids))
     assert status(fw)["attached"] is False
     assert fw.moh("status", check=False).returncode == 3
+
+
+def test_detach_returns_when_all_is_freed(fw: Firewall) -> None:
+    """In this process, for a command's own end takes longer than the kernel does."""
+    fw.attach()
+    ids = program_ids(fw)
+    with fw.namespace.entered():
+        attachment.detach(print)
+    assert [is_loaded(each) for each in ids] == [False] * 3
 
 
 def test_twice_is_fine(fw: Firewall) -> None:

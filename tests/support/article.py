@@ -7,8 +7,10 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from scapy.layers.inet import IP, UDP
 
@@ -16,6 +18,7 @@ from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, fir
 from tests.support.wire import Wire, flow, rtp, udp
 
 COUNT = 23
+_REWRITER = Path(__file__).with_name("nfqueue_rewriter.py")
 VARIANTS = ("iptables-nft", "iptables-legacy")
 
 # The firewall before its owner had hold music to think of. The last line is what the article
@@ -63,6 +66,15 @@ sudo iptables -t raw -A PREROUTING -s 10.10.10.10/32 -i eth0 -p udp -m set --mat
 """
 
 SOLUTION = IDENTIFY + PASS_IDENTIFIED + DROP_UNIDENTIFIED + SNAT
+
+# Part 3: what is on hold is neither tracked nor NATed, and waits for a program that rewrites it
+# (tests/support/nfqueue_rewriter.py). NOTRACK is the line above; the queue has no bypass, so that
+# without the program nothing leaves, rather than the private address.
+QUEUE = """
+sudo iptables -t mangle -A POSTROUTING -s 10.10.10.10/32 -o eth1 -p udp -m set --match-set MOH dst,dst -j NFQUEUE --queue-num 4000
+"""
+QUEUE_WITH_BYPASS = QUEUE.replace("--queue-num 4000", "--queue-num 4000 --queue-bypass")
+REWRITER_SOLUTION = IDENTIFY + PASS_IDENTIFIED + DROP_UNIDENTIFIED + NOTRACK + QUEUE
 
 # nftables can rewrite statelessly, which iptables of 2014 could not: in the ip family, and at a
 # device's ingress, where the packet is forwarded at once as ours is.
@@ -162,6 +174,32 @@ def why_not(iptables: str) -> str:
     with firewall(masquerade=False) as fw:
         tried = fw.namespace.run(iptables, "-w", "-t", "raw", "-S", check=False)
     return f"{iptables}: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+@contextmanager
+def rewriter(fw: Firewall) -> Iterator[subprocess.Popen[str]]:
+    """The program that QUEUE leads packets to, at work in the firewall."""
+    program = [sys.executable, str(_REWRITER), "4000", f"{PUBLIC}:4000"]
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", fw.namespace.name, *program], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n", "the rewriter does not run: see above"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def why_no_rewriter() -> str:
+    """Why the rewriter cannot run here; empty if it can."""
+    try:
+        import netfilterqueue  # noqa: F401
+    except ImportError:
+        return "PyPI's NetfilterQueue is not in .venv: scripts/setup --nfqueue installs it"
+    return ""
 
 
 def udp_flows(wire: Wire) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from tests.support.article import (
     VARIANTS,
     ArticleFirewall,
     article_firewall,
+    careless,
     left,
     nft_spoils_zero,
     say,
@@ -200,19 +201,29 @@ def zero_rewritten() -> int:
 
 
 @pytest.mark.parametrize("rules", [NFT_IP, NFT_NETDEV], ids=["ip", "netdev"])
-def test_nftables_spoils_packets_without_checksum_and_ours_does_not(rules: str) -> None:
-    """nftables 1.0 does, as Debian 12 has it; 1.1, as Debian 13 has it, leaves the 0 alone."""
+def test_nftables_spoils_packets_without_checksum_unless_told(rules: str) -> None:
+    """nftables 1.0 does, as Debian 12 has it; 1.1, as Debian 13 has it, leaves the 0 alone.
+
+    A rule of their own that puts the 0 back is what 1.0 takes.
+    """
     with firewall() as theirs:
-        theirs.namespace.nft(rules)
+        theirs.namespace.nft(careless(rules))
         first, *others = hold_music_without_checksum(theirs)
     assert first[UDP].chksum == udp_checksum(first)
     assert zero_rewritten() not in (0, udp_checksum(first))
     theirs_sent = zero_rewritten() if nft_spoils_zero() else 0
     assert [packet[UDP].chksum for packet in others] == [theirs_sent] * COUNT
 
-    with firewall() as ours:
-        attach(ours)
-        first, *others = hold_music_without_checksum(ours)
+    with firewall() as told:
+        told.namespace.nft(rules)
+        first, *others = hold_music_without_checksum(told)
+    assert first[UDP].chksum == udp_checksum(first)
+    assert [packet[UDP].chksum for packet in others] == [0] * COUNT
+
+
+def test_ours_leaves_packets_without_checksum_alone(fw: Firewall) -> None:
+    attach(fw)
+    first, *others = hold_music_without_checksum(fw)
     assert first[UDP].chksum == udp_checksum(first)
     assert [packet[UDP].chksum for packet in others] == [0] * COUNT
 

@@ -4,16 +4,14 @@ Packets are counted by the kernel, at the WAN's egress and per peer; a capture w
 """
 
 import json
-import random
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from moh_ebpf.tc import Hook
-from tests.support.firewall import PUBLIC, UCM, Firewall
+from tests.support.firewall import Firewall
+from tests.support.flood import Streams, endpoints, spoofed
 from tests.support.foreign import counter
-from tests.support.wire import Wire, udp
 
 STREAMS = 1000
 ROUNDS = 100
@@ -21,29 +19,6 @@ ROUND_SECONDS = 0.02  # G.711: 50 packets/s a stream
 SPOOFED = 1_000_000
 # A peer is refreshed in each round; a slow machine's rounds take longer.
 PATIENT = ("--timeout", "30s")
-
-
-def endpoints(count: int) -> list[str]:
-    return [f"203.0.{113 + n // 250}.{1 + n % 250}:{20000 + 2 * (n % 7)}" for n in range(count)]
-
-
-class Streams:
-    """Hold music to so many endpoints, all of which send to the phantom port."""
-
-    def __init__(self, fw: Firewall, count: int) -> None:
-        self._heard = [bytes(fw.wan.frame(udp(e, f"{PUBLIC}:4000"))) for e in endpoints(count)]
-        self._played = [
-            bytes(fw.lan.frame(udp(f"{UCM}:{24576 + 2 * n}", e)))
-            for n, e in enumerate(endpoints(count))
-        ]
-        self._fw = fw
-
-    def play_round(self) -> None:
-        """One packet each way of each stream."""
-        for frame in self._heard:
-            self._fw.wan.send_frame(frame)
-        for frame in self._played:
-            self._fw.lan.send_frame(frame)
 
 
 def sent_to_peers(fw: Firewall) -> list[int]:
@@ -54,7 +29,7 @@ def sent_to_peers(fw: Firewall) -> list[int]:
 def test_a_thousand_held_calls(fw: Firewall) -> None:
     """1,000 streams at 50 packets/s for 2 s, each way. A round that is late is not skipped: on a
     slow machine the rate is lower, the count the same."""
-    streams = Streams(fw, STREAMS)
+    streams = Streams(fw, endpoints(STREAMS))
     with counter(fw, "wan", Hook.EGRESS, 9000) as left:
         fw.attach(*PATIENT)
         begin = time.monotonic()
@@ -65,17 +40,6 @@ def test_a_thousand_held_calls(fw: Firewall) -> None:
     assert sent_to_peers(fw) == [ROUNDS] * STREAMS
 
 
-def spoofed(wan: Wire, count: int) -> Iterator[bytes]:
-    """RTP to a public address, each from another endpoint of the internet."""
-    frame = bytearray(bytes(wan.frame(udp("192.0.2.1:1", f"{PUBLIC}:4000"))))
-    numbers = random.Random(1)
-    for _ in range(count):
-        # 11.x to 99.x: global addresses, and none of the live streams'.
-        frame[26:30] = bytes([numbers.randrange(11, 100)]) + numbers.randbytes(3)
-        frame[34:36] = numbers.randbytes(2)
-        yield bytes(frame)
-
-
 @pytest.mark.parametrize("sources", ["learned", "kept out by --provider"])
 def test_a_million_spoofed_sources_cost_no_call_a_packet(fw: Firewall, sources: str) -> None:
     """The flood fills the map many times over; live peers are the recently used ones, and stay.
@@ -84,7 +48,7 @@ def test_a_million_spoofed_sources_cost_no_call_a_packet(fw: Firewall, sources: 
     """
     live, flood_between = 50, 10_000
     listed = ("--provider", "203.0.0.0/16") if sources != "learned" else ()
-    streams, late = Streams(fw, live), Streams(fw, 2 * live)
+    streams, late = Streams(fw, endpoints(live)), Streams(fw, endpoints(2 * live))
     with counter(fw, "wan", Hook.EGRESS, 9000) as left:
         fw.attach(*PATIENT, *listed)
         streams.play_round()

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from subprocess import Popen
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ _MOH = f"{sys.executable} -m moh_ebpf"
 
 
 class Contender(NamedTuple):
-    """`rules` is what its owner writes, in `language`; `remove` is what takes it away."""
+    """`rules` is what its owner writes, in `language`; `remove` is what takes it away; `why_not`
+    tells why it cannot run here, or nothing."""
 
     name: str
     about: str
@@ -27,10 +29,7 @@ class Contender(NamedTuple):
     language: str
     start: Callable[["Site"], None]
     remove: str
-
-    def why_not(self) -> str:
-        """Why it cannot run here; empty if it can."""
-        return article.why_no_rewriter() if self.name == "NFQUEUE" else ""
+    why_not: Callable[[], str] = str
 
 
 @dataclass
@@ -51,11 +50,11 @@ class Site:
         self.contender.start(self)
 
     def remove(self) -> int:
-        """Take the contender away; the number of commands that it took."""
+        """Take the contender away; the number of commands that it took, the program's end one."""
         if self.program:
             self.kill_program()
         self.article.run(self.contender.remove.replace("moh-ebpf", _MOH))
-        return len(self.contender.remove.strip().splitlines())
+        return len(self.contender.remove.splitlines()) + bool(self.program)
 
     def kill_program(self) -> None:
         assert self.program
@@ -72,13 +71,17 @@ class Site:
         article.talk(self.fw, ucm_port, public_port)
         return self.left()
 
-    def turn(self, ucm_port: int, public_port: int) -> None:
-        """One packet each: the provider's, then UCM's."""
+    def turn(self, ucm_port: int, public_port: int) -> list[Flow]:
+        """One packet each, the provider's, then UCM's; what left by the WAN."""
         self.fw.wan.send(udp(PROVIDER, f"{PUBLIC}:{public_port}", rtp()))
         self.fw.lan.send(udp(f"{UCM}:{ucm_port}", PROVIDER, rtp()))
+        return self.left()
 
     def left(self) -> list[Flow]:
-        return [flow(packet) for packet in self.packets() if UDP in packet]
+        """As `packets`, but UDP's flows; a wrong checksum is an error, whoever made it."""
+        packets = [packet for packet in self.packets() if UDP in packet]
+        assert all(packet[UDP].chksum in (0, article.udp_checksum(packet)) for packet in packets)
+        return [flow(packet) for packet in packets]
 
     def packets(self) -> list[IP]:
         """What has left by the WAN since the last call, of whatever kind."""
@@ -92,9 +95,13 @@ class Site:
 @contextmanager
 def site(contender: Contender) -> Iterator[Site]:
     """The firewall, the contender not started yet."""
-    usable = next(name for name in article.VARIANTS if not article.why_not(name))
-    with article.article_firewall(usable) as made, ExitStack() as stack:
+    with article.article_firewall(_iptables()) as made, ExitStack() as stack:
         yield Site(contender, made, stack)
+
+
+@cache
+def _iptables() -> str:
+    return next(name for name in article.VARIANTS if not article.why_not(name))
 
 
 def _start_queue(site: Site) -> None:
@@ -157,6 +164,7 @@ CONTENDERS = [
         "sh",
         _start_queue,
         _removal(article.REWRITER_SOLUTION),
+        article.why_no_rewriter,
     ),
     Contender(
         "nft ip",

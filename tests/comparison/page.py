@@ -35,7 +35,13 @@ def row(name: str, result: Result) -> str:
 
 def overview_row(scenario: Scenario, results: dict[str, Result]) -> str:
     verdicts = (_emphasised(results[contender.name].verdict) for contender in CONTENDERS)
-    return f"| [{scenario.title}](#{_anchor(scenario.title)}) | {' | '.join(verdicts)} |"
+    return f"| {link(scenario)} | {' | '.join(verdicts)} |"
+
+
+def link(scenario: Scenario) -> str:
+    """To its section, by the anchor that Markdown makes of a heading."""
+    anchor = re.sub(r"[^\w -]", "", scenario.title.lower()).replace(" ", "-")
+    return f"[{scenario.title}](#{anchor})"
 
 
 def section(scenario: Scenario, rows: list[str]) -> str:
@@ -93,10 +99,6 @@ def _rules(contender: Contender) -> str:
 
 def _emphasised(verdict: str) -> str:
     return verdict if verdict in ("works", NOT_APPLICABLE) else f"**{verdict}**"
-
-
-def _anchor(title: str) -> str:
-    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def _chosen(words: list[str]) -> list[Scenario]:

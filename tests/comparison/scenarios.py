@@ -87,10 +87,13 @@ def transfer(site: Site) -> Result:
     site.start()
     site.talk(FIRST_HOLD, 4000)
     voicemail = leg("voicemail", site.talk(CALL, CALL), SPEECH)
-    for _ in range(COUNT):
-        site.turn(FIRST_HOLD, 4000)
-        site.turn(CALL, CALL)
-    return judge(voicemail, leg("to and fro", site.left(), [AS_HOLD, AS_CALL] * COUNT))
+    to_and_fro = [
+        packet
+        for _ in range(COUNT)
+        for ports in ((FIRST_HOLD, 4000), (CALL, CALL))
+        for packet in site.turn(*ports)
+    ]
+    return judge(voicemail, leg("to and fro", to_and_fro, [AS_HOLD, AS_CALL] * COUNT))
 
 
 def unidentified(site: Site) -> Result:
@@ -126,7 +129,6 @@ def rtcp(site: Site) -> Result:
     report = b"\x80\xc8\x00\x06" + bytes(24)
     wanted = [(f"{PUBLIC}:4001", theirs)]
     site.turn(FIRST_HOLD, 4000)
-    site.left()
     site.fw.lan.send(udp(ours, theirs, report))
     first = leg("UCM's before the provider's", site.left(), wanted)
     site.fw.wan.send(udp(theirs, f"{PUBLIC}:4001", report))

@@ -80,7 +80,8 @@ REWRITER_SOLUTION = IDENTIFY + PASS_IDENTIFIED + DROP_UNIDENTIFIED + NOTRACK + Q
 # nftables can rewrite statelessly, which iptables of 2014 could not: in the ip family, and at a
 # device's ingress, where the packet is forwarded at once as ours is. Both learn as ours does, RTP
 # alone (two bits of the payload's first byte), and drop the unidentified only where it would leave
-# by the WAN. The map remembers which phantom port, 4000 or 4001 (RTCP), an endpoint sends to.
+# by the WAN. The map remembers which phantom port, 4000 or 4001 (RTCP), an endpoint sends to. What
+# is not tracked and forgotten on its way to postrouting would leak: dropped.
 _NFT_SETS = """
     map phantom { type ipv4_addr . inet_service : inet_service; size 65535; flags dynamic,timeout; timeout 60s; }
     set two { type ipv4_addr . inet_service; size 65535; flags dynamic,timeout; timeout 60s; }
@@ -101,7 +102,8 @@ table ip stateless {{{_NFT_SETS}
     }}
     chain rewrite {{
         udp checksum 0 udp sport set ip daddr . udp dport map @phantom ip saddr set {PUBLIC} udp checksum set 0 accept
-        udp sport set ip daddr . udp dport map @phantom ip saddr set {PUBLIC}
+        udp sport set ip daddr . udp dport map @phantom ip saddr set {PUBLIC} accept
+        ct state untracked drop
     }}
     chain prerouting {{
         type filter hook prerouting priority raw;

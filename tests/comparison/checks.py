@@ -1,16 +1,18 @@
 """What the page says beside the table: each sentence with a run that shows it."""
 
 import re
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from scapy.layers.inet import UDP
 
-from tests.comparison.contenders import CONTENDERS, Site, site
+from tests.comparison.contenders import CONTENDERS, Site, attached, site, with_rules
 from tests.comparison.scenarios import (
     AS_HOLD,
     FIRST_HOLD,
     FLOOD,
+    MUSIC,
     NEW,
     Result,
     flooded,
@@ -56,12 +58,6 @@ def started(name: str, start: Callable[[Site], None]):
     return site(contender._replace(start=start))
 
 
-def with_rules(rules: str) -> Callable[[Site], None]:
-    if "table " in rules:
-        return lambda made: made.fw.namespace.nft(rules)
-    return lambda made: made.article.run(rules) and None
-
-
 def result_of_flood(name: str, start: Callable[[Site], None], networks: range = ANYWHERE) -> Result:
     with started(name, start) as made:
         return flooded(made, FLOOD, networks)
@@ -84,8 +80,10 @@ def ipset_does_not_renew() -> None:
     with started("iptables + ipset", with_rules(article.SOLUTION)) as made:
         made.start()
         made.talk(FIRST_HOLD, 4000)
+        begun = time.monotonic()
         while made.article.identified()["MOH"] > article.TIMEOUT - 2:
             made.talk(FIRST_HOLD, 4000)
+            assert time.monotonic() - begun < 30, "the provider's packets renew its membership"
 
 
 def nft_renews() -> None:
@@ -96,6 +94,15 @@ def nft_renews() -> None:
             pass
         made.talk(FIRST_HOLD, 4000)
         assert _expires(made) > aged
+
+
+def nft_members_have_timeouts() -> None:
+    member = "update @phantom { ip saddr . udp sport"
+    rules = article.NFT_NETDEV.replace(member, f"{member} timeout 30s")
+    with started("nft netdev", with_rules(rules)) as made:
+        made.start()
+        assert made.talk(FIRST_HOLD, 4000) == MUSIC
+        assert _expires(made) <= 30
 
 
 def _expires(made: Site) -> float:
@@ -129,14 +136,20 @@ def maps_remember_where() -> None:
         made.start()
         assert _answer(made, endpoint, f"{other}:4001") == f"{other}:4001"
         assert _answer(made, endpoint, f"{PUBLIC}:4000") == f"{other}:4001"
-        made.fw.namespace.run("nft", "flush", "map", "netdev", "stateless", "address")
-        assert _answer(made, endpoint, f"{PUBLIC}:4000") == f"{PUBLIC}:4001"
 
-    with started("moh_ebpf", lambda made: made.fw.attach("--timeout", "60s")) as made:
-        made.fw.namespace.run("ip", "addr", "add", f"{other}/24", "dev", "wan")
-        made.start()
-        for public in (f"{other}:4001", f"{PUBLIC}:4000"):
-            assert _answer(made, endpoint, public) == public
+    for name, start in (
+        ("nft netdev", with_rules(_deleting_first(NFT_MAPS))),
+        ("moh_ebpf", attached()),
+    ):
+        with started(name, start) as made:
+            made.fw.namespace.run("ip", "addr", "add", f"{other}/24", "dev", "wan")
+            made.start()
+            for public in (f"{other}:4001", f"{PUBLIC}:4000"):
+                assert _answer(made, endpoint, public) == public
+
+
+def _deleting_first(rules: str) -> str:
+    return re.sub(r"update (@\w+ \{.*?\})", r"delete \1 update \1", rules)
 
 
 def _answer(made: Site, endpoint: str, public: str) -> str:
@@ -169,7 +182,7 @@ def _with_prefix() -> list[tuple[str, Callable[[Site], None]]]:
         ("iptables + ipset", with_rules(listed)),
         ("nft ip", with_rules(ip)),
         ("nft netdev", with_rules(netdev)),
-        ("moh_ebpf", lambda made: made.fw.attach("--timeout", "60s", "--provider", PREFIX)),
+        ("moh_ebpf", attached("--provider", PREFIX)),
     ]
 
 
@@ -221,6 +234,11 @@ CHECKS = [
     ),
     Check("nftables' `update` renews a member with each packet.", nft_renews),
     Check(
+        "A member of an nftables set can have a timeout of its own, longer for RTCP: `update "
+        "@phantom { ip saddr . udp sport timeout 30s : udp dport }`.",
+        nft_members_have_timeouts,
+    ),
+    Check(
         "Without the rule that puts a UDP checksum of 0 back, nftables 1.0 sends garbage in its "
         "place, which the receiver drops; 1.1 leaves the 0 alone.",
         careless_nft_spoils_zero,
@@ -229,7 +247,7 @@ CHECKS = [
         "nftables can remember per endpoint which public address and port it sends to: two maps, "
         "`ip saddr set ip daddr . udp dport map @address`. `update` leaves a value that is there "
         "as it is, so an endpoint that moves to another public address is answered from the old "
-        "one until it is forgotten, or deleted by a rule first. moh_ebpf follows with the packet.",
+        "one; `delete` before each `update` mends that. moh_ebpf does it without either.",
         maps_remember_where,
     ),
     Check(

@@ -104,6 +104,22 @@ def _iptables() -> str:
     return next(name for name in article.VARIANTS if not article.why_not(name))
 
 
+def with_rules(rules: str) -> Callable[[Site], None]:
+    """A start by rules: a table of nftables, or commands as the article prints them."""
+
+    def start(site: Site) -> None:
+        if rules.lstrip().startswith("table "):
+            site.fw.namespace.nft(rules)
+        else:
+            site.article.run(rules)
+
+    return start
+
+
+def attached(*options: str) -> Callable[[Site], None]:
+    return lambda site: site.fw.attach("--timeout", "60s", *options)
+
+
 def _start_queue(site: Site) -> None:
     site.article.run(article.REWRITER_SOLUTION)
     site.program = site.stack.enter_context(article.rewriter(site.fw))
@@ -141,7 +157,7 @@ CONTENDERS = [
         "UCM. All the others stand on it, too.",
         article.ORDINARY,
         "sh",
-        lambda site: None,
+        with_rules(""),
         "",
     ),
     Contender(
@@ -151,7 +167,7 @@ CONTENDERS = [
         "[judged apart](#checked-beside-the-table).",
         article.SOLUTION,
         "sh",
-        lambda site: site.article.run(article.SOLUTION) and None,
+        with_rules(article.SOLUTION),
         _removal(article.SOLUTION),
     ),
     Contender(
@@ -171,16 +187,16 @@ CONTENDERS = [
         "nftables' stateless rewriting where the article's rules were: raw, and postrouting.",
         article.NFT_IP,
         "",
-        lambda site: site.fw.namespace.nft(article.NFT_IP),
+        with_rules(article.NFT_IP),
         "nft delete table ip stateless",
     ),
     Contender(
         "nft netdev",
-        "nftables in its fastest form: at both interfaces' ingress, the packet forwarded at once "
+        "nftables by its shortest way: at both interfaces' ingress, the packet forwarded at once "
         "(`fwd`). The gateway is named in the rules.",
         article.NFT_NETDEV,
         "",
-        lambda site: site.fw.namespace.nft(article.NFT_NETDEV),
+        with_rules(article.NFT_NETDEV),
         "nft delete table netdev stateless",
     ),
     Contender(
@@ -188,7 +204,7 @@ CONTENDERS = [
         "This project.",
         f"moh-ebpf attach {' '.join(ATTACH)} --timeout 60s",
         "sh",
-        lambda site: site.fw.attach("--timeout", "60s"),
+        attached(),
         "moh-ebpf detach",
     ),
 ]

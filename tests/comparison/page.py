@@ -129,7 +129,7 @@ def main(words: list[str]) -> None:
     print("Beside the table:")
     for check in checks.CHECKS:
         check.run()
-        print(f"  so it is: {check.says.partition('. ')[0]}", flush=True)
+        print(f"  {check.run.__name__.replace('_', ' ')}: so it is", flush=True)
     PAGE.write_text(page(results))
     print(f"Written: {PAGE.relative_to(PAGE.parents[1])}")
 

@@ -323,7 +323,8 @@ SCENARIOS = [
         f"is one, and UCM speaks on; {COUNT} packets each time.",
         f"None of what leaves by the WAN is from {UCM}.",
         private_leak,
-        "As they stand, none leaks; what was left out of them does, see below.",
+        "As they stand, none leaks. With the article's NOTRACK line and no rewriter, or a queue "
+        "with `--queue-bypass` whose program is dead, every packet of hold music does: see below.",
     ),
     Scenario(
         "A program dies",
@@ -349,9 +350,9 @@ SCENARIOS = [
         f"Every packet of the live holds, {NEW} of the new ones, all from public:4000.",
         flood,
         "A full set takes no new member until one times out: nftables' is full at its 65,535, the "
-        "article's at 12,288 (see below). The map of moh_ebpf has 65,536 places, and gives the one "
-        "not used for longest to the newest. The timeout is 60 s here; with 1 s it takes that many "
-        "endpoints in each second. What helps a set is below, too.",
+        "article's at 12,288 (see below). The map of moh_ebpf has 65,536 places, and gives one "
+        "that was not used for long to the newest. The timeout is 60 s here; with 1 s it takes "
+        "that many endpoints in each second. What helps a set is below, too.",
         slow=True,
     ),
 ]

@@ -83,7 +83,23 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         raise MohError(_explain("".join(output) or str(error))) from error
     names = ["peers", "counters", "settings"] + ["providers"] * bool(plan.settings.provider)
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
-    return Loaded(module, programs, maps)
+    loaded = Loaded(module, programs, maps)
+    _check_names(loaded)
+    return loaded
+
+
+def _check_names(loaded: Loaded) -> None:
+    """Programs and maps are found again by their names, which libbpf leaves out if the kernel did
+    not take its one try with a name, be it for want of memory."""
+    names = {role.program: libbpf.program_info(fd).name for role, fd in loaded.programs.items()}
+    names |= {name: each.name for name, each in loaded.maps.items()}
+    for wanted, name in names.items():
+        if name != wanted:
+            loaded.close()
+            raise MohError(
+                f"the kernel has loaded {wanted} without its name, by which it is found again; "
+                "is it short of memory? Try again"
+            )
 
 
 def _explain(output: str) -> str:

@@ -83,8 +83,9 @@ def _strace(
 
 
 def _read(line: str) -> tuple[str, str]:
-    """The system call; BPF_MAP_CREATE and the like, the type of a netlink message, or the call."""
+    """The system call; and a command of BPF's with the type of program or map, the type of a
+    netlink message, or the call."""
     call = re.search(r"(\w+)\(", line)
-    name = re.search(r"\bBPF_[A-Z_]+|(?<=nlmsg_type=)\w+", line)
     assert call, line
-    return call[1], name[0] if name else call[1]
+    names = re.findall(r"\bBPF_[A-Z_]+", line)[:2] or re.findall(r"(?<=nlmsg_type=)\w+", line)[:1]
+    return call[1], " ".join(names) or call[1]

@@ -5,9 +5,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Timer
 
-from tests.kernels.debian import Kernel, output
+from tests.kernels.debian import Kernel
+from tests.support.debian import output
+from tests.support.matrix import Process
 
 INIT = Path(__file__).with_name("init")
 BUSYBOX = Path("/bin/busybox")
@@ -31,35 +32,18 @@ class Boot:
 
     def __init__(self, kernel: Kernel, directory: Path) -> None:
         self.kernel, self.directory = kernel, directory
-        self.timed_out = False
 
     def lines(self, command: list[str], environment: dict[str, str]) -> Iterator[str]:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
         self._write_command(command, environment)
         initramfs = self._write_initramfs()
-        qemu = subprocess.Popen(
-            self._qemu(initramfs),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        assert qemu.stdout is not None
+        self._qemu = Process(self._machine(initramfs), PATIENCE_SECONDS)
+        yield from self._qemu.lines()
 
-        def give_up() -> None:
-            self.timed_out = True
-            qemu.kill()
-
-        timer = Timer(PATIENCE_SECONDS, give_up)
-        timer.start()
-        try:
-            yield from qemu.stdout
-        finally:
-            timer.cancel()
-            qemu.kill()
-            qemu.wait()
+    @property
+    def timed_out(self) -> bool:
+        return self._qemu.timed_out
 
     @property
     def status(self) -> int | None:
@@ -111,7 +95,7 @@ class Boot:
                     found[Path(line.split()[1])] = None
         return list(found)
 
-    def _qemu(self, initramfs: Path) -> list[str]:
+    def _machine(self, initramfs: Path) -> list[str]:
         """One CPU: emulating two in threads, now and then a boot panics."""
         machine = (
             "-M q35 -accel tcg -cpu qemu64 -smp 1 -m 2048 -nodefaults -no-user-config "

@@ -4,12 +4,12 @@ import functools
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.debian import KEYRING, Unavailable, archives, output
+
 CACHE = Path("build/kernels")
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # 5.10 is Debian 11's, 6.1 Debian 12's; 6.12 came to 12's security suite, and the newest of all
 # to 13's backports.
@@ -18,10 +18,6 @@ SUITES = {
     "debian-security": ["bullseye-security", "bookworm-security"],
 }
 IMAGE = re.compile(r"linux-image-(?P<release>(?P<series>\d+\.\d+)\.[0-9a-z.+~-]*amd64)")
-
-
-class NoKernel(Exception):
-    """What was asked for cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +34,6 @@ class Kernel:
     @property
     def layer(self) -> Path:
         return self.directory / "layer"
-
-
-def output(*command: str, **options) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    if done.returncode:
-        raise NoKernel(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def archives() -> dict[str, str]:
-    """Where this machine gets Debian from: the URIs of its "debian" and "debian-security"."""
-    found = {}
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Component: main"]
-    for uri in output(*command).split():
-        # Cloud images name a file of mirrors, such as mirror+file:/etc/apt/mirrors/debian.list.
-        name = uri.rstrip("/").rsplit("/", 1)[-1].removesuffix(".list")
-        found.setdefault(name, uri)
-    if missing := SUITES.keys() - found.keys():
-        raise NoKernel(
-            f"this machine's apt sources name no {' nor '.join(sorted(missing))} archive, "
-            "and the kernels come from there: run this on Debian"
-        )
-    return {name: found[name] for name in SUITES}
 
 
 class Apt:
@@ -136,7 +109,7 @@ def choose(series: list[str]) -> list[str]:
     for each in series:
         name = images.get(in_order[-1] if each == "newest" else each)
         if name is None:
-            raise NoKernel(f"there is no {each}; to be had are newest, {', '.join(in_order)}")
+            raise Unavailable(f"there is no {each}; to be had are newest, {', '.join(in_order)}")
         if name not in chosen:
             chosen.append(name)
     return chosen

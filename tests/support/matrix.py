@@ -1,0 +1,200 @@
+"""The tests run in several places (kernels, systems): progress, and a table of what came of them.
+
+The standard library is enough for it: pytest runs there, not here.
+"""
+
+import fcntl
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from threading import Timer
+from typing import NamedTuple
+
+PROGRESS = re.compile(r"(tests/\S+?::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*\[ *(\d+)%\]")
+OUTCOMES = ("passed", "failed", "skipped")
+
+
+class Result(NamedTuple):
+    """What came of the tests in one place; `trouble` is why there is no more to tell."""
+
+    name: str
+    seconds: float
+    outcomes: Counter[str]
+    failures: list[str]
+    skips: Counter[str]
+    trouble: str = ""
+    versions: dict[str, str] | None = None
+
+    @property
+    def is_good(self) -> bool:
+        return not self.trouble and not self.failures and self.outcomes["passed"] > 0
+
+    @property
+    def verdict(self) -> str:
+        return self.trouble or ("ok" if self.is_good else "failed")
+
+
+class Progress:
+    """One line that is written over on a terminal; elsewhere one line every 10 percent."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._start, self._shown = name, time.monotonic(), -1
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def show(self, what: str, percent: int = 0) -> None:
+        seconds = int(self.seconds)
+        line = f"{self._name}  {seconds // 60}:{seconds % 60:02}  {percent:3}%  {what}"
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
+        elif percent // 10 > self._shown:
+            self._shown = percent // 10
+            print(line, flush=True)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        print(f"\r\x1b[K{line}" if sys.stdout.isatty() else line, flush=True)
+
+
+class Process:
+    """A program that says something: `lines` yields it. It is killed when it takes too long, or
+    when we leave; then `status` is None.
+    """
+
+    def __init__(self, command: list[str], patience_seconds: float, **options) -> None:
+        self._command, self._patience, self._options = command, patience_seconds, options
+        self.timed_out = False
+        self.status: int | None = None
+
+    def lines(self) -> Iterator[str]:
+        options = {"stdin": subprocess.DEVNULL} | self._options
+        process = subprocess.Popen(
+            self._command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            **options,
+        )
+        assert process.stdout is not None
+
+        def give_up() -> None:
+            self.timed_out = True
+            process.kill()
+
+        timer = Timer(self._patience, give_up)
+        timer.start()
+        try:
+            yield from process.stdout
+            self.status = None if self.timed_out else process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+            process.wait()
+
+
+def follow(lines: Iterable[str], log: Path, progress: Progress) -> None:
+    """All lines to the log, the last to the terminal, failures so that they stay."""
+    percent = "0"
+    with log.open("w") as file:
+        for line in lines:
+            file.write(line)
+            file.flush()
+            if found := PROGRESS.search(line):
+                name, outcome, percent = found.groups()
+                if outcome in ("FAILED", "ERROR"):
+                    progress.say(f"{outcome} {name}")
+                progress.show(name, int(percent))
+            elif line.strip():
+                progress.show(line.strip(), int(percent))
+
+
+def read(name: str, junit: Path, seconds: float) -> Result:
+    """What pytest has written of its tests; nothing, if it came to nothing."""
+    outcomes: Counter[str] = Counter()
+    skips: Counter[str] = Counter()
+    failures = []
+    try:
+        root = ElementTree.parse(junit).getroot()
+    except (OSError, ElementTree.ParseError):
+        root = ElementTree.Element("nothing")
+    for case in root.iter("testcase"):
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            outcomes["failed"] += 1
+            failures.append(f"{case.get('classname')}::{case.get('name')}")
+        elif skipped is not None:
+            outcomes["skipped"] += 1
+            skips[skipped.get("message", "")] += 1
+        else:
+            outcomes["passed"] += 1
+    return Result(name, seconds, outcomes, failures, skips)
+
+
+def show(place: str, results: list[Result]) -> None:
+    """A table, then each failure, then each reason for skipping once."""
+    print()
+    for line in table(place, results):
+        print(line)
+    for each in results:
+        for failure in each.failures:
+            print(f"{each.name}: failed: {failure}")
+    reasons: dict[str, list[str]] = {}
+    for each in results:
+        for reason, number in each.skips.items():
+            reasons.setdefault(reason, []).append(f"{number} on {each.name}")
+    if reasons:
+        print("\nSkipped:")
+    for reason, where in reasons.items():
+        print(f"  {reason} ({', '.join(where)})")
+
+
+def table(place: str, results: list[Result]) -> Iterator[str]:
+    versions = list(dict.fromkeys(name for each in results for name in each.versions or {}))
+    rows = [[place, *versions, *OUTCOMES, "seconds", ""]]
+    for each in results:
+        shown = [(each.versions or {}).get(name, "?") for name in versions]
+        numbers = [str(each.outcomes[name]) for name in OUTCOMES]
+        rows.append([each.name, *shown, *numbers, f"{each.seconds:.0f}", each.verdict])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = 1 + len(versions)
+    for row in rows:
+        cells = [
+            cell.ljust(width) if at < left or at == len(row) - 1 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def write(results: list[Result], file: Path) -> None:
+    """As JSON, in the place of what these places had there before; the others keep theirs."""
+    try:
+        known = {each["name"]: each for each in json.loads(file.read_text())}
+    except (OSError, ValueError):
+        known = {}
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    for each in results:
+        known[each.name] = each._asdict() | {"good": each.is_good, "commit": commit}
+    file.write_text(json.dumps(list(known.values()), indent=2) + "\n")
+
+
+def take_turns(file: Path, script: str) -> object:
+    """Held to the end of the process: one run at a time in this checkout."""
+    lock = file.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"Waiting for another {script}", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock

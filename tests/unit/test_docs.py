@@ -13,10 +13,11 @@ from moh_ebpf import cli, layout, settings
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PACKET_FLOW = (ROOT / "docs/packet-flow.md").read_text()
+# Not rglob: build/ may hold whole root file systems.
 DOCUMENTS = [
     path
-    for path in sorted(ROOT.rglob("*.md"))
-    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
+    if not path.parent.name.startswith(".")
 ]
 
 COMMANDS = typer.main.get_command(cli.app)

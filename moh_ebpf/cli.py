@@ -64,7 +64,17 @@ def _prepare_streams() -> None:
 
 def _fail(error: Exception, status: ExitStatus) -> NoReturn:
     typer.echo(f"moh-ebpf: {error}", err=True)
+    _forget_what_cannot_be_written()
     sys.exit(status)
+
+
+def _forget_what_cannot_be_written() -> None:
+    """Python would try once more when it ends, complain, and have an exit status of its own."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _notify(text: str) -> None:

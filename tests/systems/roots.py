@@ -115,18 +115,15 @@ def apt_options() -> str:
 
 def environment() -> dict[str, str]:
     """Of a login, and the way to pip's servers."""
-    found = {name: os.environ[name] for name in PROXIES if name in os.environ}
+    found = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+    }
+    found |= {name: os.environ[name] for name in PROXIES if name in os.environ}
     if CERTIFICATES.exists():
         found["PIP_CERT"] = MACHINES_CERTIFICATES
-    return (
-        found
-        | pip_options()
-        | {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/root",
-            "LANG": "C.UTF-8",
-        }
-    )
+    return found | pip_options()
 
 
 def pip_options() -> dict[str, str]:

@@ -63,7 +63,7 @@ def run(system: System, arguments: list[str]) -> Result:
     log = LOGS / f"{system.name}.log"
     results = LOGS / system.name
     shutil.rmtree(results, ignore_errors=True)
-    for each in (results, CACHE / "mnt", CACHE / "pip", ROOTS / f"{system.suite}.packages"):
+    for each in (results, CACHE / "mnt", ROOTS / f"{system.suite}.packages"):
         each.mkdir(parents=True, exist_ok=True)
     progress.show("makes the root")
     roots.make(system.suite)

@@ -57,6 +57,9 @@ def _prepare_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+    # Of a descriptor that was closed, Python made no stream.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -71,8 +74,7 @@ def _fail(error: Exception, status: ExitStatus) -> NoReturn:
 def _forget_what_cannot_be_written() -> None:
     """Python would try once more when it ends, complain, and have an exit status of its own."""
     try:
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from moh_ebpf import __version__, settings
 from moh_ebpf.errors import ExitStatus, MohError, NotAttachedError, UsageError
@@ -23,7 +23,19 @@ from moh_ebpf.lab import cli as lab
 if TYPE_CHECKING:
     from moh_ebpf.attachment import Report
 
+
+class _Interruptible(TyperGroup):
+    """Ctrl-C has one exit status, whatever the version of click: up to 8.1 has another."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(ExitStatus.INTERRUPTED)
+
+
 app = typer.Typer(
+    cls=_Interruptible,
     help="Hold music through a NAT firewall for Cisco UCM: a stateless NAT in eBPF.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -48,8 +60,6 @@ def main() -> None:
         _fail(MohError(f"{what}; {NOT_PERMITTED}"), ExitStatus.FAILURE)
     except OSError as error:
         _fail(error, ExitStatus.FAILURE)
-    except KeyboardInterrupt:
-        sys.exit(ExitStatus.INTERRUPTED)
 
 
 def _prepare_streams() -> None:

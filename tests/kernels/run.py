@@ -86,6 +86,7 @@ def main() -> int:
     series, arguments = parse(sys.argv[1:])
     LOGS.mkdir(parents=True, exist_ok=True)
     lock = matrix.take_turns(CACHE / "lock", "scripts/test-kernels")
+    commit = matrix.commit()
     try:
         kernels = fetch(series)
         results = [run(kernel, arguments) for kernel in kernels]
@@ -97,7 +98,7 @@ def main() -> int:
     finally:
         del lock
     if not arguments:
-        matrix.write(results, CACHE / "results.json")
+        matrix.write(results, commit, CACHE / "results.json")
     matrix.show("kernel", results)
     return 0 if all(each.is_good for each in results) else 1
 

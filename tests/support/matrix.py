@@ -78,29 +78,29 @@ class Process:
 
     def lines(self) -> Iterator[str]:
         options = {"stdin": subprocess.DEVNULL} | self._options
-        process = subprocess.Popen(
+        with subprocess.Popen(
             self._command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             **options,
-        )
-        assert process.stdout is not None
+        ) as process:
+            assert process.stdout is not None
 
-        def give_up() -> None:
-            self.timed_out = True
-            process.kill()
+            def give_up() -> None:
+                self.timed_out = True
+                process.kill()
 
-        timer = Timer(self._patience, give_up)
-        timer.start()
-        try:
-            yield from process.stdout
-            self.status = None if self.timed_out else process.wait()
-        finally:
-            timer.cancel()
-            process.kill()
-            process.wait()
+            timer = Timer(self._patience, give_up)
+            timer.start()
+            try:
+                yield from process.stdout
+                status = process.wait()
+                self.status = None if self.timed_out else status
+            finally:
+                timer.cancel()
+                process.kill()
 
 
 def follow(lines: Iterable[str], log: Path, progress: Progress) -> None:
@@ -176,14 +176,18 @@ def table(place: str, results: list[Result]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def write(results: list[Result], file: Path) -> None:
+def commit() -> str:
+    """What is checked out here, for the record."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def write(results: list[Result], commit: str, file: Path) -> None:
     """As JSON, in the place of what these places had there before; the others keep theirs."""
     try:
         known = {each["name"]: each for each in json.loads(file.read_text())}
     except (OSError, ValueError):
         known = {}
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     for each in results:
         known[each.name] = each._asdict() | {"good": each.is_good, "commit": commit}
     file.write_text(json.dumps(list(known.values()), indent=2) + "\n")

@@ -131,6 +131,7 @@ def main() -> int:
     # A root has programs that make root of whoever runs them.
     ROOTS.mkdir(mode=0o700, exist_ok=True)
     lock = matrix.take_turns(CACHE / "lock", "scripts/test-systems")
+    commit = matrix.commit()
     try:
         results = [run(SYSTEMS[name], arguments) for name in dict.fromkeys(names)]
     except Unavailable as problem:
@@ -141,7 +142,7 @@ def main() -> int:
     finally:
         del lock
     if not arguments:
-        matrix.write(results, CACHE / "results.json")
+        matrix.write(results, commit, CACHE / "results.json")
     matrix.show("system", results)
     return 0 if all(each.is_good for each in results) else 1
 

@@ -1,0 +1,73 @@
+"""What came of the tests in other places is read, shown and kept as it was."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from tests.support import matrix
+from tests.support.matrix import Process, Progress, Result
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.netns.test_a" name="good"/>
+<testcase classname="tests.netns.test_a" name="bad"><failure message="no"/></testcase>
+<testcase classname="tests.netns.test_a" name="broken"><error message="no"/></testcase>
+<testcase classname="tests.netns.test_a" name="left"><skipped message="no VLAN"/></testcase>
+</testsuite></testsuites>"""
+
+
+def result(name: str, **changes: object) -> Result:
+    made = Result(name, 12.4, Counter(passed=3), [], Counter(), versions={"python": "3.11"})
+    return made._replace(**changes)
+
+
+def test_pytests_own_record(tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    read = matrix.read("here", tmp_path / "junit.xml", 1.0)
+    assert read.outcomes == {"passed": 1, "failed": 2, "skipped": 1}
+    assert read.failures == ["tests.netns.test_a::bad", "tests.netns.test_a::broken"]
+    assert read.skips == {"no VLAN": 1}
+    assert not read.is_good
+
+
+def test_no_record_is_not_good(tmp_path: Path) -> None:
+    assert not matrix.read("here", tmp_path / "junit.xml", 1.0).is_good
+
+
+def test_table() -> None:
+    there = result("there", versions=None, trouble="ended with 2")
+    assert list(matrix.table("place", [result("here"), there])) == [
+        "place  python  passed  failed  skipped  seconds",
+        "here   3.11         3       0        0       12  ok",
+        "there  ?            3       0        0       12  ended with 2",
+    ]
+
+
+def test_results_of_other_places_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    matrix.write([result("here"), result("there")], "one", file)
+    matrix.write([result("here", failures=["a"])], "two", file)
+    kept = {each["name"]: each for each in json.loads(file.read_text())}
+    assert [kept["here"]["good"], kept["there"]["good"]] == [False, True]
+    assert [kept["here"]["commit"], kept["there"]["commit"]] == ["two", "one"]
+    assert kept["there"]["outcomes"] == {"passed": 3}
+    assert kept["there"]["versions"] == {"python": "3.11"}
+
+
+def test_a_failure_stays_on_the_screen(tmp_path: Path, capsys) -> None:
+    log = tmp_path / "log"
+    said = ["tests/a.py::one PASSED [ 50%]\n", "tests/a.py::two FAILED [100%]\n"]
+    matrix.follow(said, log, Progress("here"))
+    assert "FAILED tests/a.py::two\n" in capsys.readouterr().out
+    assert log.read_text() == "".join(said)
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    process = Process(["sh", "-c", "echo begins; exec sleep 60"], patience_seconds=1.0)
+    assert list(process.lines()) == ["begins\n"]
+    assert (process.timed_out, process.status) == (True, None)
+
+
+def test_a_process_has_a_status() -> None:
+    process = Process(["sh", "-c", "exit 7"], patience_seconds=60.0)
+    assert list(process.lines()) == []
+    assert (process.timed_out, process.status) == (False, 7)

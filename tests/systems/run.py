@@ -131,9 +131,13 @@ def main() -> int:
     # A root has programs that make root of whoever runs them.
     ROOTS.mkdir(mode=0o700, exist_ok=True)
     lock = matrix.take_turns(CACHE / "lock", "scripts/test-systems")
-    commit = matrix.commit()
+    results = []
     try:
-        results = [run(SYSTEMS[name], arguments) for name in dict.fromkeys(names)]
+        for name in dict.fromkeys(names):
+            commit = matrix.commit()
+            results.append(run(SYSTEMS[name], arguments))
+            if not arguments:
+                matrix.write(results[-1:], commit, CACHE / "results.json")
     except Unavailable as problem:
         print(f"scripts/test-systems: {problem}", file=sys.stderr)
         return 1
@@ -141,8 +145,6 @@ def main() -> int:
         return 130
     finally:
         del lock
-    if not arguments:
-        matrix.write(results, commit, CACHE / "results.json")
     matrix.show("system", results)
     return 0 if all(each.is_good for each in results) else 1
 

@@ -74,7 +74,7 @@ def _strace(
     # entered by strace's parent, so that no call but the command's own is counted
     with place.entered():
         return subprocess.run(
-            ["strace", "-f", "--quiet=all", *options, sys.executable, "-m", "moh_ebpf", *words],
+            ["strace", "--quiet=all", *options, sys.executable, "-m", "moh_ebpf", *words],
             capture_output=True,
             text=True,
             check=False,

@@ -10,6 +10,7 @@ from pyroute2 import IPRoute
 from moh_ebpf import compiler, libbpf
 from moh_ebpf.tc import Hook
 from tests.support.firewall import Firewall
+from tests.support.namespace import Namespace
 
 _SOURCE = b"""
 BPF_ARRAY(seen, u64, 16);
@@ -26,33 +27,42 @@ int count(struct __sk_buff *skb)
 """
 
 
-def _load() -> Any:
-    flags = ["-D__LINUX_BPF_H__", *(f"-I{path}" for path in compiler._uapi_headers())]
-    return compiler._import_bcc().BPF(text=_SOURCE, cflags=flags)
+def load(source: bytes = _SOURCE, *flags: str) -> Any:
+    """The BCC module of some source that is none of ours."""
+    includes = (f"-I{path}" for path in compiler._uapi_headers())
+    flags = ("-D__LINUX_BPF_H__", *includes, *flags)
+    return compiler._import_bcc().BPF(text=source, cflags=list(flags))
+
+
+def add_filter(
+    namespace: Namespace,
+    interface: str,
+    hook: Hook,
+    priority: int,
+    fd: int,
+    name: str = "somebody-else",
+    handle: int = 1,
+) -> None:
+    """Attach a loaded program there, with a clsact qdisc where there is none."""
+    with namespace.entered(), IPRoute() as ipr:
+        index = namespace.ifindex(interface)
+        if not [q for q in ipr.get_qdiscs(index=index) if q.get_attr("TCA_KIND") == "clsact"]:
+            ipr.tc("add", "clsact", index=index)
+        ipr.tc(
+            "add-filter", "bpf", index=index, parent=hook.value, prio=priority, protocol=3,
+            handle=handle, fd=fd, name=name, direct_action=True,
+        )  # fmt: skip
 
 
 class Counter:
     """Its filter at one hook; `packets` by priority so far."""
 
     def __init__(
-        self,
-        firewall: Firewall,
-        interface: str,
-        hook: Hook,
-        priority: int,
-        name: str = "somebody-else",
-        handle: int = 1,
+        self, firewall: Firewall, interface: str, hook: Hook, priority: int, **options: Any
     ) -> None:
-        self._module = _load()
+        self._module = load()
         program = self._module.load_func(b"count", compiler._import_bcc().BPF.SCHED_CLS)
-        with firewall.namespace.entered(), IPRoute() as ipr:
-            index = firewall.namespace.ifindex(interface)
-            if not [q for q in ipr.get_qdiscs(index=index) if q.get_attr("TCA_KIND") == "clsact"]:
-                ipr.tc("add", "clsact", index=index)
-            ipr.tc(
-                "add-filter", "bpf", index=index, parent=hook.value, prio=priority, protocol=3,
-                handle=handle, fd=program.fd, name=name, direct_action=True,
-            )  # fmt: skip
+        add_filter(firewall.namespace, interface, hook, priority, program.fd, **options)
 
     @property
     def by_priority(self) -> list[int]:
@@ -81,7 +91,7 @@ def counter(
 @contextmanager
 def tcx_program(firewall: Firewall, interface: str, hook: Hook) -> Iterator[None]:
     """Somebody else's TCX program (Linux 6.6) at a hook: counts as the filter does."""
-    module = _load()
+    module = load()
     program = module.load_func(b"count", compiler._import_bcc().BPF.SCHED_CLS)
     kind = libbpf.TCX_INGRESS if hook is Hook.INGRESS else libbpf.TCX_EGRESS
     index = firewall.namespace.ifindex(interface)

@@ -79,7 +79,7 @@ class Wire:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             self._socket.bind((end, _ETH_P_ALL))
-        self._firewall, self._outside, self._end = firewall, outside, end
+        self._firewall, self.outside, self.end = firewall, outside, end
 
     def close(self) -> None:
         self._socket.close()
@@ -91,7 +91,7 @@ class Wire:
             self._socket.send(bytes(framed))
 
     def set_mtu(self, mtu: int) -> None:
-        self._outside.run("ip", "link", "set", self._end, "mtu", str(mtu))
+        self.outside.run("ip", "link", "set", self.end, "mtu", str(mtu))
         self._firewall.run("ip", "link", "set", self.interface, "mtu", str(mtu))
 
     def send_paged(self, *packets: Packet) -> None:
@@ -99,9 +99,9 @@ class Wire:
 
         struct virtio_net_hdr (packet(7), PACKET_VNET_HDR) tells the kernel so: its hdr_len.
         """
-        with self._outside.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as paged:
+        with self.outside.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as paged:
             paged.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
-            paged.bind((self._end, 0))
+            paged.bind((self.end, 0))
             for packet in packets:
                 paged.send(struct.pack("=BBHHHH", 0, 0, 14, 0, 0, 0) + bytes(self.frame(packet)))
 

@@ -1,0 +1,186 @@
+"""What hold music is sent through: the limits, the alternatives, and moh_ebpf.
+
+Each is a firewall in namespaces of its own, made as the end-to-end tests make theirs; its far
+ends are in one other namespace, where the sink drops what has come through. The veths have GRO
+off, as is their default, and no RPS: the CPU that sends a packet is the one that forwards it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from scapy.packet import Packet
+
+from moh_ebpf.errors import MohError
+from tests.bench import native
+from tests.bench.limits import Limits, limits
+from tests.support import article
+from tests.support.article import ArticleFirewall
+from tests.support.firewall import PUBLIC, UCM, Firewall, firewall
+from tests.support.wire import flow, udp
+
+UCM_PORT = 16384
+UCM_ENDPOINT = f"{UCM}:{UCM_PORT}"
+MOH_ENDPOINT = f"{PUBLIC}:4000"
+# The first of as many as are asked for; generator.c counts up from it.
+FIRST_PROVIDER = "203.0.0.1:20000"
+
+# A set's member and a peer outlive the run. The most that moh_ebpf takes is an hour.
+LIFETIME = "3600s"
+_PATIENCE_SECONDS = 5.0
+
+PLAYED = udp(UCM_ENDPOINT, FIRST_PROVIDER)
+HEARD = udp(FIRST_PROVIDER, MOH_ENDPOINT)
+
+
+@dataclass
+class Built:
+    """A firewall ready for packets; `workers` are processes that see each of them."""
+
+    fw: Firewall
+    limits: Limits
+    workers: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`source` is where its packets come from at the provider, None where none gets there."""
+
+    name: str
+    label: str
+    source: str | None
+    build: Callable[[], AbstractContextManager[Built]]
+    learns: bool = True
+    in_user_space: bool = False
+
+
+class Running:
+    """A contender that is built, and was seen to do its work."""
+
+    def __init__(self, contender: Contender, built: Built) -> None:
+        self.contender, self.fw, self.workers = contender, built.fw, built.workers
+        self.learn(1)
+        self._check()
+        built.limits.attach("drop", self.fw.outside, self.fw.wan.end)
+        # Their sockets would see each packet, which costs.
+        self.fw.lan.close()
+        self.fw.wan.close()
+
+    def learn(self, flows: int) -> None:
+        """The provider's endpoints send to the phantom port, each one packet."""
+        if self.contender.learns:
+            self._send_heard(flows=flows, count=flows, burst=min(flows, native.BURST))
+
+    def _send_heard(self, packet: Packet = HEARD, **options: int) -> native.Sent:
+        return native.send(self.fw.wan, self.fw.lan, packet, side="from", **options)
+
+    def send(
+        self, flows: int, count: int, burst: int = native.BURST, pause: int | str = 0
+    ) -> native.Sent:
+        """Hold music to so many endpoints; all of it must get there, or none where it is dropped."""
+        sent = native.send(
+            self.fw.lan, self.fw.wan, PLAYED, flows=flows, count=count, burst=burst, pause=pause
+        )
+        expected = count if self.contender.source else 0
+        if sent.arrived != expected:
+            raise MohError(f"{self.contender.name}: {sent.arrived} of {expected} packets arrived")
+        return sent
+
+    def ns(self, flows: int, count: int, pause: int = 0, burst: int = native.BURST) -> float:
+        """CPU time of a packet's whole way, from the generator to the sink, in ns."""
+        if not self.contender.in_user_space:
+            return self.send(flows, count, burst, pause).ns
+        before = sum(map(native.cpu_ns, self.workers))
+        sent = self.send(flows, count, burst, pause or "arrival")
+        return sent.ns + (sum(map(native.cpu_ns, self.workers)) - before) / count
+
+    def _check(self) -> None:
+        """One packet: what is measured does what it is there for."""
+        self.fw.wan.sent()
+        self.fw.lan.send(PLAYED)
+        seen = [flow(each) for each in self._came_through()]
+        source = self.contender.source
+        expected = [(source, FIRST_PROVIDER)] if source else []
+        if seen != expected:
+            raise MohError(f"{self.contender.name}: {seen} came through, not {expected}")
+
+    def _came_through(self) -> list[Packet]:
+        """A program in user space takes its time; where nothing comes, nothing is waited for."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not (packets := self.fw.wan.sent()) and self.contender.source:
+            if time.monotonic() > deadline:
+                break
+        return packets
+
+
+@contextmanager
+def running(contender: Contender) -> Iterator[Running]:
+    with contender.build() as built:
+        yield Running(contender, built)
+
+
+@contextmanager
+def _bare(program: str | None = None) -> Iterator[Built]:
+    """Plain forwarding, or one of limits.c at the first hook."""
+    with firewall(masquerade=False) as fw, limits(fw) as programs:
+        if program:
+            programs.attach(program, fw.namespace, "lan")
+        yield Built(fw, programs)
+
+
+@contextmanager
+def _nft(rules: str = "") -> Iterator[Built]:
+    """Beside the masquerade that two-way calls take."""
+    with firewall() as fw, limits(fw) as programs:
+        if rules:
+            fw.namespace.nft(rules.replace("timeout 60s", f"timeout {LIFETIME}"))
+        yield Built(fw, programs)
+
+
+@contextmanager
+def _article(iptables: str) -> Iterator[Built]:
+    with firewall(masquerade=False) as fw, limits(fw) as programs:
+        rules = article.SOLUTION.replace("timeout 1\n", f"timeout {LIFETIME[:-1]}\n")
+        ArticleFirewall(fw, iptables).run(rules)
+        yield Built(fw, programs)
+
+
+@contextmanager
+def moh(*arguments: str, masquerade: bool = True) -> Iterator[Built]:
+    """moh_ebpf, attached with these interfaces."""
+    with firewall(masquerade=masquerade) as fw, limits(fw) as programs:
+        fw.moh("attach", "--wan", "wan", "--ucm", UCM, "--timeout", LIFETIME, *arguments)
+        yield Built(fw, programs)
+
+
+DROP = Contender("drop", "dropped at the first hook", None, lambda: _bare("drop"), learns=False)
+REDIRECT = Contender(
+    "redirect", "bare bpf_redirect", UCM_ENDPOINT, lambda: _bare("redirect"), learns=False
+)
+PLAIN = Contender("plain", "forwarding without NAT", UCM_ENDPOINT, _bare, learns=False)
+MASQUERADE = Contender(
+    "masquerade", "forwarding with masquerade", f"{PUBLIC}:{UCM_PORT}", _nft, learns=False
+)
+ARTICLE = [
+    Contender(name, f"{name} + ipset (article)", MOH_ENDPOINT, lambda name=name: _article(name))
+    for name in article.VARIANTS
+]
+NFT_IP = Contender("nft-ip", "nftables, ip family", MOH_ENDPOINT, lambda: _nft(article.NFT_IP))
+NFT_NETDEV = Contender(
+    "nft-netdev", "nftables, netdev + fwd", MOH_ENDPOINT, lambda: _nft(article.NFT_NETDEV)
+)
+MOH = Contender("moh", "moh_ebpf, LAN + WAN", MOH_ENDPOINT, lambda: moh("--lan", "lan"))
+MOH_WAN = Contender("moh-wan", "moh_ebpf, WAN only", MOH_ENDPOINT, lambda: moh(masquerade=False))
+
+
+def contenders() -> list[Contender]:
+    """All that work on this machine, from the limit to the slowest."""
+    variants = [each for each in ARTICLE if not article.why_not(each.name)]
+    return [DROP, REDIRECT, MOH, PLAIN, NFT_NETDEV, MOH_WAN, NFT_IP, MASQUERADE, *variants]
+
+
+@contextmanager
+def all_running(chosen: list[Contender]) -> Iterator[list[Running]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(running(each)) for each in chosen]

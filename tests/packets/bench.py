@@ -48,6 +48,40 @@ _SKB_IFINDEX = 10
 
 
 @dataclass(frozen=True)
+class Run:
+    """A test run's last verdict, the frame after it, and the mean ns of its repetitions."""
+
+    verdict: int
+    frame: bytes
+    ns: int
+
+
+def run_program(fd: int, frame: bytes, ifindex: int, repeat: int = 1) -> Run:
+    """Run a program on a frame that came by this interface of this thread's namespace.
+
+    Repeated, it is given the frame as it has left it the time before.
+    """
+    out = ctypes.create_string_buffer(len(frame) + 256)
+    data = ctypes.create_string_buffer(frame, len(frame))
+    words = [0] * _SKB_WORDS
+    words[_SKB_IFINDEX] = ifindex
+    context = ctypes.create_string_buffer(struct.pack(f"={_SKB_WORDS}I", *words))
+    options = _TestRunOptions(
+        sz=ctypes.sizeof(_TestRunOptions),
+        data_in=ctypes.addressof(data),
+        data_out=ctypes.addressof(out),
+        data_size_in=len(frame),
+        data_size_out=len(out),
+        ctx_in=ctypes.addressof(context),
+        ctx_size_in=_SKB_WORDS * 4,
+        repeat=repeat,
+    )
+    libbpf._call("bpf_prog_test_run_opts", fd, ctypes.byref(options))
+    verdict = ctypes.c_int32(options.retval).value
+    return Run(verdict, out.raw[: options.data_size_out], options.duration)
+
+
+@dataclass(frozen=True)
 class PeerState:
     """A peer as tests speak of it; `age` in seconds."""
 
@@ -70,6 +104,7 @@ class Bench:
             chosen, "test", tuple(i.index for i in plan.wan), tuple(i.index for i in plan.lan), ()
         )
         self._loaded = attachment._load(plan, record, None)
+        self.programs = self._loaded.programs
         self.ifindex = {each.name: each.index for each in (*plan.wan, *plan.lan)}
         self._attached = Attached({}, record, self._loaded.maps)
 
@@ -82,26 +117,9 @@ class Bench:
         return verdict, out
 
     def _test_run(self, role: Role, frame: bytes, ifindex: int) -> tuple[int, bytes]:
-        out = ctypes.create_string_buffer(len(frame) + 256)
-        data = ctypes.create_string_buffer(frame, len(frame))
-        words = [0] * _SKB_WORDS
-        words[_SKB_IFINDEX] = ifindex
-        context = ctypes.create_string_buffer(struct.pack(f"={_SKB_WORDS}I", *words))
-        options = _TestRunOptions(
-            sz=ctypes.sizeof(_TestRunOptions),
-            data_in=ctypes.addressof(data),
-            data_out=ctypes.addressof(out),
-            data_size_in=len(frame),
-            data_size_out=len(out),
-            ctx_in=ctypes.addressof(context),
-            ctx_size_in=_SKB_WORDS * 4,
-            repeat=1,
-        )
         with self.firewall.namespace.entered():
-            libbpf._call(
-                "bpf_prog_test_run_opts", self._loaded.programs[role], ctypes.byref(options)
-            )
-        return ctypes.c_int32(options.retval).value, out.raw[: options.data_size_out]
+            done = run_program(self.programs[role], frame, ifindex)
+        return done.verdict, done.frame
 
     def set_peer(self, endpoint: str, peer: PeerState) -> None:
         now = time.monotonic_ns()

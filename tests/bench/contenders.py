@@ -5,8 +5,9 @@ ends are in one other namespace, where the sink drops what has come through. The
 off, as is their default, and no RPS: the CPU that sends a packet is the one that forwards it.
 """
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -139,11 +140,21 @@ def _nft(rules: str = "") -> Iterator[Built]:
 
 
 @contextmanager
-def _article(iptables: str) -> Iterator[Built]:
+def _article(iptables: str, rules: str = article.SOLUTION) -> Iterator[Built]:
     with firewall(masquerade=False) as fw, limits(fw) as programs:
-        rules = article.SOLUTION.replace("timeout 1\n", f"timeout {LIFETIME[:-1]}\n")
+        rules = rules.replace("timeout 1\n", f"timeout {LIFETIME[:-1]}\n")
         ArticleFirewall(fw, iptables).run(rules)
         yield Built(fw, programs)
+
+
+@contextmanager
+def _queue(command: Sequence[str]) -> Iterator[Built]:
+    """The article's last answer: a program on the measured CPU rewrites each packet."""
+    with _article(article.VARIANTS[0], article.REWRITER_SOLUTION) as built:
+        with article.rewriter(built.fw, command) as worker:
+            os.sched_setaffinity(worker.pid, {native.CPU})
+            built.workers.append(worker.pid)
+            yield built
 
 
 @contextmanager
@@ -166,6 +177,20 @@ ARTICLE = [
     Contender(name, f"{name} + ipset (article)", MOH_ENDPOINT, lambda name=name: _article(name))
     for name in article.VARIANTS
 ]
+QUEUE_C = Contender(
+    "nfqueue-c",
+    "NFQUEUE and a rewriter in C",
+    MOH_ENDPOINT,
+    lambda: _queue([str(native.program("queue_rewriter", "netfilter_queue"))]),
+    in_user_space=True,
+)
+QUEUE_PYTHON = Contender(
+    "nfqueue-python",
+    "NFQUEUE and a rewriter in Python",
+    MOH_ENDPOINT,
+    lambda: _queue(article.REWRITER),
+    in_user_space=True,
+)
 NFT_IP = Contender("nft-ip", "nftables, ip family", MOH_ENDPOINT, lambda: _nft(article.NFT_IP))
 NFT_NETDEV = Contender(
     "nft-netdev", "nftables, netdev + fwd", MOH_ENDPOINT, lambda: _nft(article.NFT_NETDEV)
@@ -177,7 +202,9 @@ MOH_WAN = Contender("moh-wan", "moh_ebpf, WAN only", MOH_ENDPOINT, lambda: moh(m
 def contenders() -> list[Contender]:
     """All that work on this machine, from the limit to the slowest."""
     variants = [each for each in ARTICLE if not article.why_not(each.name)]
-    return [DROP, REDIRECT, MOH, PLAIN, NFT_NETDEV, MOH_WAN, NFT_IP, MASQUERADE, *variants]
+    queues = [QUEUE_C] + [QUEUE_PYTHON] * (not article.why_no_rewriter())
+    kernel = [DROP, REDIRECT, MOH, PLAIN, NFT_NETDEV, MOH_WAN, NFT_IP, MASQUERADE]
+    return [*kernel, *variants, *queues]
 
 
 @contextmanager

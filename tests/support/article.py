@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, fir
 from tests.support.wire import Wire, flow, rtp, udp
 
 COUNT = 23
-_REWRITER = Path(__file__).with_name("nfqueue_rewriter.py")
+REWRITER = (sys.executable, str(Path(__file__).with_name("nfqueue_rewriter.py")))
 VARIANTS = ("iptables-nft", "iptables-legacy")
 
 # The firewall before its owner had hold music to think of. The last line is what the article
@@ -212,9 +212,11 @@ def why_not(iptables: str) -> str:
 
 
 @contextmanager
-def rewriter(fw: Firewall) -> Iterator[subprocess.Popen[str]]:
+def rewriter(
+    fw: Firewall, command: Sequence[str] = REWRITER
+) -> Iterator[subprocess.Popen[str]]:
     """The program that QUEUE leads packets to, at work in the firewall."""
-    program = [sys.executable, str(_REWRITER), "4000", f"{PUBLIC}:4000"]
+    program = [*command, "4000", f"{PUBLIC}:4000"]
     process = subprocess.Popen(
         ["ip", "netns", "exec", fw.namespace.name, *program], stdout=subprocess.PIPE, text=True
     )

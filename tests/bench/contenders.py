@@ -32,7 +32,6 @@ LIFETIME = "3600s"
 _PATIENCE_SECONDS = 5.0
 
 PLAYED = udp(UCM_ENDPOINT, FIRST_PROVIDER)
-HEARD = udp(FIRST_PROVIDER, MOH_ENDPOINT)
 
 
 @dataclass
@@ -71,15 +70,17 @@ class Running:
     def learn(self, flows: int) -> None:
         """The provider's endpoints send to the phantom port, each one packet."""
         if self.contender.learns:
-            self._send_heard(flows=flows, count=flows, burst=min(flows, native.BURST))
+            self.hear(flows, flows)
 
-    def _send_heard(self, packet: Packet = HEARD, **options: int) -> native.Sent:
-        return native.send(self.fw.wan, self.fw.lan, packet, side="from", **options)
+    def hear(self, flows: int, count: int, first: str = FIRST_PROVIDER) -> native.Sent:
+        """RTP to the phantom port from so many endpoints, of which this is the first."""
+        packet = udp(first, MOH_ENDPOINT)
+        return native.send(self.fw.wan, self.fw.lan, packet, flows=flows, count=count, side="from")
 
     def send(
         self, flows: int, count: int, burst: int = native.BURST, pause: int | str = 0
     ) -> native.Sent:
-        """Hold music to so many endpoints; all of it must get there, or none where it is dropped."""
+        """Hold music to so many endpoints; all must get there, or none where it is dropped."""
         sent = native.send(
             self.fw.lan, self.fw.wan, PLAYED, flows=flows, count=count, burst=burst, pause=pause
         )
@@ -122,11 +123,11 @@ def running(contender: Contender) -> Iterator[Running]:
 
 
 @contextmanager
-def _bare(program: str | None = None) -> Iterator[Built]:
+def bare(program: str | None = None, interface: str = "lan") -> Iterator[Built]:
     """Plain forwarding, or one of limits.c at the first hook."""
     with firewall(masquerade=False) as fw, limits(fw) as programs:
         if program:
-            programs.attach(program, fw.namespace, "lan")
+            programs.attach(program, fw.namespace, interface)
         yield Built(fw, programs)
 
 
@@ -150,11 +151,13 @@ def _article(iptables: str, rules: str = article.SOLUTION) -> Iterator[Built]:
 @contextmanager
 def _queue(command: Sequence[str]) -> Iterator[Built]:
     """The article's last answer: a program on the measured CPU rewrites each packet."""
-    with _article(article.VARIANTS[0], article.REWRITER_SOLUTION) as built:
-        with article.rewriter(built.fw, command) as worker:
-            os.sched_setaffinity(worker.pid, {native.CPU})
-            built.workers.append(worker.pid)
-            yield built
+    with (
+        _article(article.VARIANTS[0], article.REWRITER_SOLUTION) as built,
+        article.rewriter(built.fw, command) as worker,
+    ):
+        os.sched_setaffinity(worker.pid, {native.CPU})
+        built.workers.append(worker.pid)
+        yield built
 
 
 @contextmanager
@@ -165,11 +168,11 @@ def moh(*arguments: str, masquerade: bool = True) -> Iterator[Built]:
         yield Built(fw, programs)
 
 
-DROP = Contender("drop", "dropped at the first hook", None, lambda: _bare("drop"), learns=False)
+DROP = Contender("drop", "dropped at the first hook", None, lambda: bare("drop"), learns=False)
 REDIRECT = Contender(
-    "redirect", "bare bpf_redirect", UCM_ENDPOINT, lambda: _bare("redirect"), learns=False
+    "redirect", "bare bpf_redirect", UCM_ENDPOINT, lambda: bare("redirect"), learns=False
 )
-PLAIN = Contender("plain", "forwarding without NAT", UCM_ENDPOINT, _bare, learns=False)
+PLAIN = Contender("plain", "forwarding without NAT", UCM_ENDPOINT, bare, learns=False)
 MASQUERADE = Contender(
     "masquerade", "forwarding with masquerade", f"{PUBLIC}:{UCM_PORT}", _nft, learns=False
 )
@@ -199,12 +202,16 @@ MOH = Contender("moh", "moh_ebpf, LAN + WAN", MOH_ENDPOINT, lambda: moh("--lan",
 MOH_WAN = Contender("moh-wan", "moh_ebpf, WAN only", MOH_ENDPOINT, lambda: moh(masquerade=False))
 
 
+def usable_article() -> list[Contender]:
+    """The article's rules by the variants of iptables that work here."""
+    return [each for each in ARTICLE if not article.why_not(each.name)]
+
+
 def contenders() -> list[Contender]:
-    """All that work on this machine, from the limit to the slowest."""
-    variants = [each for each in ARTICLE if not article.why_not(each.name)]
+    """All that work on this machine."""
     queues = [QUEUE_C] + [QUEUE_PYTHON] * (not article.why_no_rewriter())
     kernel = [DROP, REDIRECT, MOH, PLAIN, NFT_NETDEV, MOH_WAN, NFT_IP, MASQUERADE]
-    return [*kernel, *variants, *queues]
+    return [*kernel, *usable_article(), *queues]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scapy.packet import Packet
 
@@ -54,7 +55,7 @@ class Sent:
         return self.busy / self.count
 
 
-def send(
+def start(
     wire: Wire,
     sink: Wire,
     packet: Packet,
@@ -64,21 +65,33 @@ def send(
     burst: int = BURST,
     pause: int | str = 0,
     side: str = "to",
-) -> Sent:
-    """Send `count` frames into a wire's outside end; generator.c says what the others mean."""
-    done = subprocess.run(
-        in_namespace(
-            wire.outside,
-            *pinned(program("generator"), wire.end, sink.end, side, flows, count, burst, pause),
-        ),
-        input=bytes(wire.frame(packet)),
-        capture_output=True,
-        timeout=120,
-        check=False,
+) -> subprocess.Popen[bytes]:
+    """Begin to send `count` frames into a wire's outside end; generator.c tells the rest."""
+    options = [side, flows, count, burst, pause]
+    command = pinned(program("generator"), wire.end, sink.end, *options)
+    process = subprocess.Popen(
+        in_namespace(wire.outside, *command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    assert done.returncode == 0, done.stderr.decode()
-    arrived, busy, lost = map(int, done.stdout.split())
-    return Sent(count, arrived, busy - lost)
+    assert process.stdin
+    process.stdin.write(bytes(wire.frame(packet)))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def send(wire: Wire, sink: Wire, packet: Packet, *, count: int, **options: Any) -> Sent:
+    """As `start`, to the end."""
+    process = start(wire, sink, packet, count=count, **options)
+    try:
+        said, complaint = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, complaint.decode()
+    arrived, busy, waited = map(int, said.split())
+    return Sent(count, arrived, busy - waited)
 
 
 def in_namespace(namespace: Namespace, *command: str) -> list[str]:

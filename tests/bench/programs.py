@@ -116,18 +116,18 @@ class Programs:
 
 
 def _instructions(fd: int) -> dict[str, int]:
-    """BPF instructions after the kernel's changes, bytes of machine code, and the verifier's work."""
+    """BPF instructions as the kernel runs them, bytes of machine code, the verifier's work."""
     info = libbpf._ProgramInfo()
     length = ctypes.c_uint32(ctypes.sizeof(info))
     libbpf._call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
     return {
         "instructions": info.xlated_prog_len // 8,
         "machine_code_bytes": info.jited_prog_len,
-        "verified": _fdinfo(fd).get("verified_insns", 0),
+        "verified": fdinfo(fd).get("verified_insns", 0),
     }
 
 
-def _fdinfo(fd: int) -> dict[str, int]:
+def fdinfo(fd: int) -> dict[str, int]:
     """The numbers that the kernel shows of a descriptor."""
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
     pairs = (line.split(":") for line in lines)
@@ -136,9 +136,13 @@ def _fdinfo(fd: int) -> dict[str, int]:
 
 @contextmanager
 def programs() -> Iterator[Programs]:
-    with firewall(masquerade=False) as fw, limits(fw) as limit:
-        with bench(fw, timeout=LIFETIME) as ours, fw.namespace.entered():
-            yield Programs(fw, ours, limit)
+    with (
+        firewall(masquerade=False) as fw,
+        limits(fw) as limit,
+        bench(fw, timeout=LIFETIME) as ours,
+        fw.namespace.entered(),
+    ):
+        yield Programs(fw, ours, limit)
 
 
 def measure(rounds: int) -> dict[str, Any]:

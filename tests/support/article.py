@@ -212,9 +212,7 @@ def why_not(iptables: str) -> str:
 
 
 @contextmanager
-def rewriter(
-    fw: Firewall, command: Sequence[str] = REWRITER
-) -> Iterator[subprocess.Popen[str]]:
+def rewriter(fw: Firewall, command: Sequence[str] = REWRITER) -> Iterator[subprocess.Popen[str]]:
     """The program that QUEUE leads packets to, at work in the firewall."""
     program = [*command, "4000", f"{PUBLIC}:4000"]
     process = subprocess.Popen(

@@ -1,0 +1,52 @@
+"""How long to measure: for numbers to publish, or only to see that all of it works."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Effort:
+    """`rounds` of all contenders, interleaved; `packets` a sample; `probes` a latency sample."""
+
+    rounds: int
+    packets: int
+    packets_in_user_space: int
+    program_rounds: int
+    flows: tuple[int, ...]
+    peers: tuple[int, ...]
+    streams: int
+    stream_seconds: float
+    probes: int
+    flood: int
+    commands: int
+    snapshot_peers: int
+
+
+FULL = Effort(
+    rounds=15,
+    packets=200_000,
+    packets_in_user_space=10_000,
+    program_rounds=1000,
+    flows=(1, 1000),
+    peers=(1, 10, 100, 1000, 10_000, 50_000),
+    streams=1000,
+    stream_seconds=1.0,
+    probes=500,
+    flood=300_000,
+    commands=9,
+    snapshot_peers=65_536,
+)
+
+SHORT = Effort(
+    rounds=1,
+    packets=2_000,
+    packets_in_user_space=200,
+    program_rounds=3,
+    flows=(1, 10),
+    peers=(1, 100),
+    streams=10,
+    stream_seconds=0.05,
+    probes=5,
+    flood=5_000,
+    commands=1,
+    snapshot_peers=1_000,
+)

@@ -24,7 +24,6 @@ from tests.support.firewall import UCM, Firewall, firewall
 from tests.support.namespace import Namespace
 
 ATTACH = ("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, "--timeout", LIFETIME)
-_WATCH_SECONDS = 5
 
 
 class _Command:
@@ -77,7 +76,7 @@ def with_many_peers(effort: Effort, tell: Tell) -> dict[str, Any]:
             tell(f"{count} peers, round {number + 1} of {effort.commands}")
             found["snapshot"].append(_snapshot(fw))
             found["peers --json"].append(_run(fw.namespace, "peers", "--json"))
-            found["watch"].append(_watch(fw.namespace))
+            found["watch"].append(_watch(fw.namespace, effort.watch_seconds))
     return found
 
 
@@ -89,7 +88,7 @@ def _snapshot(fw: Firewall) -> float:
         return time.monotonic() - begin
 
 
-def _watch(namespace: Namespace) -> dict[str, float]:
+def _watch(namespace: Namespace, seconds: float) -> dict[str, float]:
     """On a terminal, for some seconds."""
     ours, theirs = pty.openpty()
     reader = threading.Thread(target=_drain, args=[ours])
@@ -97,7 +96,7 @@ def _watch(namespace: Namespace) -> dict[str, float]:
     os.close(theirs)
     reader.start()
     try:
-        time.sleep(_WATCH_SECONDS)
+        time.sleep(seconds)
         command.process.send_signal(signal.SIGINT)
         return command.finished()
     finally:

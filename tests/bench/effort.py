@@ -19,6 +19,13 @@ class Effort:
     flood: int
     commands: int
     snapshot_peers: int
+    watch_seconds: float
+
+    @property
+    def steps(self) -> int:
+        """How often a measurement tells what it is at."""
+        by_rounds = len(self.flows) + 4  # streams, latency, peers, flood
+        return by_rounds * self.rounds + len(self.peers) + 2 * self.commands + 2
 
 
 FULL = Effort(
@@ -34,6 +41,7 @@ FULL = Effort(
     flood=300_000,
     commands=9,
     snapshot_peers=65_536,
+    watch_seconds=5.0,
 )
 
 SHORT = Effort(
@@ -49,4 +57,5 @@ SHORT = Effort(
     flood=5_000,
     commands=1,
     snapshot_peers=1_000,
+    watch_seconds=1.0,
 )

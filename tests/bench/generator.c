@@ -229,10 +229,10 @@ int main(int argc, char **argv)
 		else if (pause)
 			sleep_until(next += pause);
 	}
-	if (read_number(counter, 0) > before) /* what a program in user space still has */
-		await(counter, expected);
 	/* In a pause, too, others may have had the CPU: which of it was theirs is not known then. */
 	wait = pause || awaits ? 0 : waited() - wait;
+	if (read_number(counter, 0) > before) /* what a program in user space still has */
+		await(counter, expected);
 	printf("%lu %lu %lu\n", read_number(counter, 0) - before, busy, wait);
 	return 0;
 }

@@ -52,6 +52,7 @@ def _bars(axes: Axes, bars: dict[str, Spread], colours: list[str], digits: int =
     axes.bar_label(drawn, labels=[f"{value:,.{digits}f}" for value in medians], padding=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
+    axes.set_xlim(left=0)
 
 
 def _forwarding(results: Results, axes: Axes) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def write(results: dict[str, Any], docs: Path) -> None:
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench")
     parser.add_argument("--short", action="store_true", help="only see that all of it works")
+    parser.add_argument("--rounds", type=int, help="how often all contenders take their turn")
     parser.add_argument("--output", type=Path, help="the directory to write to")
     parser.add_argument("--draw", type=Path, help="write anew from this benchmarks.json")
     return parser.parse_args(words)
@@ -74,6 +76,7 @@ def main() -> int:
     progress = Progress("bench")
     try:
         effort = SHORT if options.short else FULL
+        effort = replace(effort, rounds=options.rounds or effort.rounds)
         results = measure(effort, Steps(progress, effort.steps))
     except MohError as error:
         progress.say(f"scripts/bench: {error}")

@@ -29,7 +29,7 @@ from tests.bench.contenders import LIFETIME
 from tests.bench.limits import Limits, limits
 from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState, bench, run_program
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall, firewall
-from tests.support.wire import udp
+from tests.support.wire import Wire, udp
 
 _TTL = 255
 _REPEAT = 200
@@ -85,11 +85,16 @@ class Programs:
         self._fw, self._ours, self._limit = fw, ours, limit
         self._numbers = itertools.count()
 
-    def samples(self, path: Way) -> tuple[float, float]:
+    def frame(self, path: Way) -> bytes:
+        wire = self._wire(path)
+        return bytes(path.packet if Ether in path.packet else wire.frame(path.packet))
+
+    def _wire(self, path: Way) -> Wire:
+        return self._fw.lan if path.role is Role.BYPASS else self._fw.wan
+
+    def samples(self, path: Way, frame: bytes) -> tuple[float, float]:
         """ns of one run of the empty program and of this one, with the test run's own cost."""
-        wire = self._fw.lan if path.role is Role.BYPASS else self._fw.wan
-        frame = bytes(path.packet if Ether in path.packet else wire.frame(path.packet))
-        ifindex = self._ours.ifindex[wire.interface]
+        ifindex = self._ours.ifindex[self._wire(path).interface]
         repeat = 1 if path.once else _REPEAT
         empty = run_program(self._limit.fd["empty"], frame, ifindex, repeat)
         if path.what == "MOH, new":
@@ -151,8 +156,9 @@ def measure(rounds: int) -> dict[str, Any]:
         path.name: {"kind": path.kind, "empty": [], "ns": []} for path in PATHS
     }
     with programs() as made, _on_the_measured_cpu():
+        frames = {path.name: made.frame(path) for path in PATHS}
         for _, path in itertools.product(range(rounds), PATHS):
-            empty, ns = made.samples(path)
+            empty, ns = made.samples(path, frames[path.name])
             found[path.name]["empty"].append(empty)
             found[path.name]["ns"].append(ns)
         return {"paths": found, "instructions": made.instructions()}

@@ -77,25 +77,30 @@ class Running:
         packet = udp(first, MOH_ENDPOINT)
         return native.send(self.fw.wan, self.fw.lan, packet, flows=flows, count=count, side="from")
 
-    def send(
-        self, flows: int, count: int, burst: int = native.BURST, pause: int | str = 0
-    ) -> native.Sent:
-        """Hold music to so many endpoints; all must get there, or none where it is dropped."""
+    def ns(self, flows: int, count: int) -> float:
+        """CPU time of a packet's whole way, from the generator to the sink, when one follows
+        another. All must get there, or none where they are dropped."""
+        ns, arrived = self._measure(flows, count, "arrival" if self.contender.in_user_space else 0)
+        expected = count if self.contender.source else 0
+        if arrived != expected:
+            raise MohError(f"{self.contender.name}: {arrived} of {expected} packets arrived")
+        return ns
+
+    def at_pace(self, flows: int, count: int, burst: int, pause: int) -> tuple[float, float]:
+        """The same at a pace that a firewall may be too slow for; and how many got lost, in %."""
+        ns, arrived = self._measure(flows, count, pause, burst)
+        return ns, 100 * (1 - arrived / count) if self.contender.source else 0.0
+
+    def _measure(
+        self, flows: int, count: int, pause: int | str, burst: int = native.BURST
+    ) -> tuple[float, int]:
+        """A program in user space counts with its own CPU time."""
+        before = sum(map(native.cpu_ns, self.workers))
         sent = native.send(
             self.fw.lan, self.fw.wan, PLAYED, flows=flows, count=count, burst=burst, pause=pause
         )
-        expected = count if self.contender.source else 0
-        if sent.arrived != expected:
-            raise MohError(f"{self.contender.name}: {sent.arrived} of {expected} packets arrived")
-        return sent
-
-    def ns(self, flows: int, count: int, pause: int = 0, burst: int = native.BURST) -> float:
-        """CPU time of a packet's whole way, from the generator to the sink, in ns."""
-        if not self.contender.in_user_space:
-            return self.send(flows, count, burst, pause).ns
-        before = sum(map(native.cpu_ns, self.workers))
-        sent = self.send(flows, count, burst, pause or "arrival")
-        return sent.ns + (sum(map(native.cpu_ns, self.workers)) - before) / count
+        worked = sum(map(native.cpu_ns, self.workers)) - before
+        return sent.ns + worked / count, sent.arrived
 
     def _check(self) -> None:
         """One packet: what is measured does what it is there for."""

@@ -45,13 +45,15 @@ def at_their_pace(runs: list[Running], effort: Effort, tell: Tell) -> dict[str, 
     rate = effort.streams * _STREAM_PACKETS_PER_SECOND
     count = round(rate * effort.stream_seconds)
     samples: Samples = {each.contender.name: [] for each in runs}
+    lost: Samples = {each.contender.name: [] for each in runs}
     for number in range(effort.rounds):
         tell(f"{effort.streams} streams at their pace, round {number + 1} of {effort.rounds}")
         for each in runs:
             each.learn(effort.streams)
-            ns = each.ns(effort.streams, count, **_pace(rate))
+            ns, percent = each.at_pace(effort.streams, count, **_pace(rate))
             samples[each.contender.name].append(ns)
-    return {"streams": effort.streams, "samples": samples}
+            lost[each.contender.name].append(percent)
+    return {"streams": effort.streams, "samples": samples, "lost": lost}
 
 
 def _pace(rate: int) -> dict[str, int]:

@@ -209,7 +209,7 @@ int main(int argc, char **argv)
 	}
 
 	uint64_t before = read_number(counter, 0), expected = before;
-	uint64_t next = now(), busy = 0, wait = waited();
+	uint64_t first = now(), next = first, busy = 0, wait = waited();
 
 	while (left) {
 		unsigned int count = left < size ? left : size;
@@ -229,8 +229,12 @@ int main(int argc, char **argv)
 		else if (pause)
 			sleep_until(next += pause);
 	}
-	/* In a pause, too, others may have had the CPU: which of it was theirs is not known then. */
+	/*
+	 * In a pause, too, others may have had the CPU: which of it was theirs is not known then.
+	 * Without pauses, all that others had lies between the first and the last look at the clock.
+	 */
 	wait = pause || awaits ? 0 : waited() - wait;
+	busy = pause || awaits ? busy : now() - first;
 	if (read_number(counter, 0) > before) /* what a program in user space still has */
 		await(counter, expected);
 	printf("%lu %lu %lu\n", read_number(counter, 0) - before, busy, wait);

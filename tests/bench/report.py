@@ -254,10 +254,14 @@ def _streams(results: Results) -> str:
             _show(cost),
             f"{share_of_a_core(cost.median):.4f}",
             f"{100 / share_of_a_core(cost.median):,.0f}",
+            f"{spread(results['streams']['lost'][name]).median:.1f}",
         ]
         for name, cost in _by_cost(stream_costs(results))
     ]
-    heads = ["hold music by", "ns a packet", "% of a core, one stream", "streams a core carries"]
+    heads = [
+        "hold music by", "ns a packet", "% of a core, one stream", "streams a core carries",
+        "lost, %",
+    ]  # fmt: skip
     return table(heads, rows)
 
 

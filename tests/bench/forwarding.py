@@ -81,8 +81,8 @@ def among_peers(effort: Effort, tell: Tell) -> dict[str, Any]:
         }
         for number in range(effort.rounds):
             tell(f"among peers, round {number + 1} of {effort.rounds}")
+            made["full"].learn(sizes["full"])
             for name, count in sizes.items():
-                made["full"].learn(sizes["full"])
                 packets = max(effort.packets, 2 * count)
                 found[name]["all"].append(made[name].ns(count, packets))
                 found[name]["drop_all"].append(drop.ns(count, packets))

@@ -13,7 +13,7 @@ from tests.bench import commands, forwarding, machine, native, plots, programs, 
 from tests.bench.contenders import all_running, contenders
 from tests.bench.effort import FULL, SHORT, Effort
 from tests.bench.forwarding import Tell
-from tests.kernels.run import Progress
+from tests.support.matrix import Progress
 
 DOCS = Path(__file__).parents[2] / "docs"
 

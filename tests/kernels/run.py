@@ -98,7 +98,7 @@ def main() -> int:
     finally:
         del lock
     if not arguments:
-        matrix.write(results, commit, CACHE / "results.json")
+        matrix.write("kernel", results, commit)
     matrix.show("kernel", results)
     return 0 if all(each.is_good for each in results) else 1
 

@@ -251,7 +251,7 @@ def why_no_rewriter() -> str:
     try:
         import netfilterqueue  # noqa: F401
     except ImportError:
-        return "PyPI's NetfilterQueue is not in .venv: scripts/setup --nfqueue installs it"
+        return "PyPI's NetfilterQueue is not in .venv: scripts/setup --dev installs it"
     return ""
 
 

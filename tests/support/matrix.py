@@ -182,15 +182,61 @@ def commit() -> str:
     return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def write(results: list[Result], commit: str, file: Path) -> None:
-    """As JSON, in the place of what these places had there before; the others keep theirs."""
+def write(place: str, results: list[Result], commit: str, directory: Path = Path("docs")) -> None:
+    """Keep them in tested.json, in the place of what these had there before, and make tested.md
+    anew of all that is kept."""
+    file = directory / "tested.json"
     try:
-        known = {each["name"]: each for each in json.loads(file.read_text())}
+        kept = json.loads(file.read_text())
     except (OSError, ValueError):
-        known = {}
+        kept = {}
+    rows = {each["name"]: each for each in kept.get(place, [])}
     for each in results:
-        known[each.name] = each._asdict() | {"good": each.is_good, "commit": commit}
-    file.write_text(json.dumps(list(known.values()), indent=2) + "\n")
+        rows[each.name] = each._asdict() | {"verdict": each.verdict, "commit": commit}
+    kept[place] = sorted(rows.values(), key=lambda each: [*map(_natural, each["name"].split("."))])
+    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    (directory / "tested.md").write_text("\n".join(page(kept)) + "\n")
+
+
+def _natural(part: str) -> tuple[int, str]:
+    """6.12 after 6.1."""
+    number = re.match(r"\d*", part)[0]  # type: ignore[index]
+    return int(number or 0), part
+
+
+_PAGE = """# Where it has been tested
+
+What `scripts/test-kernels` and `scripts/test-systems` saw when they last ran as a whole; they write
+this page. Under other kernels, in QEMU's software emulation, the packet tests run, and those
+end-to-end tests whose outcome is the kernel's doing; on other systems everything does."""
+
+
+def page(kept: dict[str, list[dict]]) -> Iterator[str]:
+    """The Markdown of all that is kept: a table a place, and why tests were skipped there."""
+    yield _PAGE
+    for place, rows in kept.items():
+        versions = list(dict.fromkeys(name for each in rows for name in each["versions"] or {}))
+        yield f"\n## By {place}\n"
+        yield _row([place, *versions, *OUTCOMES, "", "commit"])
+        yield _row(["---"] * (1 + len(versions)) + ["---:"] * len(OUTCOMES) + ["---", "---"])
+        for each in rows:
+            shown = [(each["versions"] or {}).get(name, "?") for name in versions]
+            numbers = [str(each["outcomes"].get(name, 0)) for name in OUTCOMES]
+            yield _row([each["name"], *shown, *numbers, each["verdict"], f"`{each['commit']}`"])
+        reasons = dict.fromkeys(reason for each in rows for reason in each["skips"])
+        if reasons:
+            yield "\nSkipped, and where:\n"
+        for reason in reasons:
+            where = [
+                f"{each['skips'][reason]} on {each['name']}"
+                for each in rows
+                if reason in each["skips"]
+            ]
+            yield f"- {reason} ({', '.join(where)})"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def take_turns(file: Path, script: str) -> object:

@@ -137,7 +137,7 @@ def main() -> int:
             commit = matrix.commit()
             results.append(run(SYSTEMS[name], arguments))
             if not arguments:
-                matrix.write(results[-1:], commit, CACHE / "results.json")
+                matrix.write("system", results[-1:], commit)
     except Unavailable as problem:
         print(f"scripts/test-systems: {problem}", file=sys.stderr)
         return 1

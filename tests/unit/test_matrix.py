@@ -43,14 +43,16 @@ def test_table() -> None:
 
 
 def test_results_of_other_places_are_kept(tmp_path: Path) -> None:
-    file = tmp_path / "results.json"
-    matrix.write([result("here"), result("there")], "one", file)
-    matrix.write([result("here", failures=["a"])], "two", file)
-    kept = {each["name"]: each for each in json.loads(file.read_text())}
-    assert [kept["here"]["good"], kept["there"]["good"]] == [False, True]
-    assert [kept["here"]["commit"], kept["there"]["commit"]] == ["two", "one"]
-    assert kept["there"]["outcomes"] == {"passed": 3}
-    assert kept["there"]["versions"] == {"python": "3.11"}
+    matrix.write("system", [result("here"), result("there")], "one", tmp_path)
+    matrix.write("kernel", [result("6.12.1"), result("6.1.9")], "one", tmp_path)
+    again = result("here", failures=["a"], skips=Counter({"no VLAN": 2}))
+    matrix.write("system", [again], "two", tmp_path)
+    kept = json.loads((tmp_path / "tested.json").read_text())
+    assert [each["name"] for each in kept["kernel"]] == ["6.1.9", "6.12.1"]
+    page = (tmp_path / "tested.md").read_text()
+    assert "| here | 3.11 | 3 | 0 | 0 | failed | `two` |" in page
+    assert "| there | 3.11 | 3 | 0 | 0 | ok | `one` |" in page
+    assert "- no VLAN (2 on here)" in page
 
 
 def test_a_failure_stays_on_the_screen(tmp_path: Path, capsys) -> None:

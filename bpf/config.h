@@ -18,7 +18,8 @@ LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(SETTINGS_SIZE)
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
 TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps. \
-MAX_PROVIDERS, if defined: the size of the trie that says who may be learned."
+MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
+COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 #endif
 
 #define NO_WAN 0xff /* WAN_INDEX of an interface that is none */

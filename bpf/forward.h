@@ -13,13 +13,6 @@
 static long (*redirect_neigh)(u32 ifindex, void *params, int size,
 			      u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
-/* An Ethernet header, in the order of the wire. */
-struct link_header {
-	u8 dst[6];
-	u8 src[6];
-	__be16 type;
-} __attribute__((packed));
-
 /* The longest IP packet that it is on the wire: a GSO packet is cut into segments there. */
 static __always_inline u16 wire_length(struct __sk_buff *skb, struct packet *packet)
 {
@@ -104,26 +97,22 @@ static __always_inline bool loses_link_header(struct __sk_buff *skb, u32 wan)
 	return LINK_HEADER(skb->ifindex) && !LINK_HEADER(wan);
 }
 
-/*
- * Write the next hop's link header. A packet that came without one (from a tunnel) is given
- * room for it first.
- */
-static __always_inline long write_link_header(struct __sk_buff *skb, u32 wan, struct hop_dst *dst,
-					      struct hop_src *src)
+/* The next hop's link header. */
+static __always_inline struct link_header link_to(struct hop_dst *dst, struct hop_src *src)
 {
-	struct link_header header = { .type = bpf_htons(ETH_P_IP) };
-	long error;
+	struct link_header link = { .type = bpf_htons(ETH_P_IP) };
 
-	if (!LINK_HEADER(wan))
-		return 0;
-	if (!LINK_HEADER(skb->ifindex)) {
-		error = bpf_skb_change_head(skb, sizeof(header), 0);
-		if (error)
-			return error;
-	}
-	__builtin_memcpy(header.dst, dst->mac, sizeof(header.dst));
-	__builtin_memcpy(header.src, src->mac, sizeof(header.src));
-	return bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0);
+	__builtin_memcpy(link.dst, dst->mac, sizeof(link.dst));
+	__builtin_memcpy(link.src, src->mac, sizeof(link.src));
+	return link;
+}
+
+/* A packet that came without a link header (from a tunnel) is given one. */
+static __always_inline long add_link_header(struct __sk_buff *skb, struct link_header *link)
+{
+	long error = bpf_skb_change_head(skb, sizeof(*link), 0);
+
+	return error ? error : bpf_skb_store_bytes(skb, 0, link, sizeof(*link), 0);
 }
 
 #endif

@@ -20,6 +20,10 @@
 #include "rewrite.h"
 #include "forward.h"
 
+#ifdef COARSE_CLOCK
+static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
+#endif
+
 BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS);
 BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
 
@@ -32,6 +36,16 @@ BPF_TABLE("array", u32, struct settings, settings, 1);
 #ifdef MAX_PROVIDERS
 BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 #endif
+
+/* ns of CLOCK_MONOTONIC; as of the last tick where the kernel offers that, which is cheaper. */
+static inline u64 clock_ns(void)
+{
+#ifdef COARSE_CLOCK
+	return coarse_ns();
+#else
+	return bpf_ktime_get_ns();
+#endif
+}
 
 static inline struct counters *this_cpu_counters(void)
 {
@@ -158,7 +172,7 @@ static inline void hear_again(struct peer *peer, struct counters *count, struct 
 static inline void hear(struct counters *count, struct packet *packet, struct heard heard)
 {
 	struct endpoint endpoint = { .address = packet->saddr, .port = packet->sport };
-	u64 now = bpf_ktime_get_ns();
+	u64 now = clock_ns();
 	struct peer *peer = peers.lookup(&endpoint);
 
 	if (!peer) {
@@ -303,7 +317,7 @@ static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct
 static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			       struct packet *packet, struct heard heard)
 {
-	if (rewrite_source(skb, packet, &heard, 0))
+	if (rewrite_source(skb, packet, &heard, 0, NULL))
 		return drop_failed(count);
 	count->rewritten++;
 	count_outbound(peer, packet);
@@ -329,7 +343,7 @@ int moh_enforce(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 
-	peer = destination(&packet, bpf_ktime_get_ns(), &heard);
+	peer = destination(&packet, clock_ns(), &heard);
 	if (!peer)
 		return may_be_provider(packet.daddr) ? drop_unidentified(count) : TC_ACT_UNSPEC;
 	if (heard.state == STATE_TWO)
@@ -418,12 +432,12 @@ static inline u8 way_out(struct __sk_buff *skb, struct packet *packet, struct bp
 
 /* What ip_forward() does to a packet besides routing it, and the rewrite. Not 0: drop it. */
 static inline long become_forwarded(struct __sk_buff *skb, struct packet *packet,
-				    struct heard heard)
+				    struct heard heard, struct link_header *link)
 {
 	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
 		return -1;
 	skb->priority = tos_priority(packet->tos);
-	return rewrite_source(skb, packet, &heard, 1);
+	return rewrite_source(skb, packet, &heard, 1, link);
 }
 
 static inline void count_bypassed(struct counters *count, struct peer *peer, struct packet *packet)
@@ -439,8 +453,12 @@ static inline int send_to_hop(struct __sk_buff *skb, struct counters *count, str
 			      struct hop_src *src)
 {
 	u32 wan = WAN_IFINDEX((u8)(src->out - 1));
+	struct link_header link = link_to(dst, src);
+	bool has_room = LINK_HEADER(skb->ifindex);
 
-	if (become_forwarded(skb, packet, heard) || write_link_header(skb, wan, dst, src))
+	if (become_forwarded(skb, packet, heard, has_room && LINK_HEADER(wan) ? &link : NULL))
+		return drop_failed(count);
+	if (!has_room && LINK_HEADER(wan) && add_link_header(skb, &link))
 		return drop_failed(count);
 	count_bypassed(count, peer, packet);
 	return loses_link_header(skb, wan) ? redirect_neigh(wan, NULL, 0, 0) : bpf_redirect(wan, 0);
@@ -454,8 +472,7 @@ static inline int send_to_hop(struct __sk_buff *skb, struct counters *count, str
 static inline int send_by_route(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 				struct packet *packet, struct heard heard, u64 now)
 {
-	struct hop_dst dst = {};
-	struct hop_src src = {};
+	struct link_header none = { .type = bpf_htons(ETH_P_IP) };
 	struct bpf_fib_lookup fib;
 	long route;
 	u32 wan;
@@ -474,10 +491,9 @@ static inline int send_by_route(struct __sk_buff *skb, struct counters *count, s
 	if (has_neighbour(route, &fib) || !LINK_HEADER(wan))
 		remember_hop(peer, &fib, heard, out, wire_length(skb, packet), now);
 
-	if (become_forwarded(skb, packet, heard))
+	if (become_forwarded(skb, packet, heard, NULL))
 		return drop_failed(count);
-	if (LINK_HEADER(wan) && !LINK_HEADER(skb->ifindex) &&
-	    write_link_header(skb, wan, &dst, &src))
+	if (LINK_HEADER(wan) && !LINK_HEADER(skb->ifindex) && add_link_header(skb, &none))
 		return drop_failed(count);
 	count_bypassed(count, peer, packet);
 	return LINK_HEADER(wan) || loses_link_header(skb, wan) ? redirect_neigh(wan, NULL, 0, 0)
@@ -521,7 +537,7 @@ int moh_bypass(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 
-	now = bpf_ktime_get_ns();
+	now = clock_ns();
 	peer = destination(&packet, now, &heard);
 	if (!peer)
 		return judge_unidentified(skb, count, &packet);

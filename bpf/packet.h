@@ -4,7 +4,8 @@
  *
  * Packets are read in place. Nothing is written in place: a program with direct writes makes
  * the kernel copy every cloned packet before it runs (bpf_unclone_prologue), among them all
- * that the firewall's own TCP sends, and those are none of our business.
+ * that the firewall's own TCP sends, and those are none of our business. One call of
+ * bpf_skb_store_bytes() for all headers together costs next to nothing more.
  */
 #ifndef MOH_PACKET_H
 #define MOH_PACKET_H
@@ -28,6 +29,13 @@
 #define RTCP_TYPE_MASK 0xe0
 #define RTCP_TYPES 0xc0
 
+/* An Ethernet header, in the order of the wire. */
+struct link_header {
+	u8 dst[6];
+	u8 src[6];
+	__be16 type;
+} __attribute__((packed));
+
 enum kind {
 	KIND_OTHER,    /* not IPv4, not UDP, not RTP, or broken: never touched */
 	KIND_FRAGMENT, /* of a UDP datagram: never touched, but counted */
@@ -44,6 +52,7 @@ struct packet {
 	__be16 frag_off;
 	u16 bytes; /* the IP packet's length, host byte order */
 	__sum16 ip_check;
+	__be16 udp_len;
 	__sum16 udp_check;
 	u8 ttl;
 	u8 tos;
@@ -142,6 +151,7 @@ static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *
 
 	packet->sport = udp->source;
 	packet->dport = udp->dest;
+	packet->udp_len = udp->len;
 	packet->udp_check = udp->check;
 	packet->is_rtcp = is_rtcp(skb, packet, len);
 	return KIND_RTP;

@@ -28,6 +28,7 @@ _HELPERS = {
     "bpf_fib_lookup": (69, "4.18"),
     "bpf_redirect_neigh": (152, "5.10"),
 }
+_COARSE_CLOCK = 160  # bpf_ktime_get_coarse_ns, Linux 5.11
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,8 @@ def lacking() -> str | None:
         return f"this kernel ({platform.release()}) lacks BPF programs for tc (Linux 4.1)"
     lacks = [f"{need.name} (Linux {need.since})" for need in _needs() if not need.is_there()]
     return f"this kernel ({platform.release()}) lacks {', '.join(lacks)}" if lacks else None
+
+
+def has_coarse_clock() -> bool:
+    """Does it have the cheaper clock? The programs do without. Raises OSError: not permitted."""
+    return libbpf.has_helper(_COARSE_CLOCK)

@@ -1,5 +1,7 @@
 """enforce: UCM's RTP at the WAN, as it leaves without NAT."""
 
+import socket
+
 import pytest
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
@@ -75,6 +77,24 @@ def test_a_sum_of_zero_is_sent_as_ffff(programs: Bench) -> None:
     out = IP(programs.run(Role.ENFORCE, source)[1][14:])
     assert out[UDP].chksum == 0xFFFF
     assert bytes(out) == rewritten(source)
+
+
+@pytest.mark.parametrize("options", [[], [IPOption_NOP()] * 4])
+def test_a_full_sum_that_looks_like_a_partial_one(programs: Bench, options: list) -> None:
+    """It is the sum over the pseudo header by chance; a partial one would not count the payload."""
+    programs.set_peer(PROVIDER, MOH)
+    ends = socket.inet_aton(UCM) + socket.inet_aton(PROVIDER.split(":")[0])
+    pseudo = sum_of(ends + b"\0\x11\0\x0c")  # UDP, 12 bytes
+    without = IP(bytes(udp(f"{UCM}:24576", PROVIDER, b"\x80\0\0\0")))[UDP].chksum
+    word = (without - pseudo) % 0xFFFF
+    source = udp(f"{UCM}:24576", PROVIDER, b"\x80\0" + word.to_bytes(2, "big"), options=options)
+    assert IP(bytes(source))[UDP].chksum == pseudo
+    assert programs.run(Role.ENFORCE, source)[1][14:] == rewritten(source)
+
+
+def sum_of(data: bytes) -> int:
+    """One's complement, folded."""
+    return sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2)) % 0xFFFF
 
 
 @pytest.mark.parametrize("layer", [IP, UDP])

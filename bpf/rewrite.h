@@ -65,7 +65,7 @@ static __always_inline long rewrite_ip(struct __sk_buff *skb, struct packet *pac
 }
 
 /*
- * Source port and UDP checksum. Only the helper knows whether the checksum is partial (to be
+ * Source port and UDP checksum. The helper knows for certain whether the checksum is partial (to be
  * completed by the sending interface): then it holds the pseudo header's sum alone, in which
  * the address counts and the port does not; that is what BPF_F_PSEUDO_HDR tells apart.
  * 0 means "no checksum" (RFC 768) and stays; skb->csum must then be told of the port.
@@ -107,7 +107,8 @@ static __always_inline u16 pseudo_sum(struct packet *packet)
 }
 
 /*
- * A partial checksum (CHECKSUM_PARTIAL) is the sum over the pseudo header and nothing else. A
+ * A partial checksum (CHECKSUM_PARTIAL) is the sum over the pseudo header and nothing else; it
+ * has one form only, for a folded sum of numbers that are not all 0 is never 0. A
  * full one is the same number once in 65,535 packets: that one then takes the careful way, too.
  */
 static __always_inline bool is_plain(struct __sk_buff *skb, struct packet *packet)
@@ -157,7 +158,7 @@ static __always_inline long rewrite_plain(struct __sk_buff *skb, struct packet *
 					    sizeof(new.ip) + sizeof(new.udp), 0);
 	}
 	changed = (u16)~packet->sport + new.udp.source + (u16)~packet->udp_check + new.udp.check;
-	bpf_csum_update(skb, changed);
+	bpf_csum_update(skb, fold(changed)); /* BCC's prototype takes 16 bits */
 	return error;
 }
 

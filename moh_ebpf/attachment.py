@@ -55,11 +55,10 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
             if dry_run:
                 _rehearse(loaded)
                 return report
-            started = time.monotonic_ns()
-            _carry_over(before.attached, loaded, record)
+            copied = _carry_over(before.attached, loaded, record, {})
             _apply(ipr, _changes(ipr, record, loaded, before), before)
             with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
-                _carry_over(before.attached, loaded, record, since=started)
+                _carry_over(before.attached, loaded, record, copied)
             return report
 
 
@@ -143,12 +142,14 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
     adopt = {"counters": before.maps["counters"].fd} if before else {}
     if before and _same_peers(plan, record, before):
         adopt["peers"] = before.maps["peers"].fd
-    loaded = compiler.load(plan, len(data), adopt)
-    libbpf.update(loaded.maps["settings"], _FIRST, data)
-    for prefix in plan.settings.provider:
-        key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
-        libbpf.update(loaded.maps["providers"], key, b"\1")
-    _bind_maps(loaded)
+    with ExitStack() as stack:
+        loaded = stack.enter_context(closing(compiler.load(plan, len(data), adopt)))
+        libbpf.update(loaded.maps["settings"], _FIRST, data)
+        for prefix in plan.settings.provider:
+            key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
+            libbpf.update(loaded.maps["providers"], key, b"\1")
+        _bind_maps(loaded)
+        stack.pop_all()
     return loaded
 
 
@@ -159,7 +160,8 @@ def _bind_maps(loaded: Loaded) -> None:
             for name in ("settings", "counters", "peers"):
                 libbpf.bind_map(fd, loaded.maps[name].fd)
     except OSError as error:
-        raise MohError(features.lacking() or str(error)) from error
+        lacks = features.lacking() if error.errno == errno.EINVAL else None
+        raise MohError(lacks or str(error)) from error
 
 
 def _same_peers(plan: Plan, record: Record, before: Attached) -> bool:
@@ -171,24 +173,35 @@ def _same_peers(plan: Plan, record: Record, before: Attached) -> bool:
 
 
 def _carry_over(
-    before: Attached | None, loaded: Loaded, record: Record, since: int | None = None
-) -> None:
-    """Copy live peers, seen after `since` (ns), into the new map where it has nothing later of
-    them. Called before the programs are swapped, and after for what was learned meanwhile."""
+    before: Attached | None, loaded: Loaded, record: Record, copied: dict[bytes, bytes]
+) -> dict[bytes, bytes]:
+    """Copy live peers into the new map, and return them as they were copied. Called before the
+    programs are swapped, and after, with what was `copied`, for what was learned meanwhile: what
+    the new programs have heard since is later, and stays."""
     new = loaded.maps["peers"]
     if before is None or before.maps["peers"].id == new.id:
-        return
-    if since is None:
-        since = time.monotonic_ns() - round(before.record.settings.timeout * 1e9)
+        return {}
+    live_since = time.monotonic_ns() - round(before.record.settings.timeout * 1e9)
+    carried = {}
     for (address, port), (heard, last_seen, *rest) in before.peers():
         key = layout.ENDPOINT.pack(address, port)
         moved = _move_to(heard, before.record, record)
-        if moved is None or last_seen < since or _last_seen(new, key) >= last_seen:
+        if moved is None or last_seen < live_since:
             continue
         peer = dict(zip(layout.PEER_FIELDS, (moved, last_seen, *rest), strict=True))
         # Its next hop is looked up anew.
         peer |= {"hop_checked": 0, "hop_dst": 0, "hop_src": 0}
-        libbpf.update(new, key, layout.PEER.pack(*peer.values()))
+        value = carried[key] = layout.PEER.pack(*peer.values())
+        if _heard(value) == _heard(copied.get(key)):
+            continue
+        if _heard(_lookup(new, key)) == _heard(copied.get(key)):
+            libbpf.update(new, key, value)
+    return carried
+
+
+def _heard(peer: bytes | None) -> bytes | None:
+    """What learn has stored last, and when: the first two words of a struct peer."""
+    return peer and peer[: 2 * layout.HEARD.size]
 
 
 def _move_to(heard: bytes, old: Record, new: Record) -> bytes | None:
@@ -199,15 +212,12 @@ def _move_to(heard: bytes, old: Record, new: Record) -> bytes | None:
     return layout.HEARD.pack(address, port, state, new.wan.index(old.wan[wan]))
 
 
-def _last_seen(peers: libbpf.Map, key: bytes) -> int:
-    """When a peer was seen last, in ns; 0 if it is not known."""
+def _lookup(bpf_map: libbpf.Map, key: bytes) -> bytes | None:
+    """The value of a key; None if there is none. Raises OSError."""
     try:
-        peer = layout.PEER.unpack(libbpf.lookup(peers, key))
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return 0
-    return int(peer[layout.PEER_FIELDS.index("last_seen")])
+        return libbpf.lookup(bpf_map, key)
+    except FileNotFoundError:
+        return None
 
 
 def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Found) -> Batch:

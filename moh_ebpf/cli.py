@@ -17,7 +17,13 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from moh_ebpf import __version__, settings
-from moh_ebpf.errors import ExitStatus, MohError, NotAttachedError, UsageError
+from moh_ebpf.errors import (
+    NOT_PERMITTED,
+    ExitStatus,
+    MohError,
+    NotAttachedError,
+    UsageError,
+)
 from moh_ebpf.lab import cli as lab
 
 if TYPE_CHECKING:
@@ -42,8 +48,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab.app, name="lab")
-
-NOT_PERMITTED = "run as root, with CAP_SYS_ADMIN, CAP_BPF and CAP_NET_ADMIN"
 
 JSON = typer.Option(False, "--json", help="Print JSON.")
 
@@ -193,9 +197,9 @@ def attach(
     from moh_ebpf import attachment
 
     report = attachment.attach(chosen, _notify, dry_run=dry_run)
-    for warning in report.warnings:
-        _notify(f"warning: {warning}")
-    with _done_already("attach"):
+    with _done_already("attach --dry-run" if dry_run else "attach"):
+        for warning in report.warnings:
+            _notify(f"warning: {warning}")
         _tell(report, chosen.port, dry_run)
 
 

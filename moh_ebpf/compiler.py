@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_ebpf import features, layout, libbpf
-from moh_ebpf.errors import MohError
+from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
 from moh_ebpf.registry import Role
 from moh_ebpf.settings import Settings
@@ -105,10 +105,17 @@ def _check_names(loaded: Loaded) -> None:
 def _explain(output: str) -> str:
     """What went wrong, by what BCC, clang and libbpf have printed, and that itself."""
     if "Operation not permitted" in output:
-        reason = "the kernel does not permit it: run as root, with CAP_BPF and CAP_NET_ADMIN"
+        reason = f"the kernel does not permit it: {NOT_PERMITTED}"
+    elif "Cannot allocate memory" in output:
+        reason = "the kernel has no memory for programs and maps; try a smaller --max-peers"
     elif lacks := features.lacking():
         reason = lacks
-    elif "libbpf: " in output or "processed" in output or "bpf: Failed" in output:
+    elif (
+        "libbpf: " in output
+        or "processed" in output
+        or "bpf: Failed" in output
+        or "open bpf map" in output
+    ):
         reason = f"the kernel ({platform.release()}) refuses the programs"
     else:
         reason = "BCC could not compile the programs"

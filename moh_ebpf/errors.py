@@ -6,6 +6,8 @@ and what to try. Only the outermost layer (cli.main) prints it.
 
 from enum import IntEnum
 
+NOT_PERMITTED = "run as root, with CAP_SYS_ADMIN, CAP_BPF and CAP_NET_ADMIN"
+
 
 class ExitStatus(IntEnum):
     """Exit statuses of the command line; 3 follows systemctl's "not running"."""

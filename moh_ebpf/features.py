@@ -24,6 +24,7 @@ _HELPERS = {
     "bpf_skb_vlan_pop": (19, "4.3"),
     "bpf_redirect": (23, "4.4"),
     "bpf_skb_pull_data": (39, "4.9"),
+    "bpf_csum_update": (40, "4.9"),
     "bpf_skb_change_head": (43, "4.10"),
     "bpf_fib_lookup": (69, "4.18"),
     "bpf_redirect_neigh": (152, "5.10"),
@@ -58,7 +59,8 @@ def _needs() -> list[Need]:
 
 
 def lacking() -> str | None:
-    """One line with what this kernel lacks; None if all is there. Raises OSError: not permitted."""
+    """One line with what this kernel lacks; None if all is there. To be asked by root, and when it
+    is not memory that the kernel lacks: else the answer misleads. Raises OSError."""
     if not libbpf.has_tc_programs():
         return f"this kernel ({platform.release()}) lacks BPF programs for tc (Linux 4.1)"
     lacks = [f"{need.name} (Linux {need.since})" for need in _needs() if not need.is_there()]

@@ -142,12 +142,12 @@ def bind_map(program: int, map_fd: int) -> None:
 
 
 def has_tc_programs() -> bool:
-    """Does the kernel have BPF programs for tc? Raises OSError, EPERM without the rights."""
+    """Does the kernel have BPF programs for tc? It seems not, too, to one without the rights."""
     return _call("libbpf_probe_bpf_prog_type", _SCHED_CLS, None) == 1
 
 
 def has_map_type(kind: int) -> bool:
-    """Does the kernel have this enum bpf_map_type? Raises OSError."""
+    """Does the kernel have this enum bpf_map_type? It seems not, too, where memory is short."""
     return _call("libbpf_probe_bpf_map_type", kind, None) == 1
 
 
@@ -172,7 +172,7 @@ def _is_known(name: str, *arguments: Any) -> bool:
     try:
         _call(name, *arguments)
     except OSError as error:
-        return error.errno == errno.EBADF
+        return error.errno != errno.EINVAL
     return True
 
 

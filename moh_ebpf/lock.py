@@ -2,11 +2,14 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 Notify = Callable[[str], None]
+
+_ASKED_EVERY_SECONDS = 0.05
 
 
 @contextmanager
@@ -18,24 +21,41 @@ def exclusive(notify: Notify) -> Iterator[None]:
     """
     fd = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _wait_for(fd, notify)
+        _wait_for(fd, notify)
         yield
     finally:
         os.close(fd)
 
 
 def _wait_for(lock: int, notify: Notify) -> None:
-    """Wait for the lock, unless somebody else than root has it: that is none of our commands, for
-    they need root, and must not keep root from detaching."""
-    holder = _holder(os.fstat(lock).st_ino)
-    if holder and _user(holder) != 0:
-        notify(f"process {holder}, which is not root's, locks this network namespace: ignored")
-        return
-    notify(f"waiting for another moh-ebpf{f' (process {holder})' if holder else ''} to finish")
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    """Take the lock, and wait for it while another command has it.
+
+    One that somebody else than root holds, or a process that has ended, is none of our commands',
+    for they need root and take their lock with them: it must not keep root from detaching. The
+    holder may change as we wait, so that is asked again and again.
+    """
+    said = False
+    while not _take(lock):
+        holder = _holder(os.fstat(lock).st_ino)
+        foreign = holder and _whose(holder)
+        if foreign:
+            if not _take(lock):
+                notify(f"process {holder}, {foreign}, locks this network namespace: ignored")
+            return
+        if not said:
+            who = f" (process {holder})" if holder else ""
+            notify(f"waiting for another moh-ebpf{who} to finish")
+            said = True
+        time.sleep(_ASKED_EVERY_SECONDS)
+
+
+def _take(lock: int) -> bool:
+    """Take the lock if it is free, or ours already; is it ours now?"""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _holder(inode: int) -> int | None:
@@ -47,9 +67,10 @@ def _holder(inode: int) -> int | None:
     return None
 
 
-def _user(process: int) -> int:
-    """A process's user; root's, 0, if it has ended meanwhile."""
+def _whose(process: int) -> str | None:
+    """What makes a process none of our commands; None if it may be one."""
     try:
-        return Path(f"/proc/{process}").stat().st_uid
+        user = Path(f"/proc/{process}").stat().st_uid
     except FileNotFoundError:
-        return 0
+        return "which has ended"
+    return None if user == 0 else "which is not root's"

@@ -279,8 +279,9 @@ def test_interface_down_and_up(fw: Firewall, interface: str) -> None:
 
 def wait_for_carrier(fw: Firewall, interface: str) -> None:
     state = Path(f"/sys/class/net/{interface}/operstate")
+    deadline = time.monotonic() + 30
     while fw.namespace.run("cat", str(state)).stdout.strip() != "up":
-        pass
+        assert time.monotonic() < deadline, f"{interface} does not come up"
 
 
 def test_interface_deleted_and_made_anew(fw: Firewall) -> None:

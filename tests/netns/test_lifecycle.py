@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
 
 from moh_ebpf import attachment, registry
+from moh_ebpf.settings import from_values
 from moh_ebpf.tc import Hook
 from tests.support import kernels
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
@@ -302,6 +304,50 @@ def test_nobody_but_root_keeps_root_waiting(fw: Firewall) -> None:
             assert "not root's" in fw.moh("detach").stderr
         finally:
             holder.kill()
+
+
+def test_a_lock_whose_holder_has_ended_keeps_nobody_waiting(fw: Firewall) -> None:
+    """The lock is its open file's, which a child of the one who took it may keep: none of our
+    commands has one."""
+    script = (
+        "import fcntl, os, time; namespace = open('/proc/self/ns/net'); "
+        "os.fork() or (fcntl.flock(namespace, fcntl.LOCK_EX), os._exit(0)); "
+        "os.wait(); print(flush=True); time.sleep(600)"
+    )
+    command = ["ip", "netns", "exec", fw.namespace.name, "/usr/bin/python3", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            assert "which has ended" in fw.moh("detach").stderr
+        finally:
+            holder.kill()
+
+
+def test_peers_are_copied_before_the_swap_and_after(
+    fw: Firewall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into a map of another size. What is heard between the copy and the swap, perhaps within one
+    tick of the clock, is copied after it; music goes on from the moment of the swap."""
+    fw.attach(*PATIENT)
+    staying, changing, coming = "203.0.113.20:7000", PROVIDER, "203.0.113.30:7000"
+    fw.wan.send(udp(changing, HOLD), udp(staying, HOLD))
+    swap = attachment._apply
+
+    def hear_swap_and_play(*arguments: Any) -> None:
+        fw.wan.send(udp(changing, f"{PUBLIC}:24600"), udp(coming, HOLD))
+        swap(*arguments)
+        fw.lan.send(udp(MUSIC, staying))
+
+    monkeypatch.setattr(attachment, "_apply", hear_swap_and_play)
+    values = {"wan": "wan", "lan": "lan", "ucm": UCM, "timeout": "60s", "max_peers": "1000"}
+    with fw.namespace.entered():
+        attachment.attach(from_values(values), print)
+    assert [flow(packet) for packet in fw.wan.sent()] == [(HOLD, staying)]
+    shown = json.loads(fw.moh("peers", "--json").stdout)
+    assert {(f"{peer['address']}:{peer['port']}", peer["state"]) for peer in shown} == {
+        (changing, "two"), (staying, "moh"), (coming, "moh"),
+    }  # fmt: skip
 
 
 def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ class _TestRunOptions(ctypes.Structure):
 _SKB_WORDS = 48
 _SKB_IFINDEX = 10
 
+# The kernel sums the packet (CHECKSUM_COMPLETE), and checks that sum after the run (linux/bpf.h).
+COMPLETE = 1 << 2
+
 # The programs' own clock, to the tick (linux/time.h): an age set by it is the one they see.
 _CLOCK_MONOTONIC_COARSE = 6
 
@@ -59,10 +62,11 @@ class Run:
     ns: int
 
 
-def run_program(fd: int, frame: bytes, ifindex: int, repeat: int = 1) -> Run:
+def run_program(fd: int, frame: bytes, ifindex: int, repeat: int = 1, flags: int = 0) -> Run:
     """Run a program on a frame that came by this interface of this thread's namespace.
 
-    Repeated, it is given the frame as it has left it the time before.
+    Repeated, it is given the frame as it has left it the time before. Raises OSError, EBADMSG if
+    with COMPLETE the sum of the whole packet is wrong afterwards.
     """
     out = ctypes.create_string_buffer(len(frame) + 256)
     data = ctypes.create_string_buffer(frame, len(frame))
@@ -78,6 +82,7 @@ def run_program(fd: int, frame: bytes, ifindex: int, repeat: int = 1) -> Run:
         ctx_in=ctypes.addressof(context),
         ctx_size_in=_SKB_WORDS * 4,
         repeat=repeat,
+        flags=flags,
     )
     libbpf._call("bpf_prog_test_run_opts", fd, ctypes.byref(options))
     verdict = ctypes.c_int32(options.retval).value
@@ -111,17 +116,14 @@ class Bench:
         self.ifindex = {each.name: each.index for each in (*plan.wan, *plan.lan)}
         self._attached = Attached({}, record, self._loaded.maps)
 
-    def run(self, role: Role, packet: Packet | bytes, interface: str | None = None):
+    def run(self, role: Role, packet: Packet | bytes, interface: str | None = None, flags: int = 0):
         """The verdict, and the frame after it. Ethernet is put before a bare IP packet."""
         wire = self.firewall.lan if role is Role.BYPASS else self.firewall.wan
         if not isinstance(packet, bytes):
             packet = bytes(packet if Ether in packet else wire.frame(packet))
-        verdict, out = self._test_run(role, packet, self.ifindex[interface or wire.interface])
-        return verdict, out
-
-    def _test_run(self, role: Role, frame: bytes, ifindex: int) -> tuple[int, bytes]:
+        ifindex = self.ifindex[interface or wire.interface]
         with self.firewall.namespace.entered():
-            done = run_program(self.programs[role], frame, ifindex)
+            done = run_program(self.programs[role], packet, ifindex, flags=flags)
         return done.verdict, done.frame
 
     def set_peer(self, endpoint: str, peer: PeerState) -> None:

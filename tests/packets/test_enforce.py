@@ -69,11 +69,13 @@ def test_every_payload_sum_stays_right(programs: Bench) -> None:
         assert programs.run(Role.ENFORCE, packet)[1][14:] == rewritten(packet)
 
 
-def test_a_sum_of_zero_is_sent_as_ffff(programs: Bench) -> None:
+@pytest.mark.parametrize("options", [[], [IPOption_NOP()] * 4])
+def test_a_sum_of_zero_is_sent_as_ffff(programs: Bench, options: list) -> None:
     """0 would mean "no checksum" (RFC 768). The word that makes it so is the sum without it."""
     programs.set_peer(PROVIDER, MOH)
     without = IP(bytes(udp(HOLD, PROVIDER, b"\x80\0\0\0")))[UDP].chksum
-    source = udp(f"{UCM}:24576", PROVIDER, b"\x80\0" + without.to_bytes(2, "big"))
+    payload = b"\x80\0" + without.to_bytes(2, "big")
+    source = udp(f"{UCM}:24576", PROVIDER, payload, options=options)
     out = IP(programs.run(Role.ENFORCE, source)[1][14:])
     assert out[UDP].chksum == 0xFFFF
     assert bytes(out) == rewritten(source)

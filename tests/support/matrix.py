@@ -177,9 +177,15 @@ def table(place: str, results: list[Result]) -> Iterator[str]:
 
 
 def commit() -> str:
-    """What is checked out here, for the record."""
-    describe = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
+    """What is checked out here, for the record; the record itself does not make it dirty."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    record = [":!docs/tested.json", ":!docs/tested.md"]
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", *record)
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changes else "")
 
 
 def write(place: str, results: list[Result], commit: str, directory: Path = Path("docs")) -> None:

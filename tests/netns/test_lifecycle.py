@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,38 +292,35 @@ def test_the_second_command_waits_and_says_so(fw: Firewall) -> None:
         assert waiting.wait(timeout=30) == 0
 
 
-def test_nobody_but_root_keeps_root_waiting(fw: Firewall) -> None:
-    script = (
-        "import fcntl, time; namespace = open('/proc/self/ns/net'); "
-        "fcntl.flock(namespace, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"
-    )
-    command = ["ip", "netns", "exec", fw.namespace.name, "setpriv", "--reuid", "65534",
-               "--clear-groups", "/usr/bin/python3", "-c", script]  # fmt: skip
+@contextmanager
+def locked(fw: Firewall, script: str, *by: str) -> Iterator[None]:
+    """Somebody else's program, which has the namespace's lock when it says something."""
+    script = f"import fcntl, os, time; namespace = open('/proc/self/ns/net'); {script}"
+    command = ["ip", "netns", "exec", fw.namespace.name, *by, "/usr/bin/python3", "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
         try:
             assert holder.stdout is not None
             holder.stdout.readline()
-            assert "not root's" in fw.moh("detach").stderr
+            yield
         finally:
             holder.kill()
+
+
+def test_nobody_but_root_keeps_root_waiting(fw: Firewall) -> None:
+    script = "fcntl.flock(namespace, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"
+    with locked(fw, script, "setpriv", "--reuid", "65534", "--clear-groups"):
+        assert "not root's" in fw.moh("detach").stderr
 
 
 def test_a_lock_whose_holder_has_ended_keeps_nobody_waiting(fw: Firewall) -> None:
     """The lock is its open file's, which a child of the one who took it may keep: none of our
     commands has one."""
     script = (
-        "import fcntl, os, time; namespace = open('/proc/self/ns/net'); "
         "os.fork() or (fcntl.flock(namespace, fcntl.LOCK_EX), os._exit(0)); "
         "os.wait(); print(flush=True); time.sleep(600)"
     )
-    command = ["ip", "netns", "exec", fw.namespace.name, "/usr/bin/python3", "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
-        try:
-            assert holder.stdout is not None
-            holder.stdout.readline()
-            assert "which has ended" in fw.moh("detach").stderr
-        finally:
-            holder.kill()
+    with locked(fw, script):
+        assert "which has ended" in fw.moh("detach").stderr
 
 
 def test_peers_are_copied_before_the_swap_and_after(

@@ -10,6 +10,7 @@ from pathlib import Path
 Notify = Callable[[str], None]
 
 _ASKED_EVERY_SECONDS = 0.05
+_UNSEEN_FOR_SECONDS = 20.0
 
 
 @contextmanager
@@ -34,13 +35,13 @@ def _wait_for(lock: int, notify: Notify) -> None:
     for they need root and take their lock with them: it must not keep root from detaching. The
     holder may change as we wait, so that is asked again and again.
     """
-    said = False
+    begun, said = time.monotonic(), False
     while not _take(lock):
         holder = _holder(os.fstat(lock).st_ino)
-        foreign = holder and _whose(holder)
+        foreign = _foreign(holder, time.monotonic() - begun)
         if foreign:
             if not _take(lock):
-                notify(f"process {holder}, {foreign}, locks this network namespace: ignored")
+                notify(f"{foreign} locks this network namespace: ignored")
             return
         if not said:
             who = f" (process {holder})" if holder else ""
@@ -67,10 +68,16 @@ def _holder(inode: int) -> int | None:
     return None
 
 
-def _whose(process: int) -> str | None:
-    """What makes a process none of our commands; None if it may be one."""
+def _foreign(holder: int | None, waited: float) -> str | None:
+    """What makes the holder none of our commands; None if it may be one.
+
+    From within a container (a PID namespace), neither processes outside are seen nor those that
+    have ended: such a one is waited for as long as a slow command takes.
+    """
+    if holder is None:
+        return "a process that cannot be seen here" if waited > _UNSEEN_FOR_SECONDS else None
     try:
-        user = Path(f"/proc/{process}").stat().st_uid
+        user = Path(f"/proc/{holder}").stat().st_uid
     except FileNotFoundError:
-        return "which has ended"
-    return None if user == 0 else "which is not root's"
+        return f"process {holder}, which has ended,"
+    return None if user == 0 else f"process {holder}, which is not root's,"

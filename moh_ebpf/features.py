@@ -1,7 +1,8 @@
 """What the programs need of a kernel, and the names of what this one lacks.
 
-It is asked only when the kernel has refused something: one that takes the programs needs no
-questions, and a version number says little where distributions backport.
+What it lacks is asked only when it has refused something: one that takes the programs needs no
+questions but for what they can do without, and a version number says little where distributions
+backport.
 """
 
 import platform

@@ -27,6 +27,9 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 /* How long a next hop is trusted before the kernel's routes and neighbours are asked again. */
 #define HOP_LIFETIME_NS 100000000ULL
 
+/* In each such period of the clock, one packet of a stream asks for the whole route. */
+#define ROUTE_PERIOD_NS (1ULL << 29)
+
 /* A longer silence than this is no pause within a call, but the time between two of them. */
 #define LONGEST_PAUSE_NS 10000000000ULL
 

@@ -88,23 +88,25 @@ static __always_inline u32 tos_priority(u8 tos)
 	return 0x4444666622220000ULL >> ((tos & 0x1e) >> 1) * 4 & 0xf;
 }
 
-/*
- * Does the packet lose its link header on the way to this WAN? Then bpf_redirect_neigh() takes it
- * away: before Linux 6.6 (or the stable release with its fix) bpf_redirect() leaves it on PPP.
- */
-static __always_inline bool loses_link_header(struct __sk_buff *skb, u32 wan)
+/* A link header from one MAC address to another, for this WAN: none if that has no such. */
+static __always_inline struct link_header link_on(u32 wan, u8 *dst, u8 *src)
 {
-	return LINK_HEADER(skb->ifindex) && !LINK_HEADER(wan);
+	struct link_header link = { .type = LINK_HEADER(wan) ? bpf_htons(ETH_P_IP) : 0 };
+
+	__builtin_memcpy(link.dst, dst, sizeof(link.dst));
+	__builtin_memcpy(link.src, src, sizeof(link.src));
+	return link;
 }
 
-/* The next hop's link header. */
-static __always_inline struct link_header link_to(struct hop_dst *dst, struct hop_src *src)
+/*
+ * To a WAN with link headers by bpf_redirect() if the packet has the right one; else by
+ * bpf_redirect_neigh(), which finds it. To one without, by bpf_redirect() if the packet has none
+ * either; else by bpf_redirect_neigh() again, which takes it away: before Linux 6.6 (or the stable
+ * release with its fix) bpf_redirect() leaves it on PPP.
+ */
+static __always_inline bool is_redirected(bool from_link, bool to_link, struct link_header *link)
 {
-	struct link_header link = { .type = bpf_htons(ETH_P_IP) };
-
-	__builtin_memcpy(link.dst, dst->mac, sizeof(link.dst));
-	__builtin_memcpy(link.src, src->mac, sizeof(link.src));
-	return link;
+	return to_link ? link->type : !from_link;
 }
 
 /* A packet that came without a link header (from a tunnel) is given one. */

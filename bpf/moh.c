@@ -317,7 +317,7 @@ static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct
 static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			       struct packet *packet, struct heard heard)
 {
-	if (rewrite_source(skb, packet, &heard, 0, NULL))
+	if (rewrite_source(skb, packet, &heard, 0, NO_LINK))
 		return drop_failed(count);
 	count->rewritten++;
 	count_outbound(peer, packet);
@@ -381,18 +381,30 @@ static inline int judge_unidentified(struct __sk_buff *skb, struct counters *cou
 	return TC_ACT_UNSPEC;
 }
 
-/* The next hop that the peer keeps: is it good for this packet? */
-static inline bool hop_is_fresh(struct peer *peer, struct heard heard, u16 len, u64 now,
-				struct hop_dst *dst, struct hop_src *src)
+/* How a packet leaves. */
+struct way {
+	u32 wan;		 /* ifindex */
+	struct link_header link; /* the next hop's, or none: not known, or the WAN has no such */
+};
+
+/* By the next hop that the peer keeps, if it is good for this packet. */
+static inline bool keep_hop(struct peer *peer, struct heard heard, u16 len, u64 now,
+			    struct way *way)
 {
 	u64 before = *(volatile u64 *)&peer->hop_src;
 	u64 first = *(volatile u64 *)&peer->hop_dst;
 	u64 after = *(volatile u64 *)&peer->hop_src;
+	struct hop_dst dst;
+	struct hop_src src;
 
-	__builtin_memcpy(dst, &first, sizeof(*dst));
-	__builtin_memcpy(src, &after, sizeof(*src));
-	return before == after && (s64)(now - peer->hop_checked) < (s64)HOP_LIFETIME_NS &&
-	       src->out && src->heard == heard.wan && len <= dst->max_len;
+	__builtin_memcpy(&dst, &first, sizeof(dst));
+	__builtin_memcpy(&src, &after, sizeof(src));
+	if (before != after || (s64)(now - peer->hop_checked) >= (s64)HOP_LIFETIME_NS || !src.out ||
+	    src.heard != heard.wan || len > dst.max_len)
+		return false;
+	way->wan = WAN_IFINDEX((u8)(src.out - 1));
+	way->link = link_on(way->wan, dst.mac, src.mac);
+	return true;
 }
 
 static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, struct heard heard,
@@ -413,6 +425,27 @@ static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, s
 }
 
 /*
+ * Once in HOP_LIFETIME_NS: ask anew where the WAN's next hop is. Only while that is plain, and the
+ * first time in each ROUTE_PERIOD is left to find_route().
+ */
+static inline bool renew_hop(struct __sk_buff *skb, struct peer *peer, struct packet *packet,
+			     struct heard heard, u64 now, struct way *way)
+{
+	u32 wan = WAN_IFINDEX(heard.wan);
+	struct bpf_fib_lookup fib;
+
+	if (peer->hop_checked / ROUTE_PERIOD_NS != now / ROUTE_PERIOD_NS || !LINK_HEADER(wan))
+		return false;
+	if (!has_neighbour(route_by_wan(skb, packet, &fib, wan, &heard), &fib) ||
+	    fib.ifindex != wan)
+		return false;
+	remember_hop(peer, &fib, heard, heard.wan, wire_length(skb, packet), now);
+	way->wan = wan;
+	way->link = link_on(wan, fib.dmac, fib.smac);
+	return true;
+}
+
+/*
  * The WAN to leave by: the one that the peer was heard on. Where that has no route to the peer
  * (asymmetric uplinks), the WAN that the stack would choose. NO_WAN: there is none.
  */
@@ -430,52 +463,16 @@ static inline u8 way_out(struct __sk_buff *skb, struct packet *packet, struct bp
 	return is_forwarded(*route) ? WAN_INDEX(fib->ifindex) : NO_WAN;
 }
 
-/* What ip_forward() does to a packet besides routing it, and the rewrite. Not 0: drop it. */
-static inline long become_forwarded(struct __sk_buff *skb, struct packet *packet,
-				    struct heard heard, struct link_header *link)
-{
-	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
-		return -1;
-	skb->priority = tos_priority(packet->tos);
-	return rewrite_source(skb, packet, &heard, 1, link);
-}
-
-static inline void count_bypassed(struct counters *count, struct peer *peer, struct packet *packet)
-{
-	count->rewritten++;
-	count->bypassed++;
-	count_outbound(peer, packet);
-}
-
-/* The fast path: to the next hop that the peer remembers. */
-static inline int send_to_hop(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			      struct packet *packet, struct heard heard, struct hop_dst *dst,
-			      struct hop_src *src)
-{
-	u32 wan = WAN_IFINDEX((u8)(src->out - 1));
-	struct link_header link = link_to(dst, src);
-	bool has_room = LINK_HEADER(skb->ifindex);
-
-	if (become_forwarded(skb, packet, heard, has_room && LINK_HEADER(wan) ? &link : NULL))
-		return drop_failed(count);
-	if (!has_room && LINK_HEADER(wan) && add_link_header(skb, &link))
-		return drop_failed(count);
-	count_bypassed(count, peer, packet);
-	return loses_link_header(skb, wan) ? redirect_neigh(wan, NULL, 0, 0) : bpf_redirect(wan, 0);
-}
-
 /*
- * Once in HOP_LIFETIME_NS: ask for the route, remember the next hop, and let the kernel's own
- * neighbour code send this one packet. It resolves a neighbour not known yet, and keeps
- * probing a known one, which nobody would if all packets went past it.
+ * Ask the kernel for everything, remember the next hop, and let the kernel's own neighbour code
+ * send this one packet. It resolves a neighbour not known yet, and keeps probing a known one,
+ * which nobody would if all packets went past it. TC_ACT_REDIRECT: there is a way.
  */
-static inline int send_by_route(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				struct packet *packet, struct heard heard, u64 now)
+static inline int find_route(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			     struct packet *packet, struct heard heard, u64 now, struct way *way)
 {
-	struct link_header none = { .type = bpf_htons(ETH_P_IP) };
 	struct bpf_fib_lookup fib;
 	long route;
-	u32 wan;
 	u8 out;
 
 	if (is_refused(route_as_stack(skb, packet, &fib)))
@@ -487,30 +484,54 @@ static inline int send_by_route(struct __sk_buff *skb, struct counters *count, s
 	}
 	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return refuse_too_big(count, packet);
-	wan = WAN_IFINDEX(out);
-	if (has_neighbour(route, &fib) || !LINK_HEADER(wan))
+	way->wan = WAN_IFINDEX(out);
+	way->link = NO_LINK;
+	if (has_neighbour(route, &fib) || !LINK_HEADER(way->wan))
 		remember_hop(peer, &fib, heard, out, wire_length(skb, packet), now);
+	return TC_ACT_REDIRECT;
+}
 
-	if (become_forwarded(skb, packet, heard, NULL))
+static inline void count_bypassed(struct counters *count, struct peer *peer, struct packet *packet)
+{
+	count->rewritten++;
+	count->bypassed++;
+	count_outbound(peer, packet);
+}
+
+/* The rewrite, what else ip_forward() does to a packet besides routing it, and off it goes. */
+static inline int send_out(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			   struct packet *packet, struct heard heard, struct way *way)
+{
+	bool from_link = LINK_HEADER(skb->ifindex), to_link = LINK_HEADER(way->wan);
+	struct link_header link = from_link ? way->link : NO_LINK;
+
+	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
 		return drop_failed(count);
-	if (LINK_HEADER(wan) && !LINK_HEADER(skb->ifindex) && add_link_header(skb, &none))
+	skb->priority = tos_priority(packet->tos);
+	if (rewrite_source(skb, packet, &heard, 1, link))
+		return drop_failed(count);
+	if (!from_link && to_link && add_link_header(skb, &way->link))
 		return drop_failed(count);
 	count_bypassed(count, peer, packet);
-	return LINK_HEADER(wan) || loses_link_header(skb, wan) ? redirect_neigh(wan, NULL, 0, 0)
-							       : bpf_redirect(wan, 0);
+	return is_redirected(from_link, to_link, &way->link) ? bpf_redirect(way->wan, 0)
+							     : redirect_neigh(way->wan, NULL, 0, 0);
 }
 
 static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			   struct packet *packet, struct heard heard, u64 now)
 {
-	struct hop_dst dst;
-	struct hop_src src;
+	struct way way;
+	int verdict;
 
 	if (packet->ttl <= 1)
 		return leave_to_stack(count);
-	if (hop_is_fresh(peer, heard, wire_length(skb, packet), now, &dst, &src))
-		return send_to_hop(skb, count, peer, packet, heard, &dst, &src);
-	return send_by_route(skb, count, peer, packet, heard, now);
+	if (!keep_hop(peer, heard, wire_length(skb, packet), now, &way) &&
+	    !renew_hop(skb, peer, packet, heard, now, &way)) {
+		verdict = find_route(skb, count, peer, packet, heard, now, &way);
+		if (verdict != TC_ACT_REDIRECT)
+			return verdict;
+	}
+	return send_out(skb, count, peer, packet, heard, &way);
 }
 
 /*

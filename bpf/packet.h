@@ -29,12 +29,14 @@
 #define RTCP_TYPE_MASK 0xe0
 #define RTCP_TYPES 0xc0
 
-/* An Ethernet header, in the order of the wire. */
+/* An Ethernet header, in the order of the wire. Type 0: none. */
 struct link_header {
 	u8 dst[6];
 	u8 src[6];
 	__be16 type;
 } __attribute__((packed));
+
+#define NO_LINK ((struct link_header){})
 
 enum kind {
 	KIND_OTHER,    /* not IPv4, not UDP, not RTP, or broken: never touched */

@@ -134,7 +134,7 @@ static __always_inline __sum16 udp_checksum_after(struct packet *packet, struct 
  * changed in the UDP header; elsewhere the helper does nothing.
  */
 static __always_inline long rewrite_plain(struct __sk_buff *skb, struct packet *packet,
-					  struct heard *heard, u8 hops, struct link_header *link)
+					  struct heard *heard, u8 hops, struct link_header link)
 {
 	struct headers new = {};
 	void *old = header_at(skb, packet->l3, sizeof(new.ip) + sizeof(new.udp));
@@ -150,8 +150,8 @@ static __always_inline long rewrite_plain(struct __sk_buff *skb, struct packet *
 	new.udp.source = heard->public_port;
 	new.udp.check = udp_checksum_after(packet, heard);
 
-	if (link) {
-		new.link = *link;
+	if (link.type) {
+		new.link = link;
 		error = bpf_skb_store_bytes(skb, 0, &new, sizeof(new), 0);
 	} else {
 		error = bpf_skb_store_bytes(skb, packet->l3, &new.ip,
@@ -163,24 +163,23 @@ static __always_inline long rewrite_plain(struct __sk_buff *skb, struct packet *
 }
 
 static __always_inline long rewrite_carefully(struct __sk_buff *skb, struct packet *packet,
-					      struct heard *heard, u8 hops,
-					      struct link_header *link)
+					      struct heard *heard, u8 hops, struct link_header link)
 {
 	long error = rewrite_ip(skb, packet, heard->public_address, hops);
 
 	if (!error)
 		error = rewrite_udp(skb, packet, heard->public_address, heard->public_port);
-	if (!error && link)
-		error = bpf_skb_store_bytes(skb, 0, link, sizeof(*link), 0);
+	if (!error && link.type)
+		error = bpf_skb_store_bytes(skb, 0, &link, sizeof(link), 0);
 	return error;
 }
 
 /*
- * Make the packet come from where its destination sends to, with `link`, if there is one, for its
- * link header. Not 0: out of memory, drop it.
+ * Make the packet come from where its destination sends to, with `link`, if it is one, for its link
+ * header. Not 0: out of memory, drop it.
  */
 static __always_inline long rewrite_source(struct __sk_buff *skb, struct packet *packet,
-					   struct heard *heard, u8 hops, struct link_header *link)
+					   struct heard *heard, u8 hops, struct link_header link)
 {
 	return is_plain(skb, packet) ? rewrite_plain(skb, packet, heard, hops, link)
 				     : rewrite_carefully(skb, packet, heard, hops, link);

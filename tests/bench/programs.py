@@ -5,8 +5,9 @@ each time, the peer here was heard to send to UCM's own address and port: the so
 music is given is the one that it has. The work is the same, for no path asks whether they differ.
 The TTL ends after 255 hops, so runs of bypass are short, and many.
 
-Two paths change the peers and are run once a time, on peers made for each run: an endpoint that is
-new, and a peer whose next hop is to be looked up (at 50 packets/s, every fifth packet's).
+Three paths change the peers and are run once a time, on peers made for each run: an endpoint that is
+new, a peer whose next hop is to be looked up (at 50 packets/s, every fifth packet's), and one whose
+whole route is (once in half a second).
 """
 
 import ctypes
@@ -33,6 +34,7 @@ from tests.support.wire import Wire, udp
 
 _TTL = 255
 _REPEAT = 200
+_RENEWED = "MOH, next hop looked up"
 
 MOH_PEER, TWO_PEER, STRANGER = PROVIDER, "203.0.113.11:21000", "203.0.113.12:21000"
 UCM_ENDPOINT = f"{UCM}:24576"
@@ -68,7 +70,8 @@ PATHS = [
     Way(Role.BYPASS, "another host's", _out(OTHER_HOST, PROVIDER), UNSPEC, "not ours"),
     Way(Role.BYPASS, "UCM's, no RTP port", _out(f"{UCM}:5060", PROVIDER), UNSPEC, "not ours"),
     Way(Role.BYPASS, "MOH", _out(UCM_ENDPOINT, MOH_PEER), REDIRECT, "rewritten"),
-    Way(Role.BYPASS, "MOH, next hop looked up", _out(UCM_ENDPOINT, MOH_PEER), REDIRECT, "", True),
+    Way(Role.BYPASS, _RENEWED, _out(UCM_ENDPOINT, MOH_PEER), REDIRECT, "", once=True),
+    Way(Role.BYPASS, "MOH, route looked up", _out(UCM_ENDPOINT, MOH_PEER), REDIRECT, "", once=True),
     Way(Role.BYPASS, "TWO", _out(UCM_ENDPOINT, TWO_PEER), UNSPEC, "TWO"),
     Way(Role.BYPASS, "unidentified", _out(UCM_ENDPOINT, STRANGER), SHOT, ""),
     Way(Role.ENFORCE, "NATed already", _out(f"{PUBLIC}:24576", PROVIDER), UNSPEC, "not ours"),
@@ -101,8 +104,10 @@ class Programs:
             frame = self._of_a_new_endpoint(frame)
         self._set_peers()
         fd = self._ours.programs[path.role]
-        if not path.once:
+        if not path.once or path.what == _RENEWED:
             run_program(fd, frame, ifindex)  # a peer that was set has no next hop yet
+        if path.what == _RENEWED:
+            self._ours.age_all(0.15)  # past the next hop's life, mostly within the route's period
         run = run_program(fd, frame, ifindex, repeat)
         assert run.verdict == path.verdict, f"{path.name}: {run.verdict}"
         return empty.ns, run.ns

@@ -223,6 +223,21 @@ def test_forwarding_switched_off_is_obeyed(fw: Firewall) -> None:
     assert counters(fw)["left_to_stack"] == 1
 
 
+def test_forwarding_switched_off_in_the_middle_is_obeyed(fw: Firewall) -> None:
+    """The next hop is renewed without asking for the whole route, but not for long."""
+    fw.attach(*PATIENT)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(udp(MUSIC, PROVIDER))
+    assert flows(fw.wan.sent()) == [(HOLD, PROVIDER)]
+    fw.namespace.sysctl("net.ipv4.ip_forward", 0)
+    for _ in range(100):
+        fw.lan.send(udp(MUSIC, PROVIDER))
+        if fw.wan.sent() == []:
+            assert counters(fw)["left_to_stack"] == 1
+            return
+    pytest.fail("hold music is still forwarded")
+
+
 def test_too_long_for_the_wan(fw: Firewall) -> None:
     """With DF the stack answers as any router; without, we cannot fragment: dropped, counted."""
     fw.namespace.run("ip", "link", "set", "wan", "mtu", "600")

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
@@ -42,8 +42,8 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
     """
     registry.require_root()
     with exclusive(notify), IPRoute() as ipr, registry.found(ipr) as before:
-        plan = make_plan(ipr, settings)
-        record = _record(ipr, plan, before)
+        plan = make_plan(ipr, settings, {place.ifindex for place in before.filters})
+        record = make_record(ipr, plan, before)
         _refuse_foreign(ipr, record)
         with closing(_load(plan, record, before.attached)) as loaded:
             report = Report(
@@ -77,10 +77,13 @@ def detach(notify: Notify) -> list[Place]:
         return removed
 
 
-def make_plan(ipr: IPRoute, settings: Settings) -> Plan:
-    """The settings met with this namespace's interfaces. Raises UsageError if they do not fit."""
-    wan = network.interfaces(ipr, "--wan", settings.wan)
-    lan = network.interfaces(ipr, "--lan", settings.lan)
+def make_plan(ipr: IPRoute, settings: Settings, attached_to: Collection[int] = frozenset()) -> Plan:
+    """The settings met with this namespace's interfaces. Raises UsageError if they do not fit.
+
+    Interfaces that we are `attached_to` may be down.
+    """
+    wan = network.interfaces(ipr, "--wan", settings.wan, attached_to)
+    lan = network.interfaces(ipr, "--lan", settings.lan, attached_to)
     # Routes name the bridge or bond, packets enter routing through it: a port's hooks miss them.
     for each in [*lan, *wan] if lan else []:
         if each.master:
@@ -104,7 +107,9 @@ def make_plan(ipr: IPRoute, settings: Settings) -> Plan:
     return Plan(replace(settings, public=public), wan, lan)
 
 
-def _record(ipr: IPRoute, plan: Plan, before: Found) -> Record:
+def make_record(ipr: IPRoute, plan: Plan, before: Found) -> Record:
+    """What the attachment will leave of itself. Raises MohError if an interface cannot have both
+    hooks."""
     hooks = tc.ingress_qdiscs(ipr)
     for each in plan.wan:
         if hooks.get(each.index) == "ingress":

@@ -226,6 +226,19 @@ def _tell(report: "Report", port: int, dry_run: bool) -> None:
 
 
 @app.command()
+def run(
+    config: Path = typer.Option(
+        Path("/etc/moh-ebpf.toml"), metavar="FILE", help="Settings in TOML, named as attach's."
+    ),
+    keep: bool = typer.Option(False, "--keep", help="Leave it attached when stopped."),
+) -> None:
+    """Attach, and keep attached as interfaces come and go, until stopped. SIGHUP: reload."""
+    from moh_ebpf import service
+
+    service.run(lambda: settings.from_values(settings.load_config(config)), keep=keep)
+
+
+@app.command()
 def detach() -> None:
     """Remove all that is ours in this network namespace. Twice is fine."""
     from moh_ebpf import attachment

@@ -157,7 +157,10 @@ class Tun:
         firewall.run("ip", "link", "set", interface, "up")
 
     def close(self) -> None:
-        os.close(self._file)
+        """The interface ends with it. Twice is fine."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
     def send(self, *packets: Packet) -> None:
         for packet in packets:

@@ -1,0 +1,80 @@
+"""What a service says to systemd, and how its log lines reach the journal.
+
+Two small protocols, documented for programs to speak themselves: sd_notify(3) and the priorities
+of sd-daemon(3). Where systemd is not there, nothing is said.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+
+# Python's levels as syslog priorities, which journald takes from "<N>" at the head of a line.
+_PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+
+
+def is_listening() -> bool:
+    """Is there a service manager that wants to be told?"""
+    return os.environ.get("NOTIFY_SOCKET", "").startswith(("/", "@"))
+
+
+def notify(**fields: object) -> None:
+    """Send fields (`READY=1`, `STATUS="…"`) to the service manager. Never raises: a manager that
+    does not listen is no reason to stop."""
+    if not is_listening():
+        return
+    address = os.environ["NOTIFY_SOCKET"]
+    message = "\n".join(f"{name}={value}" for name, value in fields.items())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.connect(address.replace("@", "\0", 1))
+            manager.send(message.encode())
+    except OSError:
+        return
+
+
+def notify_reloading() -> None:
+    """A reload begins; READY ends it."""
+    notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+
+
+def watchdog_seconds() -> float | None:
+    """The time within which the manager wants to hear WATCHDOG=1; None if it does not."""
+    for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    micros = os.environ.get("WATCHDOG_USEC", "")
+    return int(micros) / 1e6 if for_us and micros.isdecimal() and int(micros) else None
+
+
+def logger(name: str) -> logging.Logger:
+    """Logs to stderr, a line an event: with the journal's priorities where that reads it, elsewhere
+    as the command line's other messages."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Format(_is_journal(sys.stderr.fileno())))
+    made = logging.getLogger(name)
+    made.handlers = [handler]
+    made.setLevel(logging.INFO)
+    made.propagate = False
+    return made
+
+
+class _Format(logging.Formatter):
+    def __init__(self, to_journal: bool) -> None:
+        super().__init__()
+        self._to_journal = to_journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = " ".join(record.getMessage().split())
+        if self._to_journal:
+            return f"<{_PRIORITIES.get(record.levelno, 6)}>{text}"
+        word = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return f"moh-ebpf: {word}{text}"
+
+
+def _is_journal(fd: int) -> bool:
+    """Is this descriptor the stream that $JOURNAL_STREAM names (systemd.exec(5))?"""
+    try:
+        opened = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{opened.st_dev}:{opened.st_ino}"

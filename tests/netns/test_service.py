@@ -1,0 +1,298 @@
+"""`moh-ebpf run`: attached by the config, and kept so whatever happens to interfaces."""
+
+import json
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from moh_ebpf.tc import Hook
+from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.foreign import counter
+from tests.support.service import Service, service, until
+from tests.support.wire import flow, udp
+
+HOLD = f"{PUBLIC}:4000"
+MUSIC = f"{UCM}:24576"
+CONFIG = f'wan = ["wan"]\nlan = ["lan"]\nucm = ["{UCM}"]\ntimeout = "60s"\n'
+
+
+def do(fw: Firewall, command: str) -> None:
+    fw.namespace.run(*command.split())
+
+
+def state(fw: Firewall) -> str:
+    return fw.namespace.tc_state("lan", "wan")
+
+
+def status(fw: Firewall) -> dict:
+    return json.loads(fw.moh("status", "--json", check=False).stdout)
+
+
+def program_ids(fw: Firewall) -> list[int]:
+    return [program["id"] for program in status(fw)["programs"]]
+
+
+def hears_music(fw: Firewall, public: str = PUBLIC, wire=None) -> bool:
+    """Does a hold now get its music from this public address?"""
+    wire = wire or fw.wan
+    wire.send(udp(PROVIDER, f"{public}:4000"))
+    wire.sent()
+    fw.lan.send(udp(MUSIC, PROVIDER))
+    return [flow(each) for each in wire.sent()] == [(f"{public}:4000", PROVIDER)]
+
+
+@contextmanager
+def stream(fw: Firewall) -> Iterator[None]:
+    """A held call meanwhile, a packet each way each millisecond, of which none may be lost."""
+    stop, sent = threading.Event(), 0
+    heard = bytes(fw.wan.frame(udp(PROVIDER, HOLD)))
+    played = bytes(fw.lan.frame(udp(MUSIC, PROVIDER)))
+
+    def play() -> None:
+        nonlocal sent
+        while not stop.wait(0.001):
+            fw.wan.send_frame(heard)
+            fw.lan.send_frame(played)
+            sent += 1
+
+    fw.wan.sent()
+    thread = threading.Thread(target=play)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert sent > 50
+    assert [flow(each) for each in fw.wan.sent()] == [(HOLD, PROVIDER)] * sent
+
+
+def test_attached_while_it_runs(fw: Firewall, tmp_path: Path) -> None:
+    before = state(fw)
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        assert run.wait_for_word("READY") == "1"
+        line = run.wait_for_line("attached (nothing was attached)")
+        assert "wan wan, lan lan" in line
+        assert HOLD in line
+        assert hears_music(fw)
+        assert run.stop() == 0
+        assert run.wait_for_word("STOPPING") == "1"
+        run.wait_for_line("stopped; detached")
+    assert state(fw) == before
+
+
+def test_keep_leaves_it_attached(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG, "--keep") as run:
+        run.wait_for_word("READY")
+        ids = program_ids(fw)
+        assert run.stop(signal.SIGINT) == 0
+    assert program_ids(fw) == ids
+    assert hears_music(fw)
+
+
+def test_status_text_counts_the_calls(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        assert run.wait_for_word("STATUS") == "0 on hold, 0 two-way"
+        run.stop(signal.SIGKILL)
+    fw.wan.send(udp(PROVIDER, HOLD), *[udp(f"203.0.113.{n}:21000", f"{PUBLIC}:24600") for n in
+                                       range(11, 14)])  # fmt: skip
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        assert run.wait_for_word("STATUS") == "1 on hold, 3 two-way"
+
+
+def test_watchdog_is_fed_as_often_as_it_asks(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG, WATCHDOG_USEC="200000") as run:
+        run.wait_for_word("READY")
+        assert [run.wait_for_word("WATCHDOG") for _ in range(5)] == ["1"] * 5
+
+
+def test_adopts_after_a_kill_without_a_gap(fw: Firewall, tmp_path: Path) -> None:
+    """The very programs stay, and so does each packet of a stream that plays meanwhile."""
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        ids = program_ids(fw)
+        fw.wan.send(udp(PROVIDER, HOLD))
+        with stream(fw):
+            run.stop(signal.SIGKILL)
+            with service(fw.namespace, tmp_path, CONFIG) as again:
+                again.wait_for_word("READY")
+                again.wait_for_line("what is attached already is right, and stays")
+                assert program_ids(fw) == ids
+                again.stop(signal.SIGKILL)
+
+
+def test_restores_what_somebody_removes(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        do(fw, "tc filter del dev lan ingress pref 4000")
+        run.wait_for_line("somebody had removed bypass on lan")
+        assert hears_music(fw)
+        do(fw, "tc qdisc del dev wan clsact")
+        run.wait_for_line("somebody had removed learn on wan, enforce on wan")
+        assert hears_music(fw)
+        fw.moh("detach")
+        run.wait_for_line("nothing was attached")
+        assert hears_music(fw)
+
+
+def test_leaves_the_filters_of_others_alone(fw: Firewall, tmp_path: Path) -> None:
+    with counter(fw, "wan", Hook.EGRESS, 9000):
+        before = state(fw)
+        with service(fw.namespace, tmp_path, CONFIG) as run:
+            run.wait_for_word("READY")
+            do(fw, "tc filter del dev wan egress pref 4000")
+            run.wait_for_line("somebody had removed enforce on wan")
+            run.stop()
+        assert state(fw) == before
+
+
+def test_interface_that_comes_back_is_attached_again(fw: Firewall, tmp_path: Path) -> None:
+    """As PPPoE does it: ppp0 is gone with its filters, and another one has its name and address."""
+    config = CONFIG.replace('["wan"]', '["ppp0"]')
+    ppp = fw.add_tun("ppp0", "198.51.100.77/32")
+    do(fw, "ip route replace default dev ppp0")
+    with service(fw.namespace, tmp_path, config) as run:
+        run.wait_for_line("198.51.100.77:4000")
+        assert hears_music(fw, "198.51.100.77", ppp)
+        ppp.close()
+        assert "ppp0" in run.wait_for_line("waiting for")
+        ppp = fw.add_tun("ppp0", "198.51.100.78/32")
+        do(fw, "ip route replace default dev ppp0")
+        run.wait_for_line("198.51.100.78:4000")
+        assert hears_music(fw, "198.51.100.78", ppp)
+
+
+def test_one_uplink_goes_the_other_plays_on(fw: Firewall, tmp_path: Path) -> None:
+    config = CONFIG.replace('["wan"]', '["wan", "wan2"]')
+    fw.add_tun("wan2", "192.0.2.2/32")
+    with service(fw.namespace, tmp_path, config) as run:
+        run.wait_for_word("READY")
+        fw.wan.send(udp(PROVIDER, HOLD))
+        with stream(fw):
+            do(fw, "ip link del wan2")
+            run.wait_for_line("interfaces have changed")
+            fw.add_tun("wan2", "192.0.2.3/32")
+            run.wait_for_line("192.0.2.3:4000")
+        run.stop()
+
+
+def test_address_of_the_wan_is_followed(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        do(fw, "ip addr add 192.0.2.9/24 dev wan")
+        run.wait_for_line("addresses have changed")
+        assert hears_music(fw, "192.0.2.9")
+        fw.namespace.run(*f"ip addr del {PUBLIC}/24 dev wan".split())
+        assert HOLD not in run.wait_for_line("addresses have changed")
+
+
+def test_down_and_up_again_needs_nothing(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        ids = program_ids(fw)
+        for way in ("down", "up"):
+            fw.namespace.run("ip", "link", "set", "wan", way)
+        fw.namespace.run("ip", "route", "replace", "default", "via", GATEWAY)
+        fw.add_neighbour(GATEWAY, fw.wan)
+        do(fw, "tc filter del dev lan ingress pref 4000")
+        run.wait_for_line("somebody had removed bypass on lan")
+        assert not any("waiting" in line or "changed" in line for line in run.lines)
+        assert len(set(program_ids(fw)) & set(ids)) == 0
+        assert hears_music(fw)
+
+
+def test_starts_before_its_interfaces(fw: Firewall, tmp_path: Path) -> None:
+    config = CONFIG.replace('["wan"]', '["ppp0"]')
+    with service(fw.namespace, tmp_path, config) as run:
+        run.wait_for_line("waiting for ppp0")
+        assert run.wait_for_word("READY") == "1"
+        ppp = fw.add_tun("ppp0", "198.51.100.77/32")
+        do(fw, "ip route replace default dev ppp0")
+        run.wait_for_line("198.51.100.77:4000")
+        assert hears_music(fw, "198.51.100.77", ppp)
+
+
+def reload(run: Service, tmp_path: Path, config: str) -> None:
+    (tmp_path / "moh-ebpf.toml").write_text(config)
+    run.send(signal.SIGHUP)
+    assert run.wait_for_word("RELOADING") == "1"
+    assert run.wait_for_word("READY") == "1"
+
+
+def test_reload_replaces_without_a_gap(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        fw.wan.send(udp(PROVIDER, HOLD))
+        with stream(fw):
+            reload(run, tmp_path, CONFIG.replace("60s", "61s"))
+            run.wait_for_line("config reloaded (settings have changed)")
+            reload(run, tmp_path, CONFIG.replace("60s", "61s"))
+            run.wait_for_line("config reloaded: nothing to change")
+        assert status(fw)["settings"]["timeout"] == 61
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("wan = [", "not valid TOML"),
+        (CONFIG + "colour = 1\n", "no setting 'colour'"),
+        (CONFIG.replace(UCM, "10.10.10.300"), "no IPv4 address"),
+        (CONFIG.replace('["wan"]', '["wna"]'), "no such interface"),
+        (CONFIG + "max_peers = 99999999\n", "out of range"),
+    ],
+)
+def test_a_bad_config_changes_nothing(fw: Firewall, tmp_path: Path, config: str, says: str) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        before = status(fw)
+        reload(run, tmp_path, config)
+        assert says in run.wait_for_line("config not reloaded, the old one stays in force")
+        assert status(fw) == before
+        # The old one is in force indeed: it is what is restored.
+        do(fw, "tc filter del dev lan ingress pref 4000")
+        run.wait_for_line("somebody had removed bypass on lan")
+        assert status(fw)["settings"] == before["settings"]
+
+
+def test_a_bad_config_at_the_start_is_an_error(fw: Firewall, tmp_path: Path) -> None:
+    before = state(fw)
+    with service(fw.namespace, tmp_path, CONFIG + "colour = 1\n") as run:
+        assert "no setting 'colour'" in run.wait_for_line("moh-ebpf: ")
+        assert run.process.wait(20) == 2
+    assert state(fw) == before
+
+
+def test_against_somebody_who_insists_it_is_patient(fw: Firewall, tmp_path: Path) -> None:
+    """Each repair undone at once: they come ever more seldom, and the service stays as it is."""
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        for _ in range(2):
+            do(fw, "tc filter del dev lan ingress pref 4000")
+            run.wait_for_line("somebody had removed bypass on lan")
+        do(fw, "tc filter del dev lan ingress pref 4000")
+        do(fw, "ip addr add 192.0.2.8/32 dev lan")
+        assert run.no_more_lines()
+        assert run.stop() == 0
+
+
+def test_at_rest_it_holds_no_compiler_and_sleeps(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG, NOTIFY_SOCKET="") as run:
+        run.wait_for_line("attached (nothing was attached)")
+        process = Path(f"/proc/{run.process.pid}")
+        until(lambda: (process / "wchan").read_text(), lambda where: "poll" in where)
+        # What our own attach has changed is looked at once more.
+        settled = until(
+            lambda: [(process / "status").read_text(), threading.Event().wait(1.5)][0],
+            lambda shown: shown == (process / "status").read_text(),
+        )
+        assert "voluntary_ctxt_switches" in settled
+        (resident,) = re.findall(r"VmRSS:\s*(\d+) kB", settled)
+        assert int(resident) < 64 * 1024
+        mapped = (process / "maps").read_text()
+        assert "libbpf" in mapped
+        assert not any(name in mapped for name in ("libbcc", "LLVM", "clang"))

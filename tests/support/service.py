@@ -1,0 +1,113 @@
+"""`moh-ebpf run` as a test's own process: its log, and what it tells the service manager."""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from tests.support.namespace import Namespace
+
+_PATIENCE_SECONDS = 20.0
+
+T = TypeVar("T")
+
+
+class Service:
+    """A running service. `wait_for_line` and `wait_for_word` await its log and its notifications;
+    each is looked at once, in order."""
+
+    def __init__(self, process: subprocess.Popen, manager: socket.socket) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self._log: queue.Queue[str] = queue.Queue()
+        self._manager = manager
+        self._words: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self._log.put(line.rstrip("\n"))
+
+    def wait_for_line(self, text: str) -> str:
+        """The next line of its log with this text."""
+        while True:
+            try:
+                line = self._log.get(timeout=_PATIENCE_SECONDS)
+            except queue.Empty:
+                raise AssertionError(f"no line with {text!r} after {self.lines}") from None
+            self.lines.append(line)
+            if text in line:
+                return line
+
+    def no_more_lines(self) -> bool:
+        return self._log.empty()
+
+    def wait_for_word(self, field: str) -> str:
+        """The next value that it gives this field of sd_notify(3)."""
+        while True:
+            while self._words:
+                name, _, value = self._words.pop(0).partition("=")
+                if name == field:
+                    return value
+            self._words = self._manager.recv(4096).decode().split("\n")
+
+    def close(self) -> None:
+        """Kill it if it still runs."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr
+        self.process.stderr.close()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(_PATIENCE_SECONDS)
+
+
+@contextmanager
+def service(
+    namespace: Namespace, directory: Path, config: str, *arguments: str, **environment: str
+) -> Iterator[Service]:
+    """Run it in the namespace with this config, which is `directory`/moh-ebpf.toml. `environment`
+    is added to this process's own. It is killed at the end, if it still runs."""
+    file = directory / "moh-ebpf.toml"
+    file.write_text(config)
+    address = directory / "notify"
+    address.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(_PATIENCE_SECONDS)
+        command = [sys.executable, "-m", "moh_ebpf", "run", "--config", str(file), *arguments]
+        with namespace.entered():
+            process = subprocess.Popen(
+                command,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "NOTIFY_SOCKET": str(address), **environment},
+            )
+        with closing(Service(process, manager)) as made:
+            yield made
+
+
+def until(look: Callable[[], T], wanted: Callable[[T], object] = bool) -> T:
+    """What `look` returns as soon as it is what is wanted."""
+    waited = threading.Event()
+    for _ in range(round(_PATIENCE_SECONDS / 0.05)):
+        found = look()
+        if wanted(found):
+            return found
+        waited.wait(0.05)
+    raise AssertionError(f"still {found!r} after {_PATIENCE_SECONDS:.0f} s")

@@ -242,9 +242,13 @@ def run(
 def detach() -> None:
     """Remove all that is ours in this network namespace. Twice is fine."""
     from moh_ebpf import attachment
+    from moh_ebpf.lock import running_service
     from moh_ebpf.registry import interface_name
 
     places = attachment.detach(_notify)
+    process = running_service()
+    if process is not None:
+        _notify(f"warning: moh-ebpf run (process {process}) will attach again; stop that instead")
     with _done_already("detach"):
         for place in places:
             name = interface_name(place.ifindex)

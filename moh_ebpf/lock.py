@@ -1,16 +1,26 @@
-"""One command at a time changes a network namespace."""
+"""One command at a time changes a network namespace, and one service keeps it."""
 
+import errno
 import fcntl
 import os
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from moh_ebpf.errors import MohError
+
 Notify = Callable[[str], None]
 
 _ASKED_EVERY_SECONDS = 0.05
 _UNSEEN_FOR_SECONDS = 20.0
+
+# An abstract unix(7) socket: its name is one network namespace's, and ends with the process.
+_SERVICE = b"\0moh-ebpf run"
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_ACCEPTED_WITHIN = struct.pack("ll", 5, 0)  # struct timeval
 
 
 @contextmanager
@@ -81,3 +91,45 @@ def _foreign(holder: int | None, waited: float) -> str | None:
     except FileNotFoundError:
         return f"process {holder}, which has ended,"
     return None if user == 0 else f"process {holder}, which is not root's,"
+
+
+@contextmanager
+def only_service(notify: Notify) -> Iterator[socket.socket]:
+    """This process is the one `run` of this network namespace: two would undo each other's work.
+
+    Who asks for it connects to the socket, which is to be accepted, and is told nothing.
+    Raises MohError if there is one already. A name that somebody else than root has taken stops
+    nobody.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as name:
+        try:
+            name.bind(_SERVICE)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            process = running_service()
+            if process is not None:
+                raise MohError(
+                    f"moh-ebpf run is there already in this network namespace (process {process}); "
+                    "stop that first, or reload its config: systemctl reload moh-ebpf"
+                ) from None
+            notify("a process that is not root's has the name of moh-ebpf's service: ignored")
+            name.bind("")  # to some name of the kernel's choice
+        name.listen()
+        yield name
+
+
+def running_service() -> int | None:
+    """The process of the `run` in this network namespace, 0 if it cannot be seen from here (a PID
+    namespace); None if there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as name:
+        # One that accepts nobody for so long is no service of ours.
+        name.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _ACCEPTED_WITHIN)
+        try:
+            name.connect(_SERVICE)
+        except OSError:
+            return None
+        # As of its listen(2).
+        credentials = name.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    process, user, _ = _UCRED.unpack(credentials)
+    return process if user == 0 else None

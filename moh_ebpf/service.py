@@ -27,6 +27,7 @@ from pyroute2 import IPRoute
 from moh_ebpf import attachment, network, registry, systemd
 from moh_ebpf.errors import MohError, UsageError
 from moh_ebpf.layout import State
+from moh_ebpf.lock import only_service
 from moh_ebpf.registry import Attached, Found, Record
 from moh_ebpf.settings import Settings
 
@@ -47,26 +48,33 @@ _STATUS_SECONDS, _STATUS_SHARE = 10.0, 0.005
 def run(load: Load, *, keep: bool = False) -> None:
     """Attach and keep attached until SIGTERM or SIGINT; then detach, unless `keep`.
 
-    `load` reads the settings: now, and at each SIGHUP. Raises MohError if they are wrong now, or if
-    attach fails now for another reason than an interface that is not there yet.
+    `load` reads the settings: now, and at each SIGHUP. Raises MohError if they are wrong now, if
+    there is another `run` in this network namespace, or if attach fails now for another reason than
+    an interface that is not there yet.
     """
     registry.require_root()
     log = systemd.logger("moh-ebpf")
-    with _changes() as changes, _signals() as signals:
+    with only_service(log.warning) as asked, _changes() as changes, _signals() as signals:
         service = Service(load(), log)
         service.begin()
         systemd.notify(READY=1, STATUS=service.status())
-        _stay(service, load, changes, signals)
+        _stay(service, load, asked, changes, signals)
         systemd.notify(STOPPING=1)
         places = [] if keep else attachment.detach(log.info)
     log.info("stopped; %s", "detached" if places else "what is attached stays")
 
 
-def _stay(service: "Service", load: Load, changes: socket.socket, signals: socket.socket) -> None:
+def _stay(
+    service: "Service",
+    load: Load,
+    asked: socket.socket,
+    changes: socket.socket,
+    signals: socket.socket,
+) -> None:
     beat = _Beat(service)
     with selectors.DefaultSelector() as selector:
-        selector.register(changes, selectors.EVENT_READ)
-        selector.register(signals, selectors.EVENT_READ)
+        for each in (asked, changes, signals):
+            selector.register(each, selectors.EVENT_READ)
         while True:
             due = [each for each in (service.due, beat.due) if each is not None]
             timeout = max(0.0, min(due) - time.monotonic()) if due else None
@@ -77,6 +85,8 @@ def _stay(service: "Service", load: Load, changes: socket.socket, signals: socke
                 systemd.notify_reloading()
                 service.reload(load)
                 systemd.notify(READY=1)
+            if asked in ready:
+                asked.accept()[0].close()
             if changes in ready:
                 _drain(changes)
                 service.expect_change()

@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from moh_ebpf import lock
 from moh_ebpf.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.foreign import counter
@@ -135,9 +138,42 @@ def test_restores_what_somebody_removes(fw: Firewall, tmp_path: Path) -> None:
         do(fw, "tc qdisc del dev wan clsact")
         run.wait_for_line("somebody had removed learn on wan, enforce on wan")
         assert hears_music(fw)
-        fw.moh("detach")
+        assert f"moh-ebpf run (process {run.process.pid})" in fw.moh("detach").stderr
         run.wait_for_line("nothing was attached")
         assert hears_music(fw)
+
+
+def test_there_is_one_service_in_a_namespace(fw: Firewall, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    second.mkdir()
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        ids = program_ids(fw)
+        with service(fw.namespace, second, CONFIG.replace("60s", "61s")) as other:
+            assert f"process {run.process.pid}" in other.wait_for_line("there already")
+            assert other.process.wait(20) == 1
+        assert program_ids(fw) == ids
+        with fw.namespace.entered():  # more often than a socket that accepts nobody would bear
+            assert {lock.running_service() for _ in range(300)} == {run.process.pid}
+
+
+def test_nobody_without_root_can_keep_it_from_running(fw: Firewall, tmp_path: Path) -> None:
+    taken = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('\\0moh-ebpf run'); "
+    taken += "s.listen(); print(flush=True); time.sleep(60)"
+    nobody = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c", taken]
+    with fw.namespace.entered():
+        squatter = subprocess.Popen(nobody, stdout=subprocess.PIPE)
+    try:
+        assert squatter.stdout
+        assert squatter.stdout.readline()
+        with service(fw.namespace, tmp_path, CONFIG) as run:
+            run.wait_for_line("ignored")
+            assert run.wait_for_word("READY") == "1"
+            assert hears_music(fw)
+            run.stop()
+    finally:
+        squatter.kill()
+        squatter.communicate()
 
 
 def test_leaves_the_filters_of_others_alone(fw: Firewall, tmp_path: Path) -> None:

@@ -195,11 +195,16 @@ def attach(
     chosen = settings.from_values(settings.merge(values, options))
 
     from moh_ebpf import attachment
+    from moh_ebpf.lock import running_service
 
     report = attachment.attach(chosen, _notify, dry_run=dry_run)
     with _done_already("attach --dry-run" if dry_run else "attach"):
         for warning in report.warnings:
             _notify(f"warning: {warning}")
+        process = running_service()
+        if process not in (None, os.getppid()) and not dry_run:
+            _notify(f"warning: moh-ebpf run (process {process}) will put its own settings back; "
+                    "change its config and reload it instead")  # fmt: skip
         _tell(report, chosen.port, dry_run)
 
 
@@ -231,11 +236,47 @@ def run(
         Path("/etc/moh-ebpf.toml"), metavar="FILE", help="Settings in TOML, named as attach's."
     ),
     keep: bool = typer.Option(False, "--keep", help="Leave it attached when stopped."),
+    metrics: str = typer.Option(
+        None,
+        metavar="[ADDR:]PORT",
+        show_default=False,
+        help="Serve metrics for Prometheus there. Default address: 127.0.0.1.",
+    ),
 ) -> None:
     """Attach, and keep attached as interfaces come and go, until stopped. SIGHUP: reload."""
     from moh_ebpf import service
 
-    service.run(lambda: settings.from_values(settings.load_config(config)), keep=keep)
+    with _served(metrics):
+        service.run(lambda: settings.from_values(settings.load_config(config)), keep=keep)
+
+
+@contextmanager
+def _served(address: str | None) -> Iterator[None]:
+    if address is None:
+        yield
+        return
+    from moh_ebpf import metrics
+
+    with metrics.served(*metrics.address("--metrics", address)):
+        yield
+
+
+@app.command("metrics")
+def show_metrics(
+    output: Path = typer.Option(
+        None,
+        metavar="FILE",
+        show_default=False,
+        help="Write them to this file, for node_exporter's textfile collector.",
+    ),
+) -> None:
+    """Metrics for Prometheus, once."""
+    from moh_ebpf import metrics
+
+    if output:
+        metrics.write(output)
+    else:
+        typer.echo(metrics.text().decode(), nl=False)
 
 
 @app.command()

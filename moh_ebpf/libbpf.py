@@ -42,6 +42,9 @@ class _ProgramInfo(ctypes.Structure):
         ("nr_map_ids", ctypes.c_uint32),
         ("map_ids", ctypes.c_uint64),
         ("name", ctypes.c_char * _NAME_LENGTH),
+        ("not_read", ctypes.c_uint64 * 14),  # ifindex … prog_tags
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
     )
 
 
@@ -73,11 +76,14 @@ class _QueryOptions(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Program:
-    """A loaded program: its id, its name (cut to 15 bytes by the kernel), the ids of its maps."""
+    """A loaded program: its id, its name (cut to 15 bytes by the kernel), the ids of its maps; how
+    often and how long, in ns, it ran while the kernel counted that (kernel.bpf_stats_enabled)."""
 
     id: int
     name: str
     map_ids: tuple[int, ...]
+    runs: int
+    run_ns: int
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,8 @@ def program_info(fd: int) -> Program:
     info = _ProgramInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
     length = ctypes.c_uint32(ctypes.sizeof(info))
     _call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
-    return Program(info.id, info.name.decode(), tuple(ids[: info.nr_map_ids]))
+    map_ids = tuple(ids[: info.nr_map_ids])
+    return Program(info.id, info.name.decode(), map_ids, info.run_cnt, info.run_time_ns)
 
 
 def open_map(map_id: int) -> Map:

@@ -1,0 +1,278 @@
+"""Metrics for Prometheus: what `status` and `peers` know, as numbers to watch over time.
+
+No label names a peer: series that come and go with each call are what a time series database bears
+least. docs/monitoring.md says what each metric is for.
+"""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from moh_ebpf import __version__, layout, registry
+from moh_ebpf.errors import MohError, NotAttachedError, UsageError
+from moh_ebpf.layout import State
+from moh_ebpf.peers import Snapshot
+from moh_ebpf.registry import Attached
+
+# Counters whose packets met with one of these verdicts, each with one only.
+VERDICTS = (
+    "consumed",
+    "rewritten",
+    "passed_two",
+    "dropped_unidentified",
+    "dropped_too_big",
+    "dropped_no_route",
+    "dropped_failed",
+    "left_to_stack",
+    "fragments",
+)
+CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
+
+# Between two looks that tell which hold streams are silent, in seconds.
+_APART = 1.0
+_LATEST = 300.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """One attached program; `runs` and `seconds` as far as the kernel counted them."""
+
+    role: str
+    interface: str
+    runs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the metrics are made of. `silent` counts hold streams without outbound music."""
+
+    version: str
+    max_peers: int
+    missing: int
+    programs: list[Program]
+    snapshot: Snapshot
+    silent: int
+
+
+class Collector:
+    """prometheus_client's collector: each scrape looks at the kernel anew.
+
+    `collect` never raises: moh_ebpf_attached is 0 where nothing is attached, and absent where it
+    cannot look.
+    """
+
+    def __init__(self) -> None:
+        self._before: Snapshot | None = None
+
+    def describe(self) -> list[Any]:
+        """Nothing: to be registered is no reason to look."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """The metric families."""
+        try:
+            facts = self._facts()
+        except NotAttachedError:
+            facts = None
+        except (MohError, OSError):
+            yield from _build_info()
+            return
+        yield from families(facts)
+
+    def _facts(self) -> Facts:
+        before = self._before
+        if before is None or not _APART <= time.monotonic() - before.time <= _LATEST:
+            before = _look()[1]
+            if any(peer.state is State.MOH for peer in before.peers):
+                time.sleep(_APART)
+        attached, after = _look()
+        self._before = after
+        return Facts(
+            version=attached.record.version,
+            max_peers=attached.record.settings.max_peers,
+            missing=len(attached.missing),
+            programs=_programs(attached),
+            snapshot=after,
+            silent=silent(before, after),
+        )
+
+
+def _look() -> tuple[Attached, Snapshot]:
+    """What is attached (whose maps are closed again), and its live peers."""
+    with registry.attached_or_error() as attached:
+        return attached, attached.snapshot(forgotten_for=0)
+
+
+def _programs(attached: Attached) -> list[Program]:
+    found = []
+    for place, each in attached.filters.items():
+        with suppress(FileNotFoundError), registry.open_program(each.program_id or 0) as (_, known):
+            interface = registry.interface_name(place.ifindex)
+            found.append(Program(str(place.role), interface, known.runs, known.run_ns / 1e9))
+    return found
+
+
+def silent(before: Snapshot, after: Snapshot) -> int:
+    """How many endpoints were on hold at both looks, and in between, and got no music."""
+    seconds = after.time - before.time
+    sent = {peer.endpoint: peer.out_packets for peer in before.peers if peer.state is State.MOH}
+    return sum(
+        peer.state is State.MOH
+        and peer.since >= seconds
+        and sent.get(peer.endpoint) == peer.out_packets
+        for peer in after.peers
+    )
+
+
+def families(facts: Facts | None) -> Iterator[Any]:
+    """The metric families of what is attached; None: nothing is."""
+    core = _client().core
+    yield from _build_info()
+    yield core.GaugeMetricFamily(
+        "moh_ebpf_attached", "1 while programs are attached.", value=int(facts is not None)
+    )
+    if facts is None:
+        return
+    counters = facts.snapshot.counters
+    yield core.GaugeMetricFamily(
+        "moh_ebpf_programs_missing",
+        "Places where a program belongs and is not.",
+        value=facts.missing,
+    )
+    yield _counter("packets", "Packets of ours by what was done with them.", "verdict",
+                   {name: counters[name] for name in VERDICTS})  # fmt: skip
+    yield _counter("state_changes", "Changes of an endpoint's state.", "change",
+                   {name: counters[name] for name in CHANGES})  # fmt: skip
+    for name, metric in (
+        ("bypassed", "bypassed_packets"),
+        ("passed_unnatted", "unnatted_packets"),
+        ("learn_failed", "learn_failures"),
+    ):
+        yield core.CounterMetricFamily(
+            f"moh_ebpf_{metric}", _sentence(layout.COUNTERS[name]), value=counters[name]
+        )
+    states = [peer.state for peer in facts.snapshot.peers]
+    peers = core.GaugeMetricFamily("moh_ebpf_peers", "Live endpoints.", labels=["state"])
+    for state in State:
+        peers.add_metric([state.name.lower()], states.count(state))
+    yield peers
+    yield core.GaugeMetricFamily(
+        "moh_ebpf_peers_max", "The most endpoints remembered.", value=facts.max_peers
+    )
+    yield core.GaugeMetricFamily(
+        "moh_ebpf_peers_silent",
+        "Endpoints on hold that got no music since the last look, a second ago or more.",
+        value=facts.silent,
+    )
+    yield from _run_time(facts.programs)
+
+
+def _run_time(programs: list[Program]) -> Iterator[Any]:
+    """Only where the kernel counts it, which costs it time: kernel.bpf_stats_enabled."""
+    if not any(each.runs for each in programs):
+        return
+    core = _client().core
+    labels = ["program", "interface"]
+    runs = core.CounterMetricFamily("moh_ebpf_program_runs", "Runs of a program.", labels=labels)
+    seconds = core.CounterMetricFamily(
+        "moh_ebpf_program_run_seconds", "Time in a program.", labels=labels
+    )
+    for each in programs:
+        runs.add_metric([each.role, each.interface], each.runs)
+        seconds.add_metric([each.role, each.interface], each.seconds)
+    yield runs
+    yield seconds
+
+
+def _build_info() -> Iterator[Any]:
+    yield _client().core.InfoMetricFamily(
+        "moh_ebpf_build", "This moh-ebpf.", value={"version": __version__}
+    )
+
+
+def _counter(name: str, help_text: str, label: str, values: dict[str, int]) -> Any:
+    family = _client().core.CounterMetricFamily(f"moh_ebpf_{name}", help_text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def text() -> bytes:
+    """The exposition, once. Raises MohError: not root, or no prometheus_client."""
+    registry.require_root()
+    made: bytes = _client().generate_latest(_registry())
+    return made
+
+
+def write(file: Path) -> None:
+    """The exposition to a file, whole at any moment, as node_exporter's textfile collector wants
+    it. Raises MohError, OSError."""
+    exposition = text()
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as made:
+            made.write(exposition)
+        os.chmod(name, 0o644)
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def address(option: str, value: str) -> tuple[str, int]:
+    """`[ADDR:]PORT`; loopback where there is no address. Raises UsageError."""
+    match = re.fullmatch(r"(?:(\[.+\]|[^:]+):)?(\d{1,5})", value, re.ASCII)
+    try:
+        if not match or not 0 < int(match[2]) < 65536:
+            raise ValueError
+        host = str(ip_address((match[1] or "127.0.0.1").strip("[]")))
+    except ValueError:
+        raise UsageError(
+            f"{option}: {value!r} is no address and port; write it as 127.0.0.1:9477 or 9477"
+        ) from None
+    return host, int(match[2])
+
+
+@contextmanager
+def served(host: str, port: int) -> Iterator[None]:
+    """Metrics by HTTP meanwhile, at any path. Raises MohError if the address cannot be had."""
+    client = _client()
+    try:
+        server = client.start_http_server(port, host, _registry())
+    except OSError as error:
+        raise MohError(f"--metrics {host}:{port}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if server:  # prometheus_client before 0.19 returns nothing; then it ends with the process
+            server[0].shutdown()
+            server[0].server_close()
+            server[1].join()
+
+
+def _registry() -> Any:
+    made = _client().CollectorRegistry()
+    made.register(Collector())
+    return made
+
+
+def _client() -> Any:
+    try:
+        import prometheus_client.core
+    except ImportError as error:
+        raise MohError(
+            "prometheus_client is missing; try: apt install python3-prometheus-client"
+        ) from error
+    return prometheus_client

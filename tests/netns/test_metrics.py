@@ -1,0 +1,160 @@
+"""Metrics of a firewall with calls on it, and Debian's Prometheus that scrapes them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from moh_ebpf import libbpf
+from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.service import service, until
+from tests.support.wire import udp
+
+HOLD = f"{PUBLIC}:4000"
+MUSIC = f"{UCM}:24576"
+CONFIG = f'wan = ["wan"]\nlan = ["lan"]\nucm = ["{UCM}"]\ntimeout = "60s"\n'
+MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def get(fw: Firewall, url: str) -> str:
+    with fw.namespace.entered(), urllib.request.urlopen(url, timeout=20) as answer:
+        return answer.read().decode()
+
+
+def promtool(*arguments: str, text: str | None = None) -> None:
+    done = subprocess.run(
+        ["promtool", *arguments], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_metrics_say_what_status_says(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach("--timeout", "60s")
+    fw.wan.send(udp(PROVIDER, HOLD), udp("203.0.113.11:21000", f"{PUBLIC}:24600"))
+    fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3, udp(MUSIC, "203.0.113.12:21000"))
+    fw.wan.sent()
+    shown = fw.moh("metrics").stdout
+    promtool("check", "metrics", text=shown)
+    found = samples(shown)
+    counters = json.loads(fw.moh("status", "--json").stdout)["counters"]
+    assert counters["rewritten"] == 3
+    for (name, *labels), value in found.items():
+        if name in ("moh_ebpf_packets_total", "moh_ebpf_state_changes_total"):
+            assert value == counters[labels[0]], labels
+    assert found["moh_ebpf_packets_total", "dropped_unidentified"] == 1
+    assert found["moh_ebpf_peers", "moh"] == found["moh_ebpf_peers", "two"] == 1
+    assert found["moh_ebpf_attached",] == 1
+    assert found["moh_ebpf_peers_silent",] == 1  # nobody plays while metrics looks twice
+
+    file = tmp_path / "moh-ebpf.prom"
+    fw.moh("metrics", "--output", str(file))
+    assert samples(file.read_text()).keys() == found.keys()
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [file]
+    fw.moh("detach")
+    assert samples(fw.moh("metrics").stdout)["moh_ebpf_attached",] == 0
+
+
+def test_bad_output_leaves_nothing(fw: Firewall, tmp_path: Path) -> None:
+    done = fw.moh("metrics", "--output", str(tmp_path / "no" / "file"), check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (tmp_path / "dir").mkdir()
+    done = fw.moh("metrics", "--output", str(tmp_path / "dir"), check=False)
+    assert done.returncode == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["dir"]
+
+
+def test_program_run_time_where_the_kernel_counts_it(fw: Firewall) -> None:
+    """Counting is switched on for this test's time by a descriptor, not for the machine."""
+    fw.attach()
+    run_time = 0  # enum bpf_stats_type: BPF_STATS_RUN_TIME
+    fd = libbpf._call("bpf_enable_stats", run_time)
+    try:
+        fw.wan.send(*[udp(PROVIDER, HOLD)] * 10)
+        fw.wan.sent()
+    finally:
+        os.close(fd)
+    found = samples(fw.moh("metrics").stdout)
+    assert found["moh_ebpf_program_runs_total", "wan", "learn"] >= 10
+    assert found["moh_ebpf_program_run_seconds_total", "wan", "learn"] > 0
+
+
+def test_rules_are_right_and_fire() -> None:
+    assert shutil.which("promtool"), "scripts/setup --dev installs it"
+    promtool("check", "rules", str(MONITORING / "alerts.yml"))
+    promtool("test", "rules", str(MONITORING / "alerts-test.yml"))
+
+
+@contextmanager
+def prometheus(fw: Firewall, directory: Path, target: str) -> Iterator[str]:
+    """Debian's Prometheus in the firewall's namespace, scraping a target; its URL."""
+    config = directory / "prometheus.yml"
+    config.write_text(
+        "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
+        f"rule_files: [{MONITORING / 'alerts.yml'}]\n"
+        f"scrape_configs: [{{job_name: moh, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    command = [
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        "--web.listen-address=127.0.0.1:9090",
+        "--log.level=error",
+    ]
+    with fw.namespace.entered():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield "http://127.0.0.1:9090"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
+    def asked(query: str) -> list:
+        try:
+            answer = json.loads(get(fw, f"{url}/api/v1/query?query={query}"))
+        except OSError:
+            return []  # it is not up yet
+        return answer["data"]["result"]
+
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+    with (
+        service(fw.namespace, tmp_path, CONFIG, "--metrics", "9477") as run,
+        prometheus(fw, tmp_path, "127.0.0.1:9477") as url,
+    ):
+        run.wait_for_word("READY")
+        fw.wan.send(*[udp(f"203.0.113.{n}:21000", f"{PUBLIC}:24600") for n in (11, 12)])
+        fw.wan.sent()
+        (peers,) = until(lambda: asked("moh_ebpf_peers%7Bstate=%22two%22%7D%3E1"))
+        assert peers["value"][1] == "2"
+        assert [each["value"][1] for each in asked("moh_ebpf_attached")] == ["1"]
+        # It is detached beneath its feet, and scraped on, until the service has it back.
+        fw.namespace.run("tc", "filter", "del", "dev", "wan", "ingress", "pref", "4000")
+        run.wait_for_line("somebody had removed learn on wan")
+        shown = samples(get(fw, "http://127.0.0.1:9477/metrics"))
+        assert shown["moh_ebpf_programs_missing",] == 0
+        assert run.stop() == 0
+
+
+def test_address_in_use_is_an_error(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG, "--metrics", "192.0.2.200:9477") as run:
+        assert re.search("192.0.2.200:9477: Cannot assign", run.wait_for_line("--metrics"))
+        assert run.process.wait(20) == 1
+    assert fw.moh("status", check=False).returncode == 3

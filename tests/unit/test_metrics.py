@@ -1,0 +1,156 @@
+"""Metrics from facts, and the documents that name them."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from moh_ebpf import layout, metrics
+from moh_ebpf.errors import UsageError
+from moh_ebpf.layout import State
+from moh_ebpf.metrics import Facts, Program
+from moh_ebpf.peers import Peer, Snapshot
+
+MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
+COUNTERS = {name: 10 + number for number, name in enumerate(layout.COUNTERS)}
+
+
+def peer(number: int, state: State, out_packets: int = 0, since: float = 60.0) -> Peer:
+    return Peer(
+        f"203.0.113.{number}", 21000, state, False, "198.51.100.2", 4000, "wan", 0.01, since, 0.02,
+        5, 1000, out_packets, 200 * out_packets,
+    )  # fmt: skip
+
+
+def snapshot(time: float, *peers: Peer) -> Snapshot:
+    return Snapshot(time, list(peers), COUNTERS)
+
+
+FACTS = Facts(
+    version="1.2.3",
+    max_peers=4096,
+    missing=1,
+    programs=[Program("learn", "wan", 1000, 0.00025)],
+    snapshot=snapshot(1.0, peer(1, State.MOH), peer(2, State.TWO), peer(3, State.TWO)),
+    silent=1,
+)
+
+
+def exposed(facts: Facts | None) -> dict[str, float]:
+    """Sample → value, as a scraper reads them."""
+
+    class Collector:
+        def describe(self) -> list:
+            return []
+
+        def collect(self) -> Iterable:
+            return metrics.families(facts)
+
+    registry = CollectorRegistry()
+    registry.register(Collector())
+    text = generate_latest(registry).decode()
+    return {
+        sample.name
+        + "".join(f"{{{k}={v}}}" for k, v in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_what_is_attached() -> None:
+    shown = exposed(FACTS)
+    assert shown["moh_ebpf_attached"] == 1
+    assert shown["moh_ebpf_programs_missing"] == 1
+    assert shown["moh_ebpf_peers{state=moh}"] == 1
+    assert shown["moh_ebpf_peers{state=two}"] == 2
+    assert shown["moh_ebpf_peers_max"] == 4096
+    assert shown["moh_ebpf_peers_silent"] == 1
+    assert shown["moh_ebpf_program_runs_total{interface=wan}{program=learn}"] == 1000
+    assert shown["moh_ebpf_program_run_seconds_total{interface=wan}{program=learn}"] == 0.00025
+    assert [name for name in shown if name.startswith("moh_ebpf_build_info{version=")]
+
+
+def test_each_counter_is_shown_once_with_its_value() -> None:
+    shown = exposed(FACTS)
+    elsewhere = {
+        "bypassed": "moh_ebpf_bypassed_packets_total",
+        "passed_unnatted": "moh_ebpf_unnatted_packets_total",
+        "learn_failed": "moh_ebpf_learn_failures_total",
+    }
+    for name, value in COUNTERS.items():
+        (sample,) = [
+            each for each in shown
+            if f"{{verdict={name}}}" in each or f"{{change={name}}}" in each
+            or each == elsewhere.get(name)
+        ]  # fmt: skip
+        assert shown[sample] == value
+
+
+def test_nothing_attached_is_said_and_no_more() -> None:
+    shown = exposed(None)
+    assert shown.pop("moh_ebpf_attached") == 0
+    assert [re.sub("{.*", "", name) for name in shown] == ["moh_ebpf_build_info"]
+
+
+def test_run_time_only_where_the_kernel_counts_it() -> None:
+    uncounted = replace(FACTS, programs=[Program("learn", "wan", 0, 0.0)])
+    assert not [name for name in exposed(uncounted) if "program_run" in name]
+
+
+def test_silent_is_who_was_on_hold_throughout_and_got_nothing() -> None:
+    before = snapshot(10.0, peer(1, State.MOH, 7), peer(2, State.MOH, 7), peer(3, State.TWO, 7),
+                      peer(4, State.MOH, 7))  # fmt: skip
+    after = snapshot(
+        12.0,
+        peer(1, State.MOH, 7),  # silent
+        peer(2, State.MOH, 8),  # hears music
+        peer(3, State.MOH, 7, since=1.0),  # on hold for a second only
+        peer(4, State.MOH, 7, since=1.0),  # spoke in between
+        peer(5, State.MOH, 0),  # new
+    )
+    assert metrics.silent(before, after) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("9477", ("127.0.0.1", 9477)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("[::1]:9477", ("::1", 9477)),
+    ],
+)
+def test_address(given: str, meant: tuple[str, int]) -> None:
+    assert metrics.address("--metrics", given) == meant
+
+
+@pytest.mark.parametrize("given", ["", "0", "65536", "localhost:1", ":9477", "1.2.3.4", "a:b:1"])
+def test_bad_address(given: str) -> None:
+    with pytest.raises(UsageError, match="--metrics"):
+        metrics.address("--metrics", given)
+
+
+def names(text: str) -> set[str]:
+    return set(re.findall(r"moh_ebpf_\w+", text))
+
+
+def test_documents_name_metrics_that_exist() -> None:
+    known = {re.sub("{.*", "", name) for name in exposed(FACTS)}
+    rules = "".join(
+        re.findall(r"(?:expr|series): (.*)", "".join(
+            path.read_text() for path in sorted(MONITORING.glob("*.yml"))
+        ))
+    )  # fmt: skip
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    asked = "".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    page = (MONITORING.parent / "monitoring.md").read_text()
+    assert names(rules)
+    assert names(rules) <= known
+    assert names(asked) <= known
+    assert names(page) == known
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)

@@ -24,6 +24,10 @@ _FIRST = b"\0\0\0\0"
 _FREED_WITHIN_SECONDS = 2.0
 
 
+class NoAddressError(UsageError):
+    """There is no public address, given or on a WAN."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What attach did: `places` by role, `public` addresses, `replaced` if one was there before."""
@@ -78,7 +82,8 @@ def detach(notify: Notify) -> list[Place]:
 
 
 def make_plan(ipr: IPRoute, settings: Settings, attached_to: Collection[int] = frozenset()) -> Plan:
-    """The settings met with this namespace's interfaces. Raises UsageError if they do not fit.
+    """The settings met with this namespace's interfaces. Raises UsageError if they do not fit,
+    NoAddressError if a WAN's address is wanted and there is none (yet).
 
     Interfaces that we are `attached_to` may be down.
     """
@@ -100,7 +105,7 @@ def make_plan(ipr: IPRoute, settings: Settings, attached_to: Collection[int] = f
             "name those that the provider sends to with --public"
         )
     if not public:
-        raise UsageError(
+        raise NoAddressError(
             f"--wan {', '.join(settings.wan)}: there is no IPv4 address on it; "
             "give the one that the provider sends to with --public"
         )

@@ -119,6 +119,14 @@ def only_service(notify: Notify) -> Iterator[socket.socket]:
         yield name
 
 
+def is_asked_by_root(name: socket.socket) -> bool:
+    """Accept who connects to the service's name, and let go: was it root?"""
+    asking, _ = name.accept()
+    with asking:
+        credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return bool(_UCRED.unpack(credentials)[1] == 0)
+
+
 def running_service() -> int | None:
     """The process of the `run` in this network namespace, 0 if it cannot be seen from here (a PID
     namespace); None if there is none."""

@@ -8,6 +8,7 @@ was killed finds everything as it was when it starts again.
 """
 
 import errno
+import itertools
 import json
 import logging
 import selectors
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +26,9 @@ from typing import NamedTuple
 from pyroute2 import IPRoute
 
 from moh_ebpf import attachment, network, registry, systemd
-from moh_ebpf.errors import MohError, UsageError
+from moh_ebpf.errors import MohError
 from moh_ebpf.layout import State
-from moh_ebpf.lock import only_service
+from moh_ebpf.lock import is_asked_by_root, only_service
 from moh_ebpf.registry import Attached, Found, Record
 from moh_ebpf.settings import Settings
 
@@ -43,6 +44,11 @@ _SETTLED_SECONDS = 0.2
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _CLOSE_SECONDS = 1.0, 60.0, 10.0
 # Between two looks at the calls, which take at most this share of a core.
 _STATUS_SECONDS, _STATUS_SHARE = 10.0, 0.005
+# What looking for changes may take of a core, and how late a change may be seen for that.
+_LOOKING_SHARE, _LONGEST_LAG_SECONDS = 0.05, 5.0
+
+_LONG_ATTACH_SECONDS = 10
+_LONGEST_ERROR = 1000  # characters, of a compiler's or verifier's many lines
 
 
 def run(load: Load, *, keep: bool = False) -> None:
@@ -54,39 +60,47 @@ def run(load: Load, *, keep: bool = False) -> None:
     """
     registry.require_root()
     log = systemd.logger("moh-ebpf")
-    with only_service(log.warning) as asked, _changes() as changes, _signals() as signals:
-        service = Service(load(), log)
-        service.begin()
-        systemd.notify(READY=1, STATUS=service.status())
-        _stay(service, load, asked, changes, signals)
+    with only_service(log.warning) as name, _changes() as changes, _signals() as signals:
+        service = Service(load(), log, signals)
+        with suppress(_Stopped):
+            service.begin()
+            systemd.notify(READY=1, STATUS=service.status())
+            _stay(service, load, name, changes, signals)
         systemd.notify(STOPPING=1)
-        places = [] if keep else attachment.detach(log.info)
-    log.info("stopped; %s", "detached" if places else "what is attached stays")
+        if keep:
+            log.info("stopped; what is attached stays")
+        else:
+            places = attachment.detach(log.info)
+            log.info("stopped; %s", "detached" if places else "nothing was attached")
 
 
 def _stay(
     service: "Service",
     load: Load,
-    asked: socket.socket,
+    name: socket.socket,
     changes: socket.socket,
-    signals: socket.socket,
+    signals: "_Signals",
 ) -> None:
-    beat = _Beat(service)
+    """Until a signal to stop. Raises _Stopped."""
+    beat, deaf_until = _Beat(service), None
     with selectors.DefaultSelector() as selector:
-        for each in (asked, changes, signals):
+        for each in (name, changes, signals.wakes):
             selector.register(each, selectors.EVENT_READ)
         while True:
-            due = [each for each in (service.due, beat.due) if each is not None]
+            due = [each for each in (service.due, beat.due, deaf_until) if each is not None]
             timeout = max(0.0, min(due) - time.monotonic()) if due else None
             ready = {key.fileobj for key, _ in selector.select(timeout)}
-            for number in signals.recv(64) if signals in ready else b"":
-                if number != signal.SIGHUP:
-                    return
+            if signals.reload_asked():
                 systemd.notify_reloading()
                 service.reload(load)
                 systemd.notify(READY=1)
-            if asked in ready:
-                asked.accept()[0].close()
+            if name in ready and not is_asked_by_root(name):
+                # Whoever may connect could keep us busy.
+                selector.unregister(name)
+                deaf_until = time.monotonic() + 1.0
+            elif deaf_until is not None and time.monotonic() >= deaf_until:
+                selector.register(name, selectors.EVENT_READ)
+                deaf_until = None
             if changes in ready:
                 _drain(changes)
                 service.expect_change()
@@ -98,46 +112,66 @@ class Service:
     """What is to be attached, and the steps there. `due`: when the next one is, by
     time.monotonic(); None while nothing is to be done."""
 
-    def __init__(self, settings: Settings, log: logging.Logger) -> None:
+    def __init__(self, settings: Settings, log: logging.Logger, signals: "_Signals") -> None:
         self._settings = settings
         self._log = log
+        self._signals = signals
         self._waits_for = ""
+        self._failed = ""
         self._attached_at = -_LONGEST_PAUSE_SECONDS
         self._pause = _PAUSE_SECONDS
+        self._not_before = 0.0
         self.due: float | None = None
 
     def begin(self) -> None:
         """The first step, whose errors are the service's own: MohError, OSError."""
-        if not self._step("attached"):
+        if not self._step("attached", at_start=True).has_news:
             self._log.info("what is attached already is right, and stays")
 
     def reload(self, load: Load) -> None:
         """Take new settings. Where they are wrong or cannot be attached, the old ones stay."""
-        before = self._settings
+        before, waited_for = self._settings, self._waits_for
         try:
             self._settings = load()
             self._refuse_unknown_interfaces(before)
-            if not self._step("config reloaded"):
+            wanted = self._step("config reloaded")
+            if not wanted.settings and _interfaces(self._settings) != _interfaces(before):
+                raise MohError(wanted.waits_for)
+            if not wanted.reason:
                 self._log.info("config reloaded: nothing to change")
-        except (MohError, OSError) as error:
-            self._settings = before
-            self._log.error("config not reloaded, the old one stays in force: %s", error)
+        except _Stopped:
+            raise
+        except Exception as error:  # whatever a file may do to us, the old settings are good
+            self._settings, self._waits_for = before, waited_for
+            self._log.error("config not reloaded, the old one stays in force: %s", _text(error))
 
     def expect_change(self) -> None:
         """Something may have to be done, when it has settled, and not too soon after the last."""
         if self.due is None:
-            self.due = max(time.monotonic() + _SETTLED_SECONDS, self._attached_at + self._pause)
+            soon = time.monotonic() + _SETTLED_SECONDS
+            self.due = max(soon, self._attached_at + self._pause, self._not_before)
 
     def act(self) -> None:
         """The next step, if it is due. What fails is logged, and tried again after a pause."""
-        if self.due is None or time.monotonic() < self.due:
+        begun = time.monotonic()
+        if self.due is None or begun < self.due:
             return
         self.due = None
         try:
             self._step("attached")
-        except (MohError, OSError) as error:
-            self._log.error("%s (trying again in %.0f s)", error, self._pause)
+            self._failed = ""
+        except _Stopped:
+            raise
+        except Exception as error:  # the kernel's answers are many, and nobody restarts us
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            if _text(error) != self._failed:
+                self._failed = _text(error)
+                self._log.error("%s (trying again, every %.0f s at last)", self._failed,
+                                _LONGEST_PAUSE_SECONDS)  # fmt: skip
             self.due = time.monotonic() + self._pause
+        # Where others keep changing a thousand interfaces, looking must not take a core.
+        took = time.monotonic() - begun
+        self._not_before = time.monotonic() + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
 
     def status(self) -> str:
         """One line for `systemctl status`."""
@@ -148,22 +182,23 @@ class Service:
             calls = str(error)
         return f"{calls}; waiting for {self._waits_for}" if self._waits_for else calls
 
-    def _step(self, verb: str) -> bool:
-        """Attach what should be, if it is not; was there anything to do? Raises MohError."""
+    def _step(self, verb: str, at_start: bool = False) -> "_Wanted":
+        """Attach what should be, if it is not. Raises MohError, OSError, NetlinkError."""
         with IPRoute() as ipr, registry.found(ipr) as found:
-            wanted = _wanted(ipr, self._settings, found)
+            wanted = _wanted(ipr, self._settings, found, at_start)
         if wanted.waits_for != self._waits_for:
-            self._waits_for = wanted.waits_for
             if wanted.waits_for:
                 self._log.warning("waiting for %s", wanted.waits_for)
-        if not wanted.settings or not wanted.reason:
-            return bool(wanted.waits_for)
-        self._count_attempt()
-        warnings = _attach(wanted.settings)
-        self._log.info("%s (%s): %s", verb, wanted.reason, wanted.what)
-        for warning in warnings:
-            self._log.warning("%s", warning)
-        return True
+            elif not wanted.reason:
+                self._log.info("%s is there again, and attached still", self._waits_for)
+            self._waits_for = wanted.waits_for
+        if wanted.settings and wanted.reason:
+            self._count_attempt()
+            warnings = _attach(wanted.settings, self._signals, self._log)
+            self._log.info("%s (%s): %s", verb, wanted.reason, wanted.what)
+            for warning in warnings:
+                self._log.warning("%s", warning)
+        return wanted
 
     def _count_attempt(self) -> None:
         """Against somebody who takes away what we attach, or an error that stays, be patient."""
@@ -191,10 +226,20 @@ class _Wanted(NamedTuple):
     reason: str = ""
     waits_for: str = ""
 
+    @property
+    def has_news(self) -> bool:
+        return bool(self.reason or self.waits_for)
 
-def _wanted(ipr: IPRoute, settings: Settings, found: Found) -> _Wanted:
+
+def _interfaces(settings: Settings) -> set[str]:
+    return {*settings.wan, *settings.lan}
+
+
+def _wanted(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> _Wanted:
+    if found.filters and not found.attached and not at_start:
+        return _Wanted(None, waits_for="a restart: another version's programs are attached")
     attached_to = {place.ifindex for place in found.filters}
-    there = network.usable(ipr, [*settings.wan, *settings.lan], attached_to)
+    there = network.usable(ipr, _interfaces(settings), attached_to)
     wan = tuple(name for name in settings.wan if name in there)
     lan = tuple(name for name in settings.lan if name in there)
     absent = ", ".join(name for name in (*settings.wan, *settings.lan) if name not in there)
@@ -203,55 +248,89 @@ def _wanted(ipr: IPRoute, settings: Settings, found: Found) -> _Wanted:
     present = replace(settings, wan=wan, lan=lan)
     try:
         plan = attachment.make_plan(ipr, present, attached_to)
-    except UsageError as error:  # it has no address yet, perhaps
-        return _Wanted(None, waits_for=str(error))
+    except attachment.NoAddressError:
+        return _Wanted(None, waits_for=f"an IPv4 address on {' or '.join(wan)}")
     record = attachment.make_record(ipr, plan, found)
-    return _Wanted(present, _words(record.settings), _difference(found, record), absent)
+    return _Wanted(present, _words(record.settings), _difference(found, record, at_start), absent)
 
 
-def _difference(found: Found, record: Record) -> str:
-    """Why what is found must be replaced to be as the record has it; empty if it need not."""
+def _difference(found: Found, record: Record, at_start: bool) -> str:
+    """Why what is found must be replaced to be as the record has it; empty if it need not.
+
+    The version counts at the start alone: if another one has been installed since, `attach` is of
+    that, and we would never agree.
+    """
     attached = found.attached
     if not found.filters:
         return "nothing was attached"
-    if attached is None or attached.record.version != record.version:
+    if attached is None or (at_start and attached.record.version != record.version):
         return "it was another version"
     if (attached.record.wan, attached.record.lan) != (record.wan, record.lan):
         return "interfaces have changed"
     if attached.record.settings.public != record.settings.public:
         return "addresses have changed"
-    if attached.record != record:
-        return "settings have changed"
     if attached.missing:
-        lost = [f"{each.role} on {registry.interface_name(each.ifindex)}"
-                for each in attached.missing]  # fmt: skip
+        lost = [
+            f"{each.role} on {registry.interface_name(each.ifindex)}" for each in attached.missing
+        ]
         return f"somebody had removed {', '.join(lost)}"
+    if attached.record.settings != record.settings:
+        return "settings have changed"
     return ""
 
 
-def _attach(settings: Settings) -> list[str]:
-    """Run `attach`; its warnings. Raises MohError with the first line of its error."""
-    done = subprocess.run(
+def _attach(settings: Settings, signals: "_Signals", log: logging.Logger) -> list[str]:
+    """Run `attach`; its warnings. Raises MohError with its error, _Stopped if that is asked for
+    meanwhile."""
+    with subprocess.Popen(
         [sys.executable, "-m", "moh_ebpf", "attach", "--config", "/dev/stdin"],
         cwd=Path(__file__).parent.parent,  # where this very package is found
-        input=_toml(settings),
-        capture_output=True,
-        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
         errors="replace",
-        check=False,
-    )
-    said = [line.removeprefix("moh-ebpf: ") for line in done.stderr.splitlines()]
-    warnings = [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
-    if done.returncode:
+        start_new_session=True,  # a Ctrl-C is for us to answer
+    ) as process:
+        stderr = _finished(process, _toml(settings), signals, log)
+    said = [line.removeprefix("moh-ebpf: ") for line in stderr.splitlines()]
+    if process.returncode:
         errors = [line for line in said if not line.startswith(("warning: ", "waiting for "))]
-        raise MohError(errors[0] if errors else f"attach ended with status {done.returncode}")
-    return warnings
+        if errors and errors[0].startswith("Traceback"):
+            errors = errors[-1:]
+        text = " ".join(errors).replace("--config /dev/stdin: ", "")
+        raise MohError(text[:_LONGEST_ERROR] or f"attach ended with status {process.returncode}")
+    return [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
+
+
+def _finished(
+    process: "subprocess.Popen[str]", text: str, signals: "_Signals", log: logging.Logger
+) -> str:
+    """Its stderr, when it has ended; the watchdog is fed while it runs. Raises _Stopped."""
+    for seconds in itertools.count(1):
+        try:
+            return process.communicate(text, timeout=1.0)[1]
+        except subprocess.TimeoutExpired:
+            systemd.notify(WATCHDOG=1)
+            if signals.stop:
+                process.terminate()
+                process.communicate()
+                raise _Stopped from None
+            if seconds == _LONG_ATTACH_SECONDS:
+                log.warning("attach takes long; is another moh-ebpf command at work?")
+    raise AssertionError
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, MohError | OSError) else repr(error)
 
 
 def _toml(settings: Settings) -> str:
     """The settings as a config file: JSON's strings, numbers and lists are TOML's, too."""
     return "".join(
-        f"{name} = {json.dumps(value)}\n" for name, value in settings.to_json().items() if value
+        f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+        for name, value in settings.to_json().items()
+        if value
     )
 
 
@@ -309,15 +388,46 @@ def _drain(changes: socket.socket) -> None:
                 raise
 
 
+class _Stopped(Exception):
+    """A signal has asked us to stop."""
+
+
+class _Signals:
+    """What signals have asked for. `wakes` is readable when there is something new."""
+
+    def __init__(self, wakes: socket.socket) -> None:
+        self.wakes = wakes
+        self.stop = False
+        self._reload = False
+
+    def received(self, number: int, _frame: object) -> None:
+        """The handler: many of a kind are as one."""
+        if number == signal.SIGHUP:
+            self._reload = True
+        else:
+            self.stop = True
+
+    def reload_asked(self) -> bool:
+        """Is a reload asked for, since the last call? Raises _Stopped: that goes first."""
+        with suppress(BlockingIOError):
+            self.wakes.recv(4096)
+        if self.stop:
+            raise _Stopped
+        asked, self._reload = self._reload, False
+        return asked
+
+
 @contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """Readable when one of _SIGNALS came: a byte, its number, for each."""
+def _signals() -> Iterator[_Signals]:
     reader, writer = socket.socketpair()
+    reader.setblocking(False)
     writer.setblocking(False)
-    handlers = {each: signal.signal(each, lambda *_: None) for each in _SIGNALS}
-    before = signal.set_wakeup_fd(writer.fileno())
+    signals = _Signals(reader)
+    handlers = {each: signal.signal(each, signals.received) for each in _SIGNALS}
+    # Full: then there is something to read, which is all that it is for.
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
-        yield reader
+        yield signals
     finally:
         signal.set_wakeup_fd(before)
         for each, handler in handlers.items():

@@ -72,7 +72,7 @@ def load_config(path: Path) -> dict[str, Any]:
             values = tomllib.load(file)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits
         raise UsageError(f"--config {path}: not valid TOML: {error}") from error
     named = {key.replace("-", "_"): value for key, value in values.items()}
     known = [field.name for field in fields(Settings)]

@@ -28,8 +28,9 @@ def notify(**fields: object) -> None:
     message = "\n".join(f"{name}={value}" for name, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.settimeout(1.0)  # one that does not read must not stop us
             manager.connect(address.replace("@", "\0", 1))
-            manager.send(message.encode())
+            manager.send(message.encode(errors="replace"))
     except OSError:
         return
 
@@ -43,7 +44,7 @@ def watchdog_seconds() -> float | None:
     """The time within which the manager wants to hear WATCHDOG=1; None if it does not."""
     for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     micros = os.environ.get("WATCHDOG_USEC", "")
-    return int(micros) / 1e6 if for_us and micros.isdecimal() and int(micros) else None
+    return max(int(micros) / 1e6, 0.02) if for_us and micros.isdecimal() and int(micros) else None
 
 
 def logger(name: str) -> logging.Logger:

@@ -1,5 +1,6 @@
 """`moh-ebpf run`: attached by the config, and kept so whatever happens to interfaces."""
 
+import fcntl
 import json
 import re
 import signal
@@ -280,9 +281,18 @@ def test_reload_replaces_without_a_gap(fw: Firewall, tmp_path: Path) -> None:
         (CONFIG.replace(UCM, "10.10.10.300"), "no IPv4 address"),
         (CONFIG.replace('["wan"]', '["wna"]'), "no such interface"),
         (CONFIG + "max_peers = 99999999\n", "out of range"),
+        (CONFIG + f"max_peers = {'9' * 5000}\n", "not valid TOML"),
+        (CONFIG + f"x = {'[' * 5000}\n", "not valid TOML"),
+        (CONFIG.replace('["wan"]', '["bare"]'), "waiting for"),
+        (CONFIG.replace('["wan"]', '["port"]'), "name bridge instead"),
     ],
 )
 def test_a_bad_config_changes_nothing(fw: Firewall, tmp_path: Path, config: str, says: str) -> None:
+    do(fw, "ip link add bare type veth peer name port")
+    do(fw, "ip link add bridge type bridge")
+    do(fw, "ip link set port master bridge up")
+    do(fw, "ip link set bare up")
+    says = says.replace("waiting for", "an IPv4 address on bare")
     with service(fw.namespace, tmp_path, CONFIG) as run:
         run.wait_for_word("READY")
         before = status(fw)
@@ -293,6 +303,53 @@ def test_a_bad_config_changes_nothing(fw: Firewall, tmp_path: Path, config: str,
         do(fw, "tc filter del dev lan ingress pref 4000")
         run.wait_for_line("somebody had removed bypass on lan")
         assert status(fw)["settings"] == before["settings"]
+
+
+def test_many_signals_are_as_one_and_the_last_counts(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        do(fw, "tc filter del dev lan ingress pref 4000")
+        for _ in range(3000):
+            run.send(signal.SIGHUP)
+        assert run.stop() == 0
+        run.wait_for_line("stopped; detached")
+        assert len(run.lines) < 100
+        assert not any("Exception" in line for line in run.lines)
+
+
+def test_a_manager_that_does_not_read_cannot_stop_it(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG, WATCHDOG_USEC="40000") as run:
+        run.wait_for_word("READY")
+        fw.namespace.run("timeout", "2", "sleep", "1")  # while its words fill the socket
+        assert run.stop() == 0
+    assert status(fw)["attached"] is False
+
+
+def test_stopped_while_attach_waits_for_another_command(fw: Firewall, tmp_path: Path) -> None:
+    """Whoever holds the namespace's lock holds up attach, and not the answer to a signal."""
+    with fw.namespace.entered(), Path("/proc/thread-self/ns/net").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with service(fw.namespace, tmp_path, CONFIG, "--keep") as run:
+            until(lambda: held_up(run), bool)
+            assert run.stop() == 0
+            run.wait_for_line("stopped; what is attached stays")
+    assert status(fw)["attached"] is False
+
+
+def held_up(run: Service) -> bool:
+    """Does its attach wait?"""
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
+    return any("nanosleep" in Path(f"/proc/{child}/wchan").read_text()
+               for child in children.split())  # fmt: skip
+
+
+def test_attach_by_hand_is_told_of_the_service(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        done = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM)
+        assert f"moh-ebpf run (process {run.process.pid}) will put its own" in done.stderr
+        run.wait_for_line("settings have changed")
+        assert status(fw)["settings"]["timeout"] == 60
 
 
 def test_a_bad_config_at_the_start_is_an_error(fw: Firewall, tmp_path: Path) -> None:

@@ -323,6 +323,38 @@ def status(as_json: bool = JSON) -> None:
 
 
 @app.command()
+def doctor(
+    config: Path = typer.Option(
+        None,
+        metavar="FILE",
+        show_default=False,
+        help="Settings in TOML. Default: those of what is attached.",
+    ),
+    seconds: str = typer.Option(
+        "2s", "--for", metavar="DURATION", help="How long to look at calls, if attached."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Look for what may keep music from being heard. Exit status 4: warnings, 1: errors."""
+    from moh_ebpf import doctor
+
+    chosen = settings.from_values(settings.load_config(config)) if config else None
+    findings = doctor.examine(chosen, settings.duration("--for", seconds))
+    worst = doctor.worst(findings)
+    if as_json:
+        shown = {"worst": str(worst), "findings": [each.to_json() for each in findings]}
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        from moh_ebpf import render
+
+        render.show(render.findings(findings))
+    if worst is doctor.Level.ERROR:
+        raise typer.Exit(ExitStatus.FAILURE)
+    if worst is doctor.Level.WARNING:
+        raise typer.Exit(ExitStatus.WARNINGS)
+
+
+@app.command()
 def peers(
     as_json: bool = JSON,
     show_all: bool = typer.Option(False, "--all", help="Show expired peers, too."),

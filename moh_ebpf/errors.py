@@ -10,12 +10,13 @@ NOT_PERMITTED = "run as root, with CAP_SYS_ADMIN, CAP_BPF and CAP_NET_ADMIN"
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of the command line; 3 follows systemctl's "not running"."""
+    """Exit statuses of the command line; 3 follows systemctl's "not running", 4 is doctor's."""
 
     OK = 0
     FAILURE = 1
     USAGE = 2
     NOT_ATTACHED = 3
+    WARNINGS = 4
     INTERRUPTED = 130
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
@@ -18,6 +18,9 @@ from rich.style import Style
 
 from moh_ebpf.layout import COUNTERS, State
 from moh_ebpf.peers import Peer, PeerRate, Rates, Snapshot, by_interest
+
+if TYPE_CHECKING:
+    from moh_ebpf.doctor import Finding
 
 Description = Mapping[str, Any]  # what `status --json` shows
 Line = Sequence[Segment]
@@ -466,3 +469,21 @@ def _joined(cells: Sequence[Line]) -> Line:
     for cell in cells:
         line += [*([Segment("   ")] if line else []), *cell]
     return line
+
+
+# doctor
+
+LEVELS = {"ok": DIM, "note": PLAIN, "warning": NOTICE, "error": ALARM}
+
+
+def findings(found: Collection["Finding"]) -> Explained:
+    """A line for each; under one that is not well, its evidence and what to try."""
+    lines: list[tuple[Line, Segment]] = []
+    for each in found:
+        level = str(each.level)
+        head = [Segment(f"{level:<8} {each.check:<15} ", LEVELS[level])]
+        lines.append((head, Segment(each.found)))
+        for word, text in (("seen", each.evidence), ("try", each.remedy)):
+            if text:
+                lines.append(([Segment(f"{'':<24} {word}: ")], Segment(text, DIM)))
+    return Explained(lines)

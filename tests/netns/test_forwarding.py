@@ -223,13 +223,14 @@ def test_forwarding_switched_off_is_obeyed(fw: Firewall) -> None:
     assert counters(fw)["left_to_stack"] == 1
 
 
-def test_forwarding_switched_off_in_the_middle_is_obeyed(fw: Firewall) -> None:
+@pytest.mark.parametrize("where", ["ip_forward", "conf.lan.forwarding"])
+def test_forwarding_switched_off_in_the_middle_is_obeyed(fw: Firewall, where: str) -> None:
     """The next hop is renewed without asking for the whole route, but not for long."""
     fw.attach(*PATIENT)
     fw.wan.send(udp(PROVIDER, HOLD))
     fw.lan.send(udp(MUSIC, PROVIDER))
     assert flows(fw.wan.sent()) == [(HOLD, PROVIDER)]
-    fw.namespace.sysctl("net.ipv4.ip_forward", 0)
+    fw.namespace.sysctl(f"net.ipv4.{where}", 0)
     for _ in range(100):
         fw.lan.send(udp(MUSIC, PROVIDER))
         if fw.wan.sent() == []:

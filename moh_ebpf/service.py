@@ -153,8 +153,7 @@ class Service:
 
     def act(self) -> None:
         """The next step, if it is due. What fails is logged, and tried again after a pause."""
-        begun = time.monotonic()
-        if self.due is None or begun < self.due:
+        if self.due is None or time.monotonic() < self.due:
             return
         self.due = None
         try:
@@ -169,9 +168,6 @@ class Service:
                 self._log.error("%s (trying again, every %.0f s at last)", self._failed,
                                 _LONGEST_PAUSE_SECONDS)  # fmt: skip
             self.due = time.monotonic() + self._pause
-        # Where others keep changing a thousand interfaces, looking must not take a core.
-        took = time.monotonic() - begun
-        self._not_before = time.monotonic() + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
 
     def status(self) -> str:
         """One line for `systemctl status`."""
@@ -184,8 +180,12 @@ class Service:
 
     def _step(self, verb: str, at_start: bool = False) -> "_Wanted":
         """Attach what should be, if it is not. Raises MohError, OSError, NetlinkError."""
+        begun = time.monotonic()
         with IPRoute() as ipr, registry.found(ipr) as found:
             wanted = _wanted(ipr, self._settings, found, at_start)
+        # Where others keep changing a thousand interfaces, looking must not take a core.
+        took = time.monotonic() - begun
+        self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
         if wanted.waits_for != self._waits_for:
             if wanted.waits_for:
                 self._log.warning("waiting for %s", wanted.waits_for)
@@ -307,10 +307,12 @@ def _finished(
     process: "subprocess.Popen[str]", text: str, signals: "_Signals", log: logging.Logger
 ) -> str:
     """Its stderr, when it has ended; the watchdog is fed while it runs. Raises _Stopped."""
+    given: str | None = text
     for seconds in itertools.count(1):
         try:
-            return process.communicate(text, timeout=1.0)[1]
+            return process.communicate(given, timeout=1.0)[1]
         except subprocess.TimeoutExpired:
+            given = None  # that is on its way
             systemd.notify(WATCHDOG=1)
             if signals.stop:
                 process.terminate()

@@ -336,6 +336,17 @@ def test_stopped_while_attach_waits_for_another_command(fw: Firewall, tmp_path: 
     assert status(fw)["attached"] is False
 
 
+def test_an_attach_that_takes_long_is_waited_for(fw: Firewall, tmp_path: Path) -> None:
+    with fw.namespace.entered(), Path("/proc/thread-self/ns/net").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with service(fw.namespace, tmp_path, CONFIG, WATCHDOG_USEC="60000000") as run:
+            assert [run.wait_for_word("WATCHDOG") for _ in range(2)] == ["1", "1"]
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert run.wait_for_word("READY") == "1"
+            run.wait_for_line("attached (nothing was attached)")
+            run.stop()
+
+
 def held_up(run: Service) -> bool:
     """Does its attach wait?"""
     children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()

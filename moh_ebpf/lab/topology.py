@@ -54,8 +54,7 @@ WIRES = """
     link add wan type veth peer name eth0 netns {provider}
 """
 
-# ip(8) commands of each host, run in this order; again, they change nothing. The routes are no
-# default ones: a machine has its own.
+# ip(8) commands of each host, run in this order; again, they change nothing.
 ADDRESSES = {
     Role.FIREWALL: """
         link set lo up
@@ -79,6 +78,9 @@ ADDRESSES = {
         link set $wan up
     """,
 }
+
+# In the lab all other addresses are behind the WAN, too; a machine has a default route of its own.
+GATEWAYS = {Role.UCM: "10.10.10.1", Role.FIREWALL: "198.51.100.1"}
 
 # nft(8) rules, in one table that bears the role's name.
 RULES = {
@@ -156,6 +158,8 @@ class Lab:
         self.run(Role.FIREWALL, ["ip", "-batch", "-"], WIRES.format(**names))
         for role in ADDRESSES:
             self.configure(role, INTERFACES[role])
+        for role, gateway in GATEWAYS.items():
+            self.run(role, ["ip", "route", "add", "default", "via", gateway])
 
     def configure(self, role: Role, interfaces: Mapping[str, str], more_rules: str = "") -> None:
         """Give a host its addresses, routes and rules; again, it is as it was after the first time.

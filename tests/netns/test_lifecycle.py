@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from moh_ebpf.settings import from_values
 from moh_ebpf.tc import Hook
 from tests.support import kernels
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.flood import Streams, playing
 from tests.support.foreign import counter, tcx_program
 from tests.support.kernels import is_loaded
 from tests.support.wire import flow, udp
@@ -177,23 +177,9 @@ def test_replacement_interrupts_nothing(fw: Firewall, change: tuple[str, ...]) -
     fw.attach(*PATIENT)
     fw.wan.send(udp(PROVIDER, HOLD))
     old, old_peers = program_ids(fw), peers_map(fw)
-    stop, sent = threading.Event(), 0
-
-    def stream() -> None:
-        nonlocal sent
-        hears, plays = bytes(fw.wan.frame(udp(PROVIDER, HOLD))), fw.lan.frame(udp(MUSIC, PROVIDER))
-        while not stop.wait(0.001):
-            fw.wan._socket.send(hears)
-            fw.lan._socket.send(bytes(plays))
-            sent += 1
-
-    thread = threading.Thread(target=stream)
-    thread.start()
-    try:
+    with playing(Streams(fw, [PROVIDER])) as rounds:
         fw.attach(*PATIENT, *change)
-    finally:
-        stop.set()
-        thread.join()
+    sent = rounds()
     assert not old & program_ids(fw)
     assert sent > 50
     assert [flow(packet) for packet in fw.wan.sent()] == [(HOLD, PROVIDER)] * sent

@@ -14,12 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from moh_ebpf import libbpf
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
-from tests.support.service import service, until
+from tests.support.service import CONFIG, service
+from tests.support.waiting import until
 from tests.support.wire import udp
 
 HOLD = f"{PUBLIC}:4000"
 MUSIC = f"{UCM}:24576"
-CONFIG = f'wan = ["wan"]\nlan = ["lan"]\nucm = ["{UCM}"]\ntimeout = "60s"\n'
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 
 
@@ -147,7 +147,9 @@ def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
         run.wait_for_word("READY")
         fw.wan.send(*[udp(f"203.0.113.{n}:21000", f"{PUBLIC}:24600") for n in (11, 12)])
         fw.wan.sent()
-        (peers,) = until(lambda: asked("moh_ebpf_peers%7Bstate=%22two%22%7D%3E1"))
+        (peers,) = until(
+            "both calls are scraped", lambda: asked("moh_ebpf_peers%7Bstate=%22two%22%7D%3E1")
+        )
         assert peers["value"][1] == "2"
         assert [each["value"][1] for each in asked("moh_ebpf_attached")] == ["1"]
         # It is detached beneath its feet, and scraped on, until the service has it back.

@@ -14,13 +14,14 @@ from pathlib import Path
 from moh_ebpf import lock
 from moh_ebpf.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.flood import Streams, playing
 from tests.support.foreign import counter
-from tests.support.service import Service, service, until
+from tests.support.service import CONFIG, Service, service
+from tests.support.waiting import until
 from tests.support.wire import flow, udp
 
 HOLD = f"{PUBLIC}:4000"
 MUSIC = f"{UCM}:24576"
-CONFIG = f'wan = ["wan"]\nlan = ["lan"]\nucm = ["{UCM}"]\ntimeout = "60s"\n'
 
 
 def do(fw: Firewall, command: str) -> None:
@@ -51,25 +52,10 @@ def hears_music(fw: Firewall, public: str = PUBLIC, wire=None) -> bool:
 @contextmanager
 def stream(fw: Firewall) -> Iterator[None]:
     """A held call meanwhile, a packet each way each millisecond, of which none may be lost."""
-    stop, sent = threading.Event(), 0
-    heard = bytes(fw.wan.frame(udp(PROVIDER, HOLD)))
-    played = bytes(fw.lan.frame(udp(MUSIC, PROVIDER)))
-
-    def play() -> None:
-        nonlocal sent
-        while not stop.wait(0.001):
-            fw.wan.send_frame(heard)
-            fw.lan.send_frame(played)
-            sent += 1
-
     fw.wan.sent()
-    thread = threading.Thread(target=play)
-    thread.start()
-    try:
+    with playing(Streams(fw, [PROVIDER])) as rounds:
         yield
-    finally:
-        stop.set()
-        thread.join()
+    sent = rounds()
     assert sent > 50
     assert [flow(each) for each in fw.wan.sent()] == [(HOLD, PROVIDER)] * sent
 
@@ -327,7 +313,7 @@ def test_stopped_while_attach_waits_for_another_command(fw: Firewall, tmp_path: 
     with fw.namespace.entered(), Path("/proc/thread-self/ns/net").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with service(fw.namespace, tmp_path, CONFIG, "--keep") as run:
-            until(lambda: held_up(run), bool)
+            until("attach waits", lambda: held_up(run))
             assert run.stop() == 0
             run.wait_for_line("stopped; what is attached stays")
     assert status(fw)["attached"] is False
@@ -385,15 +371,19 @@ def test_at_rest_it_holds_no_compiler_and_sleeps(fw: Firewall, tmp_path: Path) -
     with service(fw.namespace, tmp_path, CONFIG, NOTIFY_SOCKET="") as run:
         run.wait_for_line("attached (nothing was attached)")
         process = Path(f"/proc/{run.process.pid}")
-        until(lambda: (process / "wchan").read_text(), lambda where: "poll" in where)
-        # What our own attach has changed is looked at once more.
-        settled = until(
-            lambda: [(process / "status").read_text(), threading.Event().wait(1.5)][0],
-            lambda shown: shown == (process / "status").read_text(),
-        )
+        until("it sleeps", lambda: "poll" in (process / "wchan").read_text())
+        settled = until("nothing wakes it", lambda: unchanged(process / "status"))
         assert "voluntary_ctxt_switches" in settled
         (resident,) = re.findall(r"VmRSS:\s*(\d+) kB", settled)
         assert int(resident) < 64 * 1024
         mapped = (process / "maps").read_text()
         assert "libbpf" in mapped
         assert not any(name in mapped for name in ("libbcc", "LLVM", "clang"))
+
+
+def unchanged(file: Path) -> str:
+    """The text, if it is the same a while later: what our own attach has changed is looked at once
+    more before that."""
+    text = file.read_text()
+    threading.Event().wait(1.5)
+    return text if text == file.read_text() else ""

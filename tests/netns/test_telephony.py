@@ -25,8 +25,8 @@ from tests.support.telephony import (
     call,
     missing_programs,
     network,
-    until,
 )
+from tests.support.waiting import until
 
 NO_SIP_HELPER = "this kernel has no nf_conntrack_sip"
 

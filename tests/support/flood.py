@@ -2,7 +2,9 @@
 
 import random
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from scapy.layers.inet import UDP
 
@@ -39,6 +41,27 @@ class Streams:
     def play(self) -> None:
         for frame in self._played:
             self._fw.lan.send_frame(frame)
+
+
+@contextmanager
+def playing(streams: Streams) -> Iterator[Callable[[], int]]:
+    """The streams go on meanwhile, a round each millisecond. What it yields tells, afterwards, how
+    many rounds were played."""
+    stop, rounds = threading.Event(), 0
+
+    def play() -> None:
+        nonlocal rounds
+        while not stop.wait(0.001):
+            streams.play_round()
+            rounds += 1
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    try:
+        yield lambda: rounds
+    finally:
+        stop.set()
+        thread.join()
 
 
 # Upper halves of addresses. 11.x to 99.x are global, and none of the live streams' is among them.

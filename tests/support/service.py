@@ -7,16 +7,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
 
+from tests.support.firewall import UCM
 from tests.support.namespace import Namespace
+from tests.support.waiting import PATIENCE_SECONDS
 
-_PATIENCE_SECONDS = 20.0
-
-T = TypeVar("T")
+# The firewall of tests/support/firewall.py, whose endpoints are not forgotten in a test's time.
+CONFIG = f'wan = ["wan"]\nlan = ["lan"]\nucm = ["{UCM}"]\ntimeout = "60s"\n'
 
 
 class Service:
@@ -41,7 +41,7 @@ class Service:
         """The next line of its log with this text."""
         while True:
             try:
-                line = self._log.get(timeout=_PATIENCE_SECONDS)
+                line = self._log.get(timeout=PATIENCE_SECONDS)
             except queue.Empty:
                 raise AssertionError(f"no line with {text!r} after {self.lines}") from None
             self.lines.append(line)
@@ -74,7 +74,7 @@ class Service:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(_PATIENCE_SECONDS)
+        return self.process.wait(PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def service(
     address.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
-        manager.settimeout(_PATIENCE_SECONDS)
+        manager.settimeout(PATIENCE_SECONDS)
         command = [sys.executable, "-m", "moh_ebpf", "run", "--config", str(file), *arguments]
         with namespace.entered():
             process = subprocess.Popen(
@@ -100,14 +100,3 @@ def service(
             )
         with closing(Service(process, manager)) as made:
             yield made
-
-
-def until(look: Callable[[], T], wanted: Callable[[T], object] = bool) -> T:
-    """What `look` returns as soon as it is what is wanted."""
-    waited = threading.Event()
-    for _ in range(round(_PATIENCE_SECONDS / 0.05)):
-        found = look()
-        if wanted(found):
-            return found
-        waited.wait(0.05)
-    raise AssertionError(f"still {found!r} after {_PATIENCE_SECONDS:.0f} s")

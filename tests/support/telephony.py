@@ -15,8 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from moh_ebpf.lab.call import Phone
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.hosts import Address, Hosts, address, hosts
 from tests.support.namespace import Namespace
+from tests.support.waiting import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ROOT / "tests/telephony"
@@ -40,7 +40,6 @@ UCM_PORTS = range(24576, 32768, 2)
 # Where UCM's speech goes while nobody is to hear it: the firewall drops it.
 NOWHERE = (LAN, 9)
 
-PATIENCE_SECONDS = 20.0
 _POLL_SECONDS = 0.02  # where there is no event to wait for
 
 # A firewall as its owner has grown it: masquerade, and DNAT for two-way RTP.
@@ -105,14 +104,6 @@ table ip provider {
 def missing_programs() -> list[str]:
     """Debian's packages of the programs that are not installed."""
     return [package for program, package in PROGRAMS.items() if not shutil.which(program)]
-
-
-def until(what: str, probe: Callable[[], object]) -> None:
-    """Wait for something that tells nobody when it happens."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not probe():
-        assert time.monotonic() < deadline, f"this did not happen: {what}"
-        time.sleep(_POLL_SECONDS)
 
 
 class Program:

@@ -2,11 +2,12 @@
 
 import errno
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from typing import Any
 
 from pyroute2 import IPRoute
 
@@ -81,14 +82,21 @@ def detach(notify: Notify) -> list[Place]:
         return removed
 
 
-def make_plan(ipr: IPRoute, settings: Settings, attached_to: Collection[int] = frozenset()) -> Plan:
+def make_plan(
+    ipr: IPRoute,
+    settings: Settings,
+    attached_to: Collection[int] = frozenset(),
+    links: Mapping[str, Any] | None = None,
+) -> Plan:
     """The settings met with this namespace's interfaces. Raises UsageError if they do not fit,
     NoAddressError if a WAN's address is wanted and there is none (yet).
 
-    Interfaces that we are `attached_to` may be down.
+    Interfaces that we are `attached_to` may be down. `links` are those of network.links_by_name(),
+    asked for if they are not given.
     """
-    wan = network.interfaces(ipr, "--wan", settings.wan, attached_to)
-    lan = network.interfaces(ipr, "--lan", settings.lan, attached_to)
+    links = links or network.links_by_name(ipr)
+    wan = network.interfaces(ipr, links, "--wan", settings.wan, attached_to)
+    lan = network.interfaces(ipr, links, "--lan", settings.lan, attached_to)
     # Routes name the bridge or bond, packets enter routing through it: a port's hooks miss them.
     for each in [*lan, *wan] if lan else []:
         if each.master:

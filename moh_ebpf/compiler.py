@@ -150,7 +150,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         # BCC defines these types itself, from its own copy of linux/bpf.h.
         "-D__LINUX_BPF_H__",
         f"-I{sources()}",
-        *(f"-I{path}" for path in _uapi_headers()),
+        *(f"-I{path}" for path in uapi_headers()),
         *(f"-D{name}={value}" for name, value in defines.items()),
     ]
 
@@ -169,8 +169,9 @@ def _choice(name: str, values: dict[int, int], otherwise: int) -> str:
     return f"({choices}{otherwise})"
 
 
-def _uapi_headers() -> list[Path]:
-    """linux-libc-dev's directories: the common one, and Debian's for this architecture's asm/."""
+def uapi_headers() -> list[Path]:
+    """linux-libc-dev's directories: the common one, and Debian's for this architecture's asm/.
+    Raises MohError if they are not there."""
     common = Path("/usr/include")
     multiarch = sorted(common.glob(f"{platform.machine()}-linux-gnu*/asm/types.h"))
     if not (common / "linux/pkt_cls.h").exists():

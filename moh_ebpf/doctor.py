@@ -22,7 +22,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from moh_ebpf import attachment, features, misfits, network, registry
-from moh_ebpf.compiler import Plan
+from moh_ebpf.compiler import Plan, uapi_headers
 from moh_ebpf.errors import MohError
 from moh_ebpf.peers import Snapshot
 from moh_ebpf.registry import Found
@@ -136,14 +136,11 @@ def _compiler(facts: Facts) -> Findings:
             "import bcc",
             "apt install python3-bpfcc",
         )
-    if not Path("/usr/include/linux/bpf.h").exists():
-        missing = "/usr/include/linux/bpf.h"
-        yield (
-            Level.ERROR,
-            "the C library's kernel headers are missing",
-            missing,
-            ("apt install linux-libc-dev"),
-        )
+    try:
+        uapi_headers()
+    except MohError as error:
+        found, _, remedy = str(error).partition("; try: ")
+        yield Level.ERROR, found, "/usr/include/linux", remedy
 
 
 def _sysctl(name: str) -> int:

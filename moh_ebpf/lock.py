@@ -123,8 +123,7 @@ def is_asked_by_root(name: socket.socket) -> bool:
     """Accept who connects to the service's name, and let go: was it root?"""
     asking, _ = name.accept()
     with asking:
-        credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return bool(_UCRED.unpack(credentials)[1] == 0)
+        return _root_at(asking) is not None
 
 
 def running_service() -> int | None:
@@ -137,7 +136,12 @@ def running_service() -> int | None:
             name.connect(_SERVICE)
         except OSError:
             return None
-        # As of its listen(2).
-        credentials = name.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return _root_at(name)
+
+
+def _root_at(connected: socket.socket) -> int | None:
+    """The process at a Unix socket's other end, as of its connect(2) or listen(2); None if it is
+    not root's."""
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     process, user, _ = _UCRED.unpack(credentials)
     return process if user == 0 else None

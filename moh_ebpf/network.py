@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -35,22 +35,31 @@ class Interface:
     master: str | None
 
 
-def usable(ipr: IPRoute, names: Collection[str], may_be_down: Collection[int]) -> set[str]:
+def links_by_name(ipr: IPRoute) -> Mapping[str, Any]:
+    """This namespace's links, as netlink tells them. A dump: with hundreds of them, ask once."""
+    return {link.get_attr("IFLA_IFNAME"): link for link in ipr.get_links()}
+
+
+def usable(
+    links: Mapping[str, Any], names: Iterable[str], may_be_down: Collection[int]
+) -> set[str]:
     """Those of the named interfaces that are there, and up, or of these ifindexes."""
-    return {
-        link.get_attr("IFLA_IFNAME")
-        for link in ipr.get_links()
-        if link.get_attr("IFLA_IFNAME") in names
-        and (link["flags"] & _IFF_UP or link["index"] in may_be_down)
-    }
+    return {name for name in names if name in links and _is_usable(links[name], may_be_down)}
+
+
+def _is_usable(link: Any, may_be_down: Collection[int]) -> bool:
+    return bool(link["flags"] & _IFF_UP) or link["index"] in may_be_down
 
 
 def interfaces(
-    ipr: IPRoute, option: str, names: Iterable[str], may_be_down: Collection[int] = frozenset()
+    ipr: IPRoute,
+    links: Mapping[str, Any],
+    option: str,
+    names: Iterable[str],
+    may_be_down: Collection[int] = frozenset(),
 ) -> list[Interface]:
-    """The named interfaces. Raises UsageError: no such one, not carrying IP, or down and none of
-    the ifindexes that may be."""
-    links = {link.get_attr("IFLA_IFNAME"): link for link in ipr.get_links()}
+    """The named interfaces of these links. Raises UsageError: no such one, not carrying IP, or down
+    and none of the ifindexes that may be."""
     by_index = {link["index"]: link for link in links.values()}
     found = []
     for name in names:
@@ -64,7 +73,7 @@ def interfaces(
                 f"{option} {name}: its link type ({link['ifi_type']}) carries no IP that we can "
                 "read; Ethernet, VLAN, bridge, bond, PPP, tun and WireGuard interfaces do"
             )
-        if not link["flags"] & _IFF_UP and link["index"] not in may_be_down:
+        if not _is_usable(link, may_be_down):
             raise UsageError(f"{option} {name}: it is down; try: ip link set {name} up")
         found.append(
             Interface(

@@ -162,7 +162,7 @@ class Service:
         except _Stopped:
             raise
         except Exception as error:  # the kernel's answers are many, and nobody restarts us
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            self._lengthen_pause()
             if _text(error) != self._failed:
                 self._failed = _text(error)
                 self._log.error("%s (trying again, every %.0f s at last)", self._failed,
@@ -203,18 +203,24 @@ class Service:
     def _count_attempt(self) -> None:
         """Against somebody who takes away what we attach, or an error that stays, be patient."""
         now = time.monotonic()
-        is_close = now - self._attached_at < self._pause + _CLOSE_SECONDS
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS) if is_close else _PAUSE_SECONDS
+        if now - self._attached_at < self._pause + _CLOSE_SECONDS:
+            self._lengthen_pause()
+        else:
+            self._pause = _PAUSE_SECONDS
         self._attached_at = now
+
+    def _lengthen_pause(self) -> None:
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
 
     def _refuse_unknown_interfaces(self, before: Settings) -> None:
         """One that comes and goes is waited for; one that a new config brings up must exist."""
         with IPRoute() as ipr:
+            links = network.links_by_name(ipr)
             for option, names, known in (
                 ("--wan", self._settings.wan, before.wan),
                 ("--lan", self._settings.lan, before.lan),
             ):
-                network.interfaces(ipr, option, set(names) - set(known))
+                network.interfaces(ipr, links, option, set(names) - set(known))
 
 
 class _Wanted(NamedTuple):
@@ -239,7 +245,8 @@ def _wanted(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> _
     if found.filters and not found.attached and not at_start:
         return _Wanted(None, waits_for="a restart: another version's programs are attached")
     attached_to = {place.ifindex for place in found.filters}
-    there = network.usable(ipr, _interfaces(settings), attached_to)
+    links = network.links_by_name(ipr)
+    there = network.usable(links, _interfaces(settings), attached_to)
     wan = tuple(name for name in settings.wan if name in there)
     lan = tuple(name for name in settings.lan if name in there)
     absent = ", ".join(name for name in (*settings.wan, *settings.lan) if name not in there)
@@ -247,7 +254,7 @@ def _wanted(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> _
         return _Wanted(None, waits_for=absent)
     present = replace(settings, wan=wan, lan=lan)
     try:
-        plan = attachment.make_plan(ipr, present, attached_to)
+        plan = attachment.make_plan(ipr, present, attached_to, links)
     except attachment.NoAddressError:
         return _Wanted(None, waits_for=f"an IPv4 address on {' or '.join(wan)}")
     record = attachment.make_record(ipr, plan, found)

@@ -29,7 +29,7 @@ int count(struct __sk_buff *skb)
 
 def load(source: bytes = _SOURCE, *flags: str) -> Any:
     """The BCC module of some source that is none of ours."""
-    includes = (f"-I{path}" for path in compiler._uapi_headers())
+    includes = (f"-I{path}" for path in compiler.uapi_headers())
     flags = ("-D__LINUX_BPF_H__", *includes, *flags)
     return compiler._import_bcc().BPF(text=source, cflags=list(flags))
 

@@ -397,6 +397,13 @@ def _names_ports(match: Match, wanted: Range) -> bool:
     return any(_is_narrow(each, wanted) for each in match.values or ())
 
 
+def _takes_phantom_port(facts: Facts, rule: Rule) -> bool:
+    ports = (facts.settings.port, facts.settings.port + 1)
+    return _is_of_udp(rule) and (
+        _is_narrow(rule.ports, ports) or any(_names_ports(each, ports) for each in rule.matches)
+    )
+
+
 _TAKING = {
     "snat": "gives out",
     "masquerade": "gives out",
@@ -411,9 +418,7 @@ def _phantom_port(facts: Facts) -> Findings:
     """A rule about the phantom ports is of an earlier cure, or takes them from us."""
     ports = (facts.settings.port, facts.settings.port + 1)
     for _, rule in facts.ruleset.rules():
-        if rule.action not in _TAKING or not _is_of_udp(rule):
-            continue
-        if _is_narrow(rule.ports, ports) or any(_names_ports(each, ports) for each in rule.matches):
+        if rule.action in _TAKING and _takes_phantom_port(facts, rule):
             yield (
                 Level.WARNING,
                 f"a {rule.action} rule {_TAKING[rule.action]} the phantom port {ports[0]} or "
@@ -470,7 +475,7 @@ def _untracked(facts: Facts) -> Findings:
         for chain, rule in facts.ruleset.rules():
             if rule.action != "notrack" or chain.hook not in ("prerouting", ""):
                 continue
-            if rule.text in seen:
+            if rule.text in seen or _takes_phantom_port(facts, rule):
                 continue
             if rules.matches(rule, packets) >= Truth.SOME:
                 seen.add(rule.text)

@@ -321,8 +321,13 @@ def _no_hooks(ipr: IPRoute, interfaces: Sequence[Interface], wan: Sequence[Inter
     batch = tc.Batch()
     batch.add_clsact(1)
     with ThreadPoolExecutor(max_workers=1) as elsewhere:
-        errors = elsewhere.submit(attachment._send_in_new_namespace, batch).result()
+        errors = elsewhere.submit(_send_elsewhere, batch).result()
     return str(errors[0]) if errors else None
+
+
+def _send_elsewhere(batch: tc.Batch) -> list[MohError]:
+    network.enter_new_namespace()
+    return batch.send()
 
 
 def _in_our_place(ipr: IPRoute, wan: Sequence[Interface], lan: Sequence[Interface]) -> list[str]:

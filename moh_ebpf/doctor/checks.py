@@ -74,6 +74,7 @@ _HELP = {
     "neighbours": "ip neigh",
     "modules": "lsmod",
     "interfaces": "ip link",
+    "usable": "see interfaces",
     "addresses": "ip addr",
 }
 
@@ -195,7 +196,7 @@ def _forwarding(facts: Facts) -> Findings:
     """The kernel asks the interface that a packet comes in by."""
     if set(facts.settings.ucm) <= facts.addresses.keys():
         return  # UCM on the firewall itself
-    names = [*facts.hears_lan, *(each.name for each in facts.wan if not each.master)]
+    names = [*facts.lan_names, *(each.name for each in facts.wan if not each.master)]
     for name in names:
         setting = f"net.ipv4.conf.{name}.forwarding"
         if facts.sysctls.get(setting) == 0:
@@ -219,7 +220,7 @@ def _is_strict(facts: Facts, name: str) -> str:
 def _rp_filter(facts: Facts) -> Findings:
     """tc sees a packet before that, so hold music is learned all the same; two-way calls are
     one-way. No packet says so: the kernel drops it as a martian."""
-    for name in facts.hears_wan:
+    for name in facts.wan_names:
         strict = _is_strict(facts, name)
         for target in facts.targets if strict else ():
             if (target.address, name) not in facts.back:
@@ -236,11 +237,11 @@ def _rp_filter(facts: Facts) -> Findings:
                 f"sysctl -w net.ipv4.conf.{name}.rp_filter=2",
             )
             break
-    for name in facts.hears_lan:
+    for name in facts.lan_names:
         strict = _is_strict(facts, name)
         ways = {address: facts.routes.get(address) for address in facts.settings.ucm}
         for address, route in ways.items() if strict else ():
-            if route and route.interface not in facts.hears_lan:
+            if route and route.interface not in facts.lan_names:
                 yield (
                     Level.WARNING,
                     f"reverse path filtering is strict on {name}: packets of UCM's {address} that "
@@ -253,23 +254,25 @@ def _rp_filter(facts: Facts) -> Findings:
 
 def _ucm_route(facts: Facts) -> Findings:
     for address in facts.settings.ucm if facts.lan else ():
+        if address in facts.addresses:
+            continue  # UCM on the firewall itself
         route = facts.routes.get(address)
         if route is None:
             yield (
                 Level.WARNING,
                 f"there is no route to UCM's {address}",
                 f"ip route get {address}: unreachable",
-                f"ip route add {address} dev {facts.hears_lan[0]}",
+                f"ip route add {address} dev {facts.lan_names[0]}",
             )
-        elif route.interface not in facts.hears_lan:
+        elif route.interface not in facts.lan_names:
             yield (
                 Level.WARNING,
-                f"UCM's {address} is not behind --lan {' '.join(facts.hears_lan)}: its packets "
+                f"UCM's {address} is not behind --lan {' '.join(facts.lan_names)}: its packets "
                 "probably come in elsewhere, where bypass does not see them",
                 route.said,
-                f"name that interface: --lan {' '.join([*facts.hears_lan, route.interface])}"
-                if route.interface not in facts.hears_wan
-                else f"route it to the LAN: ip route add {address} dev {facts.hears_lan[0]}",
+                f"name that interface: --lan {' '.join([*facts.lan_names, route.interface])}"
+                if route.interface not in facts.wan_names
+                else f"route it to the LAN: ip route add {address} dev {facts.lan_names[0]}",
             )
 
 
@@ -280,8 +283,6 @@ def _named(target: Target) -> str:
 
 
 def _wan_route(facts: Facts) -> Findings:
-    if not facts.wan:
-        return
     for target in facts.targets:
         route = facts.routes.get(target.address)
         known = bool(target.heard_on or target.network)
@@ -290,14 +291,14 @@ def _wan_route(facts: Facts) -> Findings:
                 Level.ERROR if known else Level.WARNING,
                 f"there is no route to {_named(target)}",
                 f"ip route get {target.address}: unreachable",
-                f"ip route add default via GATEWAY dev {facts.hears_wan[0]}",
+                f"ip route add default via GATEWAY dev {facts.wan_names[0]}",
             )
-        elif route.interface not in facts.hears_wan:
+        elif route.interface not in facts.wan_names:
             yield (
                 Level.WARNING,
                 f"the route to {_named(target)} is by {route.interface}, no --wan",
                 route.said,
-                f"name it as well: --wan {' '.join([*facts.hears_wan, route.interface])}",
+                f"name it as well: --wan {' '.join([*facts.wan_names, route.interface])}",
             )
 
 
@@ -467,9 +468,9 @@ def _untracked(facts: Facts) -> Findings:
         return
     ways = [(_outbound(facts, wan, lan), f"UCM's RTP is not tracked, so it leaves {wan} with its "
              "own address while a call is two-way")
-            for wan in facts.hears_wan for lan in facts.hears_lan]  # fmt: skip
+            for wan in facts.wan_names for lan in facts.lan_names]  # fmt: skip
     ways += [(_inbound(facts, wan), f"RTP that comes in by {wan} is not tracked, so what belongs "
-              "to a two-way call does not reach UCM") for wan in facts.hears_wan]  # fmt: skip
+              "to a two-way call does not reach UCM") for wan in facts.wan_names]  # fmt: skip
     seen = set()
     for packets, found in ways:
         for chain, rule in facts.ruleset.rules():
@@ -484,8 +485,8 @@ def _untracked(facts: Facts) -> Findings:
 
 def _source_nat(facts: Facts) -> Rule | None:
     """The rule that gives UCM's RTP another source, if there is one."""
-    for wan in facts.hears_wan:
-        for lan in facts.hears_lan or [""]:
+    for wan in facts.wan_names:
+        for lan in facts.lan_names or [""]:
             packets = _outbound(facts, wan, lan)
             for _, rule in facts.ruleset.rules():
                 if rule.action in ("snat", "masquerade") and rules.matches(rule, packets):
@@ -527,7 +528,7 @@ def _input_chain(facts: Facts) -> Findings:
     """Where INPUT accepts RTP and no DNAT leads to UCM, RTP that comes in before UCM's makes a
     conntrack entry for the firewall itself, whose port UCM's packets can then not have."""
     nat = _source_nat(facts)
-    for wan in facts.hears_wan if nat and facts.lan else ():
+    for wan in facts.wan_names if nat and facts.lan else ():
         packets = _inbound(facts, wan)
         accepted = _accepted(facts, packets)
         if accepted and not _leads_to_ucm(facts, packets):
@@ -551,7 +552,7 @@ def _sip_helper(facts: Facts) -> Findings:
     loaded = sorted({"nf_conntrack_sip", "nf_nat_sip"} & set(facts.modules))
     if facts.sysctls.get("net.netfilter.nf_conntrack_helper") == 1 and loaded:
         using.append("net.netfilter.nf_conntrack_helper = 1")
-    for wan in facts.hears_wan if using and facts.lan else ():
+    for wan in facts.wan_names if using and facts.lan else ():
         accepted = _accepted(facts, _inbound(facts, wan, "related"))
         if accepted and _source_nat(facts):
             yield (
@@ -594,7 +595,7 @@ def _flowtables(facts: Facts) -> Findings:
     """Where a flow is in a flowtable, its packets go from netdev ingress to the way out. tc is
     before and after that: tests/netns/test_doctor.py counts packets at each."""
     for each in facts.ruleset.flowtables:
-        here = sorted({*facts.hears_lan, *facts.hears_wan} & set(each.devices))
+        here = sorted({*facts.lan_names, *facts.wan_names} & set(each.devices))
         if here and not each.hardware:
             yield (
                 Level.NOTE,
@@ -609,7 +610,7 @@ def _flowtables(facts: Facts) -> Findings:
 
 def _hardware_flows(facts: Facts) -> Findings:
     for each in facts.ruleset.flowtables:
-        here = sorted({*facts.hears_lan, *facts.hears_wan} & set(each.devices))
+        here = sorted({*facts.lan_names, *facts.wan_names} & set(each.devices))
         if here and each.hardware:
             yield (
                 Level.WARNING,
@@ -700,7 +701,7 @@ def _unidentified(facts: Facts) -> Findings:
             "turned into sendrecv on the way to the provider",
             evidence,
             f"the SIP proxy: docs/kamailio.md; see what comes in: tcpdump -ni "
-            f"{facts.hears_wan[0] if facts.wan else 'WAN'} udp dst port {port}; --provider and "
+            f"{facts.wan_names[0] if facts.wan else 'WAN'} udp dst port {port}; --provider and "
             "--public must have what is sent from and to",
         )
     elif dropped >= _STREAM_PACKETS_PER_SECOND * facts.seconds:
@@ -801,16 +802,22 @@ CHECKS: Mapping[str, Check] = {
     "clsact": Check(_clsact, "the programs can be attached there", ("hooks",)),
     "public-address": Check(_public_address, "the public addresses are here", ("addresses",)),
     "listeners": Check(_listeners, "no socket listens on the phantom ports", ("sockets",)),
-    "forwarding": Check(_forwarding, "packets are forwarded", ("addresses",)),
-    "rp-filter": Check(_rp_filter, "reverse path filtering drops nothing of ours", ("routes",)),
-    "ucm-route": Check(_ucm_route, "UCM is behind the LAN", ("routes",)),
-    "wan-route": Check(_wan_route, "the provider is behind a WAN", ("routes",)),
-    "wan-neighbour": Check(_wan_neighbour, "no next hop on a WAN has failed", ("neighbours",)),
+    "forwarding": Check(_forwarding, "packets are forwarded", ("usable", "addresses")),
+    "rp-filter": Check(
+        _rp_filter, "reverse path filtering drops nothing of ours", ("usable", "routes")
+    ),
+    "ucm-route": Check(_ucm_route, "UCM is behind the LAN", ("usable", "routes")),
+    "wan-route": Check(_wan_route, "the provider is behind a WAN", ("usable", "routes")),
+    "wan-neighbour": Check(
+        _wan_neighbour, "no next hop on a WAN has failed", ("usable", "neighbours")
+    ),
     "phantom-port": Check(_phantom_port, "no rule takes the phantom ports", ("rules",)),
     "earlier-cure": Check(_earlier_cure, "no rule of the iptables article is there", ("rules",)),
-    "untracked": Check(_untracked, "RTP is tracked", ("rules",)),
-    "input-chain": Check(_input_chain, "INPUT makes no entries for inbound RTP", ("rules",)),
-    "sip-helper": Check(_sip_helper, "the SIP helper is not there", ("rules", "modules")),
+    "untracked": Check(_untracked, "RTP is tracked", ("usable", "rules")),
+    "input-chain": Check(
+        _input_chain, "INPUT makes no entries for inbound RTP", ("usable", "rules")
+    ),
+    "sip-helper": Check(_sip_helper, "the SIP helper is not there", ("usable", "rules", "modules")),
     "moved-ports": Check(_moved_ports, "UCM's ports are its own outside", ("conntrack",)),
     "flowtables": Check(_flowtables, "no flowtable is on these interfaces", ("rules",)),
     "hardware-flows": Check(_hardware_flows, "nothing is offloaded", ("rules", "offload")),

@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -33,7 +33,7 @@ from moh_ebpf.doctor.rules import Ruleset
 from moh_ebpf.errors import MohError, UsageError
 from moh_ebpf.network import Interface
 from moh_ebpf.peers import Snapshot
-from moh_ebpf.registry import Attached, Found, Place
+from moh_ebpf.registry import Attached, Found, Place, Record
 from moh_ebpf.settings import Settings
 
 # linux/capability.h. Those that attach and every command that reads need.
@@ -133,11 +133,13 @@ class Facts:
         return self.after.counters[counter] if self.after else 0
 
     @property
-    def hears_wan(self) -> list[str]:
+    def wan_names(self) -> list[str]:
+        """The WANs that can be used."""
         return [each.name for each in self.wan]
 
     @property
-    def hears_lan(self) -> list[str]:
+    def lan_names(self) -> list[str]:
+        """The LANs that can be used."""
         return [each.name for each in self.lan]
 
 
@@ -167,21 +169,42 @@ def gather(choose: Callable[[Settings | None], Settings], seconds: float) -> Fac
     known), and what it raises is raised.
     """
     asking = _Asking()
-    with IPRoute() as ipr:
-        manager = registry.found(ipr)
-        found = asking.ask("programs", manager.__enter__, Found({}, set(), None))
-        try:
-            chosen = choose(found.attached.record.settings if found.attached else None)
-            return _gather(ipr, asking, chosen, found, seconds)
-        finally:
-            if "programs" not in asking.unasked:
-                manager.__exit__(None, None, None)
+    with IPRoute() as ipr, ExitStack() as stack:
+        found = asking.ask(
+            "programs",
+            lambda: stack.enter_context(registry.found(ipr)),
+            Found({}, set(), None),
+        )
+        attached = _as_named_now(found.attached.record) if found.attached else None
+        return _gather(ipr, asking, choose(attached), found, attached, seconds)
 
 
-def _gather(ipr: IPRoute, asking: _Asking, chosen: Settings, found: Found, seconds: float) -> Facts:
+def _as_named_now(record: Record) -> Settings:
+    """The settings of an attachment; interfaces can have been renamed since."""
+
+    def names(indexes: Sequence[int], then: Sequence[str]) -> tuple[str, ...]:
+        now = map(registry.interface_name, indexes)
+        return tuple(b if a == "(gone)" else a for a, b in zip(now, then, strict=True))
+
+    settings = record.settings
+    return replace(
+        settings, wan=names(record.wan, settings.wan), lan=names(record.lan, settings.lan)
+    )
+
+
+def _gather(
+    ipr: IPRoute,
+    asking: _Asking,
+    chosen: Settings,
+    found: Found,
+    attached: Settings | None,
+    seconds: float,
+) -> Facts:
     ask = asking.ask
     attached_to = {place.ifindex for place in found.filters}
     wan, lan, unfit = _interfaces(ipr, chosen, attached_to)
+    if not wan or (chosen.lan and not lan):
+        asking.unasked["usable"] = unfit[0]
     names = [each.name for each in (*wan, *lan)]
     public = chosen.public or tuple(
         dict.fromkeys(address for each in wan for address in each.addresses)
@@ -218,7 +241,7 @@ def _gather(ipr: IPRoute, asking: _Asking, chosen: Settings, found: Found, secon
         ruleset=ask("rules", lambda: ruleset(modules), Ruleset()),
         moved=ask("conntrack", lambda: _moved(settings), []),
         others=ask("programs", lambda: _others(ipr, Plan(settings, wan, lan), found), []),
-        attached=found.attached.record.settings if found.attached else None,
+        attached=attached,
         missing=found.attached.missing if found.attached else [],
         other_version=bool(found.filters) and found.attached is None,
         before=before,
@@ -536,7 +559,7 @@ def ruleset(modules: Collection[str] = ()) -> Ruleset:
         text = _run("nft", "-a", "list", "ruleset")
         found.append(rules.from_nft(objects, text, theirs))
     elif "nf_tables" in modules or not modules:  # it may be built in
-        raise MohError("nftables' rules cannot be read without nft; try: apt install nftables")
+        raise MohError("nftables' rules cannot be read: nft is not in PATH (package nftables)")
     # Only where its tables are there already: asking for them would make them.
     tables = Path("/proc/net/ip_tables_names")
     with suppress(FileNotFoundError):
@@ -565,7 +588,7 @@ def _moved(settings: Settings) -> list[Entry]:
             return moved_entries(settings, said.splitlines())
         if Path("/proc/sys/net/netfilter/nf_conntrack_count").exists():
             raise MohError(
-                "conntrack's entries cannot be read; try: apt install conntrack"
+                "conntrack's entries cannot be read: conntrack is not in PATH (package conntrack)"
             ) from None
         return []
 

@@ -125,6 +125,13 @@ def gateway_is_silent(fw: Firewall) -> None:
     fw.namespace.run(*f"ip neigh replace {GATEWAY} dev wan nud failed".split())
 
 
+def one_of_two_gateways_is_silent(fw: Firewall) -> None:
+    hops = f"nexthop via {GATEWAY} dev wan nexthop via 198.51.100.9 dev wan"
+    fw.namespace.run("ip", "route", "replace", "default", *hops.split())
+    failed = f"ip neigh replace 198.51.100.9 dev {fw.wan.interface} nud failed"
+    fw.namespace.run(*failed.split())
+
+
 def no_route(fw: Firewall) -> None:
     fw.namespace.run("ip", "route", "del", "default")
 
@@ -242,6 +249,12 @@ def pause_longer_than_the_timeout(fw: Firewall) -> None:
     [
         (forwarding_off, "forwarding", "error", "net.ipv4.conf.lan.forwarding = 0"),
         (gateway_is_silent, "wan-neighbour", "error", f"{GATEWAY} dev wan: FAILED"),
+        (
+            one_of_two_gateways_is_silent,
+            "wan-neighbour",
+            "error",
+            "198.51.100.9 dev wan: FAILED",
+        ),
         (no_route, "wan-route", "error", "ip route get 203.0.113.1: unreachable"),
         (far_end_down, "interfaces", "error", "ip link show dev wan: NO-CARRIER"),
         (
@@ -446,6 +459,10 @@ def test_what_cannot_be_attached_to(fw: Firewall) -> None:
     found = troubles(done[1])
     assert done[0] == 1
     assert "--wan nope: there is no such interface" in found["interfaces"]["evidence"]
+    found = troubles(examine(fw, "--wan", "nope", "--lan", "lan", "--ucm", UCM)[1])
+    assert [found[name]["level"] for name in ("interfaces", "wan-route", "input-chain")] == [
+        "error", "note", "note"
+    ]  # fmt: skip
     fw.namespace.run("ip", "link", "set", "lan", "down")
     found = troubles(examine(fw, *SETTINGS)[1])
     assert found["interfaces"]["remedy"] == "ip link set lan up"
@@ -471,6 +488,13 @@ def test_other_settings_than_those_attached(fw: Firewall) -> None:
     fw.attach()
     found = assert_only(fw, "attached", "note", "attached timeout: 1.0", "--timeout", "2s")
     assert "timeout" in found["found"]
+
+
+def test_an_interface_that_was_renamed(fw: Firewall) -> None:
+    fw.attach(*NETWORK)
+    for words in ("set lan down", "set lan name inner", "set inner up"):
+        fw.namespace.run("ip", "link", *words.split())
+    assert troubles(examine(fw)[1]) == {}
 
 
 def test_a_short_timeout(fw: Firewall) -> None:
@@ -515,7 +539,7 @@ def test_without_nft(fw: Firewall) -> None:
     status, shown = _shown(run(fw, "env", "PATH=/nonexistent"))
     found = troubles(shown)
     assert found["phantom-port"]["level"] == "note"
-    assert "without nft" in found["phantom-port"]["evidence"]
+    assert "nft is not in PATH" in found["phantom-port"]["evidence"]
     assert status == 0
 
 
@@ -563,13 +587,16 @@ def test_what_goes_past_a_flowtable_and_what_does_not(fw: Firewall) -> None:
         fw.wan.send(udp(PROVIDER, CALL))
         fw.lan.send(udp(music, PROVIDER))
     assert fw.wan.sent()
-    before, counts = forwarded(fw), counters(fw)
-    for _ in range(10):
-        fw.lan.send(udp(music, PROVIDER))
-        fw.wan.send(udp(PROVIDER, CALL))
-    assert [flow(each) for each in fw.wan.sent()] == [(CALL, PROVIDER)] * 10
+    before, counts, heard = forwarded(fw), counters(fw), inbound(fw)
+    with counter(fw, "wan", Hook.EGRESS) as egress:
+        for _ in range(10):
+            fw.lan.send(udp(music, PROVIDER))
+            fw.wan.send(udp(PROVIDER, CALL))
+        assert [flow(each) for each in fw.wan.sent()] == [(CALL, PROVIDER)] * 10
+        assert egress.packets == 10
     assert forwarded(fw) == before
     assert counters(fw)["passed_two"] == counts["passed_two"] + 10
+    assert inbound(fw) == heard + 10
     # The same endpoint goes on hold, and UCM sends from the very port that is in the table.
     fw.wan.send(udp(PROVIDER, HOLD))
     fw.lan.send(*[udp(music, PROVIDER)] * 10)
@@ -577,6 +604,12 @@ def test_what_goes_past_a_flowtable_and_what_does_not(fw: Firewall) -> None:
     assert counters(fw)["rewritten"] == counts["rewritten"] + 10
     assert forwarded(fw) == before
     assert_only(fw, "flowtables", "note", "flowtable ip fast f: lan, wan")
+
+
+def inbound(fw: Firewall) -> int:
+    """The packets that learn has seen of the one endpoint."""
+    (peer,) = json.loads(fw.moh("peers", "--json").stdout)
+    return peer["inbound"]["packets"]
 
 
 def counters(fw: Firewall) -> dict[str, int]:

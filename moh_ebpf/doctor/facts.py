@@ -233,7 +233,7 @@ def _gather(
         sysctls=_sysctls(names),
         sockets=ask("sockets", _udp_sockets, []),
         modules=modules,
-        offloading=ask("offload", lambda: [each for each in names if _offloads(each)], []),
+        offloading=ask("offload", lambda: [each for each in names if has_feature(each)], []),
         targets=targets,
         routes=ask("routes", lambda: _routes(ipr, [*settings.ucm, *_each(targets)]), {}),
         back=ask("routes", lambda: _back(ipr, wan, targets, addresses), {}),
@@ -413,8 +413,8 @@ _SIOCETHTOOL = 0x8946
 _GSTRINGS, _GSSET_INFO, _GFEATURES, _FEATURES = 0x1B, 0x37, 0x3A, 4
 
 
-def _offloads(interface: str) -> bool:
-    """Is hw-tc-offload on (`ethtool -k`)?"""
+def has_feature(interface: str, feature: str = "hw-tc-offload") -> bool:
+    """Is this feature on, by the kernel's name for it (`ethtool -k`)? Raises OSError."""
 
     def ask(request: bytes, size: int) -> bytes:
         buffer = ctypes.create_string_buffer(request, size)
@@ -428,11 +428,11 @@ def _offloads(interface: str) -> bool:
     )
     strings = ask(struct.pack("=III", _GSTRINGS, _FEATURES, count), 12 + 32 * count)
     names = [strings[12 + 32 * n :][:32].rstrip(b"\0") for n in range(count)]
-    if b"hw-tc-offload" not in names:
+    if feature.encode() not in names:
         return False
     words = (count + 31) // 32
     features_now = ask(struct.pack("=II", _GFEATURES, words), 8 + 16 * words)
-    index = names.index(b"hw-tc-offload")
+    index = names.index(feature.encode())
     (active,) = struct.unpack_from("=I", features_now, 8 + 16 * (index // 32) + 8)
     return bool(active >> index % 32 & 1)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from moh_ebpf.doctor import CHECKS
+from moh_ebpf.doctor.facts import has_feature
 from moh_ebpf.tc import Hook
 from tests.support.article import (
     NOTRACK,
@@ -488,6 +489,22 @@ def test_other_settings_than_those_attached(fw: Firewall) -> None:
     fw.attach()
     found = assert_only(fw, "attached", "note", "attached timeout: 1.0", "--timeout", "2s")
     assert "timeout" in found["found"]
+
+
+def test_features_are_read_as_ethtool_reads_them(fw: Firewall) -> None:
+    """No interface here has hw-tc-offload; another feature is read by the same way."""
+    for word in ("off", "on"):
+        fw.namespace.run("ethtool", "-K", "lan", "rx-gro", word)
+        with fw.namespace.entered():
+            assert has_feature("lan", "rx-gro") is (word == "on")
+            assert not has_feature("lan")
+
+
+def test_the_readmes_rules_are_well(fw: Firewall) -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    (table,) = re.findall(r"```\n(table ip firewall .*?)```", page, re.DOTALL)
+    fw.namespace.nft("flush ruleset; " + table.replace("eth0", "lan").replace("eth1", "wan"))
+    assert list(troubles(examine(fw, *SETTINGS)[1])) == ["attached"]
 
 
 def test_an_interface_that_was_renamed(fw: Firewall) -> None:

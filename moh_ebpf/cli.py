@@ -130,53 +130,66 @@ def common(
         raise typer.Exit
 
 
+# The settings, as options of attach and doctor.
+WAN = typer.Option([], metavar="IF…", help="Interfaces towards the provider.")
+LAN = typer.Option([], metavar="IF…", help="Interfaces UCM's packets come in by.")
+UCM = typer.Option([], metavar="ADDR…", help="Addresses of UCM's media.")
+PUBLIC = typer.Option(
+    [],
+    metavar="ADDR…",
+    show_default=False,
+    help="Addresses the provider sends to. Default: those of the WANs.",
+)
+PORT = typer.Option(
+    None,
+    metavar="PORT",
+    show_default=False,
+    help="The phantom port; its RTCP has the next. Default: 4000.",
+)
+RTP_PORTS = typer.Option(
+    None,
+    metavar="LOW-HIGH",
+    show_default=False,
+    help="UCM's RTP source ports. Default: 16384-32767.",
+)
+PROVIDER = typer.Option(
+    [],
+    metavar="CIDR…",
+    show_default=False,
+    help="Networks that may be learned. Default: any global address.",
+)
+TIMEOUT = typer.Option(
+    None,
+    metavar="DURATION",
+    show_default=False,
+    help="When a silent endpoint is forgotten. Default: 1s.",
+)
+MAX_PEERS = typer.Option(
+    None,
+    metavar="N",
+    show_default=False,
+    help="The most endpoints remembered. Default: 65536.",
+)
+CONFIG = typer.Option(
+    None,
+    metavar="FILE",
+    show_default=False,
+    help="Settings in TOML, named as these options, which override it.",
+)
+
+
 @app.command(cls=_ListsOfWords)
 def attach(
-    wan: list[str] = typer.Option([], metavar="IF…", help="Interfaces towards the provider."),
-    lan: list[str] = typer.Option([], metavar="IF…", help="Interfaces UCM's packets come in by."),
-    ucm: list[str] = typer.Option([], metavar="ADDR…", help="Addresses of UCM's media."),
-    public: list[str] = typer.Option(
-        [],
-        metavar="ADDR…",
-        show_default=False,
-        help="Addresses the provider sends to. Default: those of the WANs.",
-    ),
-    port: str = typer.Option(
-        None,
-        metavar="PORT",
-        show_default=False,
-        help="The phantom port; its RTCP has the next. Default: 4000.",
-    ),
-    rtp_ports: str = typer.Option(
-        None,
-        metavar="LOW-HIGH",
-        show_default=False,
-        help="UCM's RTP source ports. Default: 16384-32767.",
-    ),
-    provider: list[str] = typer.Option(
-        [],
-        metavar="CIDR…",
-        show_default=False,
-        help="Networks that may be learned. Default: any global address.",
-    ),
-    timeout: str = typer.Option(
-        None,
-        metavar="DURATION",
-        show_default=False,
-        help="When a silent endpoint is forgotten. Default: 1s.",
-    ),
-    max_peers: str = typer.Option(
-        None,
-        metavar="N",
-        show_default=False,
-        help="The most endpoints remembered. Default: 65536.",
-    ),
-    config: Path = typer.Option(
-        None,
-        metavar="FILE",
-        show_default=False,
-        help="Settings in TOML, named as these options, which override it.",
-    ),
+    wan: list[str] = WAN,
+    lan: list[str] = LAN,
+    ucm: list[str] = UCM,
+    public: list[str] = PUBLIC,
+    port: str = PORT,
+    rtp_ports: str = RTP_PORTS,
+    provider: list[str] = PROVIDER,
+    timeout: str = TIMEOUT,
+    max_peers: str = MAX_PEERS,
+    config: Path = CONFIG,
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
 ) -> None:
     """Compile the programs and attach them; over an attached set, replace it without a gap."""
@@ -322,24 +335,45 @@ def status(as_json: bool = JSON) -> None:
         raise typer.Exit(ExitStatus.FAILURE)
 
 
-@app.command()
+@app.command(cls=_ListsOfWords)
 def doctor(
-    config: Path = typer.Option(
-        None,
-        metavar="FILE",
-        show_default=False,
-        help="Settings in TOML. Default: those of what is attached.",
-    ),
+    wan: list[str] = WAN,
+    lan: list[str] = LAN,
+    ucm: list[str] = UCM,
+    public: list[str] = PUBLIC,
+    port: str = PORT,
+    rtp_ports: str = RTP_PORTS,
+    provider: list[str] = PROVIDER,
+    timeout: str = TIMEOUT,
+    max_peers: str = MAX_PEERS,
+    config: Path = CONFIG,
     seconds: str = typer.Option(
         "2s", "--for", metavar="DURATION", help="How long to look at calls, if attached."
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Look for what may keep music from being heard. Exit status 4: warnings, 1: errors."""
+    """Look for what may keep music from being heard. Exit status 4: warnings, 1: errors.
+
+    Without settings, those of what is attached are looked at, else those of /etc/moh-ebpf.toml.
+    """
+    options = {
+        "wan": wan,
+        "lan": lan,
+        "ucm": ucm,
+        "public": public,
+        "port": port,
+        "rtp_ports": rtp_ports,
+        "provider": provider,
+        "timeout": timeout,
+        "max_peers": max_peers,
+    }
+    looking = settings.duration("--for", seconds)
+    if looking > 3600:
+        raise UsageError(f"--for {seconds} is out of range, 0s to 60m")
+
     from moh_ebpf import doctor
 
-    chosen = settings.from_values(settings.load_config(config)) if config else None
-    findings = doctor.examine(chosen, settings.duration("--for", seconds))
+    findings = doctor.examine(config, options, looking)
     worst = doctor.worst(findings)
     if as_json:
         shown = {"worst": str(worst), "findings": [each.to_json() for each in findings]}

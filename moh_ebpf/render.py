@@ -478,12 +478,13 @@ LEVELS = {"ok": DIM, "note": PLAIN, "warning": NOTICE, "error": ALARM}
 
 def findings(found: Collection["Finding"]) -> Explained:
     """A line for each; under one that is not well, its evidence and what to try."""
+    names = max((len(each.check) for each in found), default=0)
     lines: list[tuple[Line, Segment]] = []
     for each in found:
         level = str(each.level)
-        head = [Segment(f"{level:<8} {each.check:<15} ", LEVELS[level])]
+        head = [Segment(f"{level:<8} {each.check:<{names}} ", LEVELS[level])]
         lines.append((head, Segment(each.found)))
         for word, text in (("seen", each.evidence), ("try", each.remedy)):
             if text:
-                lines.append(([Segment(f"{'':<24} {word}: ")], Segment(text, DIM)))
+                lines.append(([Segment(f"{'':<{names + 9}} {word}: ")], Segment(text, DIM)))
     return Explained(lines)

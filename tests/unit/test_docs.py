@@ -63,8 +63,10 @@ def test_every_verb_and_its_options_are_in_the_readme(verb: str) -> None:
     commands = [command for command, *_ in tables(README, "command")]
     mine = " ".join(command for command in commands if f"moh-ebpf {verb}" in command)
     assert mine
+    # Those of attach have a table of their own.
+    elsewhere = options("attach") if verb == "doctor" else []
     for option in options(verb) if verb not in ("attach", "lab") else []:
-        assert option in mine
+        assert option in mine or option in elsewhere
 
 
 def test_defaults_in_the_readme_are_those_of_the_code() -> None:

@@ -1,0 +1,53 @@
+"""`doctor`: what may keep hold music from being heard, each finding with its evidence and a remedy.
+
+It only looks: facts.py asks the machine, rules.py reads netfilter's rules, checks.py judges.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moh_ebpf import settings as values
+from moh_ebpf.doctor import checks, facts
+from moh_ebpf.doctor.checks import CHECKS
+from moh_ebpf.doctor.findings import Finding, Level, worst
+from moh_ebpf.errors import UsageError
+from moh_ebpf.settings import Settings
+
+__all__ = ["CHECKS", "CONFIG", "Finding", "Level", "examine", "worst"]
+
+CONFIG = Path("/etc/moh-ebpf.toml")
+
+
+def examine(config: Path | None, options: Mapping[str, Any], seconds: float) -> list[Finding]:
+    """All checks' findings. Calls, where they can be seen, are looked at for so many seconds.
+
+    The settings are those of the options and the file, if any is given; else those of what is
+    attached; else those of CONFIG. Raises UsageError: there are none, or they are wrong.
+    """
+    return checks.run(facts.gather(_chooser(config, options), seconds))
+
+
+def _chooser(
+    config: Path | None, options: Mapping[str, Any]
+) -> Callable[[Settings | None], Settings]:
+    """Options that come without a file change single settings of what is looked at."""
+
+    def choose(attached: Settings | None) -> Settings:
+        if config:
+            base = values.load_config(config)
+        elif attached:
+            base = attached.to_json()
+        elif CONFIG.exists():
+            base = values.load_config(CONFIG)
+        else:
+            base = {}
+        merged = values.merge(base, options)
+        if not merged.get("wan") and not merged.get("ucm"):
+            raise UsageError(
+                "nothing is attached here (that can be seen), and there is no "
+                f"{CONFIG}; say what is to be, with --config FILE or --wan, --lan and --ucm"
+            )
+        return values.from_values(merged)
+
+    return choose

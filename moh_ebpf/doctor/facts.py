@@ -1,0 +1,662 @@
+"""What the checks look at, asked of the machine once. Nothing here changes anything.
+
+What cannot be asked (no rights, no tool) stands in `unasked` with the reason; the checks that need
+it say so. Parsing is in functions of text, for the tests.
+"""
+
+import ctypes
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from moh_ebpf import attachment, compiler, features, misfits, network, registry, tc
+from moh_ebpf.compiler import Plan
+from moh_ebpf.doctor import rules
+from moh_ebpf.doctor.rules import Ruleset
+from moh_ebpf.errors import MohError, UsageError
+from moh_ebpf.network import Interface
+from moh_ebpf.peers import Snapshot
+from moh_ebpf.registry import Attached, Found, Place, Record
+from moh_ebpf.settings import Settings
+
+# linux/capability.h. Those that attach and every command that reads need.
+_CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
+_NUD_FAILED = 0x20  # linux/neighbour.h
+# Stands for "any global address" where no provider is known: nothing is sent there.
+ANYWHERE = IPv4Address("9.9.9.9")
+_MOST_ASKED = 64  # provider addresses whose routes are looked up
+_MOST_ENTRIES = 1_000_000  # conntrack's, read at most
+_PATIENCE_SECONDS = 30
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where packets to an address go. `said`: the same, as a line."""
+
+    interface: str
+    gateway: str | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """An address of the provider's. `heard_on` a WAN, if it is an endpoint that is live, with its
+    public address; `network` is the --provider it stands for."""
+
+    address: IPv4Address
+    network: str = ""
+    heard_on: str = ""
+    public: IPv4Address | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A UDP entry of conntrack's: who began it, to whom, and how the answer comes back."""
+
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    answer_from: tuple[str, int]
+    answer_to: tuple[str, int]
+    line: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the checks look at. `settings.public` is filled in where it is known.
+
+    `unasked`: what could not be asked → why. `before` and `after` are two snapshots, `seconds`
+    apart; None where nothing is attached.
+    """
+
+    settings: Settings
+    wan: Sequence[Interface] = ()
+    lan: Sequence[Interface] = ()
+    unasked: Mapping[str, str] = field(default_factory=dict)
+    # The machine
+    lacking_rights: Sequence[str] = ()
+    kernel_lacks: str | None = None
+    bcc: str = "there"  # or "missing", "other"
+    headers: bool = True
+    unfit: Sequence[str] = ()  # what is wrong with an interface or its addresses
+    without_carrier: Collection[str] = ()
+    addresses: Mapping[IPv4Address, str] = field(default_factory=dict)  # here, by interface
+    no_hooks: str | None = None  # why clsact cannot be had
+    in_our_place: Sequence[str] = ()
+    sysctls: Mapping[str, int] = field(default_factory=dict)
+    sockets: Sequence[str] = ()  # lines of /proc/net/udp and udp6
+    modules: Collection[str] = ()
+    offloading: Collection[str] = ()  # interfaces with hw-tc-offload on
+    # The way
+    targets: Sequence[Target] = ()
+    routes: Mapping[IPv4Address, Route | None] = field(default_factory=dict)
+    back: Mapping[tuple[IPv4Address, str], Route | None] = field(default_factory=dict)
+    failed: Sequence[tuple[str, str]] = ()  # gateways that do not answer, and their interfaces
+    # Netfilter
+    ruleset: Ruleset = field(default_factory=Ruleset)
+    moved: Sequence[Entry] = ()
+    # What is attached
+    others: Sequence[tuple[str, str]] = ()  # what stands in our way, and its evidence
+    attached: Settings | None = None
+    missing: Sequence[Place] = ()
+    other_version: bool = False
+    before: Snapshot | None = None
+    after: Snapshot | None = None
+    seconds: float = 0.0
+
+    def grown(self, counter: str) -> int:
+        """What a counter has grown by while we looked; 0 where nothing is attached."""
+        if not self.before or not self.after:
+            return 0
+        return max(0, self.after.counters[counter] - self.before.counters[counter])
+
+    def total(self, counter: str) -> int:
+        """A counter, since attach."""
+        return self.after.counters[counter] if self.after else 0
+
+    @property
+    def wan_names(self) -> list[str]:
+        """The WANs that can be used."""
+        return [each.name for each in self.wan]
+
+    @property
+    def lan_names(self) -> list[str]:
+        """The LANs that can be used."""
+        return [each.name for each in self.lan]
+
+
+class _Asking:
+    """Asks, and keeps why something could not be asked."""
+
+    def __init__(self) -> None:
+        self.unasked: dict[str, str] = {}
+
+    def ask(self, topic: str, question: Callable[[], T], otherwise: T) -> T:
+        try:
+            return question()
+        except subprocess.TimeoutExpired as error:
+            self.unasked[topic] = f"{error.cmd[0]} does not end"
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            self.unasked[topic] = f"{where}{error.strerror or error}"
+        except (MohError, NetlinkError) as error:
+            self.unasked[topic] = str(error)
+        return otherwise
+
+
+def gather(choose: Callable[[Settings | None], Settings], seconds: float) -> Facts:
+    """Ask for everything; calls are looked at for so many seconds, where they can be.
+
+    `choose` makes the settings of those that are attached (None where nothing is, or it cannot be
+    known), and what it raises is raised.
+    """
+    asking = _Asking()
+    with IPRoute() as ipr, ExitStack() as stack:
+        found = asking.ask(
+            "programs",
+            lambda: stack.enter_context(registry.found(ipr)),
+            Found({}, set(), None),
+        )
+        attached = _as_named_now(found.attached.record) if found.attached else None
+        return _gather(ipr, asking, choose(attached), found, attached, seconds)
+
+
+def _as_named_now(record: Record) -> Settings:
+    """The settings of an attachment; interfaces can have been renamed since."""
+
+    def names(indexes: Sequence[int], then: Sequence[str]) -> tuple[str, ...]:
+        now = map(registry.interface_name, indexes)
+        return tuple(b if a == "(gone)" else a for a, b in zip(now, then, strict=True))
+
+    settings = record.settings
+    return replace(
+        settings, wan=names(record.wan, settings.wan), lan=names(record.lan, settings.lan)
+    )
+
+
+def _gather(
+    ipr: IPRoute,
+    asking: _Asking,
+    chosen: Settings,
+    found: Found,
+    attached: Settings | None,
+    seconds: float,
+) -> Facts:
+    ask = asking.ask
+    attached_to = {place.ifindex for place in found.filters}
+    wan, lan, unfit = _interfaces(ipr, chosen, attached_to)
+    if not wan or (chosen.lan and not lan):
+        asking.unasked["usable"] = unfit[0]
+    names = [each.name for each in (*wan, *lan)]
+    public = chosen.public or tuple(
+        dict.fromkeys(address for each in wan for address in each.addresses)
+    )
+    settings = replace(chosen, public=public)
+    not_seen: tuple[Snapshot | None, Snapshot | None] = (None, None)
+    before, after = ask("calls", lambda: _watch(found.attached, seconds), not_seen)
+    targets = _targets(settings, after)
+    nowhere: dict[IPv4Address, str] = {}
+    addresses = ask("addresses", lambda: _addresses(ipr), nowhere)
+    gateways = _Gateways(ipr, {each.index: each.name for each in wan})
+    modules = ask("modules", _modules, list[str]())
+    facts = Facts(
+        settings=settings,
+        wan=wan,
+        lan=lan,
+        unfit=unfit,
+        lacking_rights=_lacking_rights(),
+        kernel_lacks=ask("kernel", features.lacking, None),
+        bcc=_bcc(),
+        headers=_has_headers(),
+        without_carrier=ask("interfaces", lambda: _without_carrier(ipr, names), []),
+        addresses=addresses,
+        no_hooks=ask("hooks", lambda: _no_hooks(ipr, [*wan, *lan], wan), None),
+        in_our_place=ask("hooks", lambda: _in_our_place(ipr, wan, lan), []),
+        sysctls=_sysctls(names),
+        sockets=ask("sockets", _udp_sockets, []),
+        modules=modules,
+        offloading=ask("offload", lambda: [each for each in names if has_feature(each)], []),
+        targets=targets,
+        routes=ask("routes", lambda: _routes(ipr, [*settings.ucm, *_each(targets)]), {}),
+        back=ask("routes", lambda: _back(ipr, wan, targets, addresses), {}),
+        failed=ask("neighbours", lambda: gateways.failed(targets), []),
+        ruleset=ask("rules", lambda: ruleset(modules), Ruleset()),
+        moved=ask("conntrack", lambda: _moved(settings), []),
+        others=ask("programs", lambda: _others(ipr, Plan(settings, wan, lan), found), []),
+        attached=attached,
+        missing=found.attached.missing if found.attached else [],
+        other_version=bool(found.filters) and found.attached is None,
+        before=before,
+        after=after,
+        seconds=seconds,
+    )
+    return replace(facts, unasked=asking.unasked)
+
+
+def _each(targets: Iterable[Target]) -> list[IPv4Address]:
+    return [each.address for each in targets]
+
+
+# The machine
+
+
+def _interfaces(
+    ipr: IPRoute, settings: Settings, attached_to: Collection[int]
+) -> tuple[list[Interface], list[Interface], list[str]]:
+    """Those that can be used, and what is wrong with the others, each by itself."""
+    wan: list[Interface] = []
+    lan: list[Interface] = []
+    unfit: list[str] = []
+    links = network.links_by_name(ipr)
+    for option, names, usable in (("--wan", settings.wan, wan), ("--lan", settings.lan, lan)):
+        for name in names:
+            try:
+                usable += network.interfaces(ipr, links, option, [name], attached_to)
+            except UsageError as error:
+                unfit.append(str(error))
+    if not unfit:
+        try:
+            attachment.make_plan(ipr, settings, attached_to, links)
+        except UsageError as error:
+            unfit.append(str(error))
+    return wan, lan, unfit
+
+
+def _without_carrier(ipr: IPRoute, names: Collection[str]) -> list[str]:
+    return [
+        link.get_attr("IFLA_IFNAME")
+        for link in ipr.get_links()
+        if link.get_attr("IFLA_IFNAME") in names and link.get_attr("IFLA_CARRIER") == 0
+    ]
+
+
+def _addresses(ipr: IPRoute) -> dict[IPv4Address, str]:
+    return {
+        IPv4Address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")): (
+            registry.interface_name(message["index"])
+        )
+        for message in ipr.get_addr(family=socket.AF_INET)
+    }
+
+
+def _lacking_rights() -> list[str]:
+    """What we are not, or have not: root, and the capabilities that are effective."""
+    lacks = [] if os.geteuid() == 0 else ["root"]
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return lacks
+    return lacks + capabilities_lacking(status)
+
+
+def capabilities_lacking(status: str) -> list[str]:
+    """The capabilities that are not effective, by /proc/self/status."""
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    mask = int(effective[1], 16) if effective else -1
+    return [name for name, bit in _CAPABILITIES.items() if not mask >> bit & 1]
+
+
+def _bcc() -> str:
+    """Is BCC's module there? Found without importing it, which takes long."""
+    spec = importlib.util.find_spec("bcc")
+    if spec is None:
+        return "missing"
+    folders = spec.submodule_search_locations or []
+    return "there" if any(Path(each, "libbcc.py").exists() for each in folders) else "other"
+
+
+def _has_headers() -> bool:
+    try:
+        compiler.uapi_headers()
+    except MohError:
+        return False
+    return True
+
+
+def _no_hooks(ipr: IPRoute, interfaces: Sequence[Interface], wan: Sequence[Interface]) -> (
+    str | None
+):  # fmt: skip
+    """Why an interface cannot have both hooks; None if it can, or has them."""
+    kinds = tc.ingress_qdiscs(ipr)
+    for each in wan:
+        if kinds.get(each.index) == "ingress":
+            return f"{each.name}: it has an ingress qdisc, which has no egress hook for enforce"
+    if any(each.index in kinds for each in interfaces):
+        return None
+    # As `attach --dry-run`: on the loopback interface of a namespace that goes with its thread.
+    batch = tc.Batch()
+    batch.add_clsact(1)
+    with ThreadPoolExecutor(max_workers=1) as elsewhere:
+        errors = elsewhere.submit(_send_elsewhere, batch).result()
+    return str(errors[0]) if errors else None
+
+
+def _send_elsewhere(batch: tc.Batch) -> list[MohError]:
+    network.enter_new_namespace()
+    return batch.send()
+
+
+def _in_our_place(ipr: IPRoute, wan: Sequence[Interface], lan: Sequence[Interface]) -> list[str]:
+    """Filters of somebody else's at our priority, where we would be."""
+    found = []
+    hooks = [*((each, hook) for each in wan for hook in tc.Hook),
+             *((each, tc.Hook.INGRESS) for each in lan)]  # fmt: skip
+    for each, hook in hooks:
+        for one in tc.filters(ipr, each.index):
+            if one.hook is hook and one.priority == tc.PRIORITY and not registry.role_of(one):
+                found.append(f"{each.name} {hook}: pref {one.priority} {one.kind} {one.name or ''}")
+    return found
+
+
+def _sysctls(names: Sequence[str]) -> dict[str, int]:
+    wanted = ["net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter"]
+    wanted += [f"net.ipv4.conf.{name}.{what}" for name in names
+               for what in ("forwarding", "rp_filter")]  # fmt: skip
+    wanted += [f"net.netfilter.nf_conntrack_{name}" for name in
+               ("helper", "udp_timeout", "udp_timeout_stream")]  # fmt: skip
+    found = {}
+    for name in wanted:
+        # An interface's name may have a dot: eth1.7.
+        parts = re.fullmatch(r"(net\.ipv4\.conf)\.(.+)\.(\w+)", name)
+        path = "/".join([parts[1].replace(".", "/"), parts[2], parts[3]]) if parts else (
+            name.replace(".", "/"))  # fmt: skip
+        with suppress(OSError, ValueError):
+            found[name] = int(Path("/proc/sys", path).read_text(encoding="ascii"))
+    return found
+
+
+def _udp_sockets() -> list[str]:
+    lines: list[str] = []
+    for name in ("udp", "udp6"):
+        with suppress(FileNotFoundError):  # a kernel without IPv6
+            lines += Path("/proc/net", name).read_text(encoding="ascii").splitlines()[1:]
+    return lines
+
+
+def listening_port(line: str) -> int | None:
+    """The port of a line of /proc/net/udp if it listens, and not to the machine itself alone."""
+    local, state = line.split()[1], line.split()[3]
+    address, port = local.split(":")
+    # 07: no far end. Addresses are words in the machine's order; 127.0.0.1 on x86 is 0100007F.
+    loopback = re.fullmatch(r"[0-9A-F]{6}7F|7F[0-9A-F]{6}|0{24}0{7}1|0{24}01000000", address)
+    return int(port, 16) if state == "07" and not loopback else None
+
+
+def _modules() -> list[str]:
+    """The modules loaded; none on a kernel that has none."""
+    try:
+        text = Path("/proc/modules").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return []
+    return [line.split()[0] for line in text.splitlines()]
+
+
+# linux/sockios.h, linux/ethtool.h
+_SIOCETHTOOL = 0x8946
+_GSTRINGS, _GSSET_INFO, _GFEATURES, _FEATURES = 0x1B, 0x37, 0x3A, 4
+
+
+def has_feature(interface: str, feature: str = "hw-tc-offload") -> bool:
+    """Is this feature on, by the kernel's name for it (`ethtool -k`)? Raises OSError."""
+
+    def ask(request: bytes, size: int) -> bytes:
+        buffer = ctypes.create_string_buffer(request, size)
+        name = struct.pack("16sQ16x", interface.encode(), ctypes.addressof(buffer))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            fcntl.ioctl(any_socket, _SIOCETHTOOL, name)
+        return buffer.raw
+
+    (count,) = struct.unpack_from(
+        "=I", ask(struct.pack("=IIQ", _GSSET_INFO, 0, 1 << _FEATURES), 20), 16
+    )
+    strings = ask(struct.pack("=III", _GSTRINGS, _FEATURES, count), 12 + 32 * count)
+    names = [strings[12 + 32 * n :][:32].rstrip(b"\0") for n in range(count)]
+    if feature.encode() not in names:
+        return False
+    words = (count + 31) // 32
+    features_now = ask(struct.pack("=II", _GFEATURES, words), 8 + 16 * words)
+    index = names.index(feature.encode())
+    (active,) = struct.unpack_from("=I", features_now, 8 + 16 * (index // 32) + 8)
+    return bool(active >> index % 32 & 1)
+
+
+# The way
+
+
+def _targets(settings: Settings, after: Snapshot | None) -> list[Target]:
+    """Who is live now, each network's first address, or any address at all."""
+    live = [
+        Target(IPv4Address(each.address), "", each.interface, IPv4Address(each.public_address))
+        for each in (after.peers if after else [])
+        if not each.expired
+    ][:_MOST_ASKED]
+    networks = [
+        Target(each.network_address + (each.prefixlen < 31), str(each))
+        for each in settings.provider[:_MOST_ASKED]
+    ]
+    return [*live, *networks] or [Target(ANYWHERE)]
+
+
+def _route(ipr: IPRoute, address: IPv4Address, source: IPv4Address | None = None) -> Route | None:
+    """The route there, from one of our addresses; None if there is none."""
+    options = {"src": str(source)} if source else {}
+    try:
+        (found, *_) = ipr.route("get", dst=str(address), **options)
+    except NetlinkError:
+        return None
+    name = registry.interface_name(found.get_attr("RTA_OIF") or 0)
+    gateway = found.get_attr("RTA_GATEWAY")
+    said = f"ip route get {address}{f' from {source}' if source else ''}: " + (
+        f"via {gateway} dev {name}" if gateway else f"dev {name}"
+    )
+    return Route(name, gateway, said)
+
+
+def _routes(ipr: IPRoute, addresses: Iterable[IPv4Address]) -> dict[IPv4Address, Route | None]:
+    return {each: _route(ipr, each) for each in addresses}
+
+
+def _back(
+    ipr: IPRoute,
+    wan: Sequence[Interface],
+    targets: Sequence[Target],
+    addresses: Mapping[IPv4Address, str],
+) -> dict[tuple[IPv4Address, str], Route | None]:
+    """The way that reverse path filtering would take from each WAN's address to each target, by
+    target and WAN. A live endpoint's WAN is known; others might come in by any."""
+    found = {}
+    for target in targets:
+        for each in wan:
+            if target.heard_on not in ("", each.name):
+                continue
+            own = [address for address in each.addresses if address in addresses]
+            source = target.public if target.public in addresses else next(iter(own), None)
+            found[target.address, each.name] = _route(ipr, target.address, source)
+    return found
+
+
+class _Gateways:
+    """The gateways of the WANs, and which do not answer."""
+
+    def __init__(self, ipr: IPRoute, wan: Mapping[int, str]) -> None:
+        self._ipr, self._wan = ipr, wan
+
+    def failed(self, targets: Sequence[Target]) -> list[tuple[str, str]]:
+        """Their addresses and interfaces, those of live endpoints without a gateway as well."""
+        next_hops = {(str(each.address), each.heard_on) for each in targets if each.heard_on}
+        for message in self._ipr.get_routes(family=socket.AF_INET):
+            for hop in (message, *(message.get_attr("RTA_MULTIPATH") or ())):
+                index = hop.get_attr("RTA_OIF") or _multipath_index(hop)
+                name = self._wan.get(index, "")
+                if name and hop.get_attr("RTA_GATEWAY"):
+                    next_hops.add((hop.get_attr("RTA_GATEWAY"), name))
+        return sorted(
+            (message.get_attr("NDA_DST"), self._wan[message["ifindex"]])
+            for message in self._ipr.get_neighbours(family=socket.AF_INET)
+            if message["state"] & _NUD_FAILED
+            and message["ifindex"] in self._wan
+            and (message.get_attr("NDA_DST"), self._wan[message["ifindex"]]) in next_hops
+        )
+
+
+def _multipath_index(hop: Any) -> int:
+    """The ifindex of one of several next hops (struct rtnexthop); 0 for a route's own message.
+
+    pyroute2's messages have a get() of another meaning.
+    """
+    return int(hop["oif"]) if "oif" in hop else 0
+
+
+# Netfilter
+
+
+def _run(*command: str) -> str:
+    """What a command prints. Raises OSError if it is not there, MohError if it fails."""
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=_PATIENCE_SECONDS,
+    )
+    if done.returncode:
+        why = done.stderr.strip().splitlines()
+        raise MohError(f"{' '.join(command)}: {why[0] if why else f'exit {done.returncode}'}")
+    return done.stdout
+
+
+def ruleset(modules: Collection[str] = ()) -> Ruleset:
+    """The rules of nftables, iptables-nft and iptables-legacy together.
+
+    Raises OSError or MohError where there may be rules that cannot be read.
+    """
+    found = []
+    if shutil.which("nft"):
+        objects = _nft_objects(_run("nft", "-j", "list", "ruleset"))
+        theirs = rules.xt_tables(objects)
+        if theirs and shutil.which("iptables-nft-save"):
+            found.append(rules.from_iptables(_run("iptables-nft-save"), "iptables-nft"))
+        else:
+            theirs = set()
+        text = _run("nft", "-a", "list", "ruleset")
+        found.append(rules.from_nft(objects, text, theirs))
+    elif "nf_tables" in modules or not modules:  # it may be built in
+        raise MohError("nftables' rules cannot be read: nft is not in PATH (package nftables)")
+    # Only where its tables are there already: asking for them would make them.
+    tables = Path("/proc/net/ip_tables_names")
+    with suppress(FileNotFoundError):
+        if tables.read_text(encoding="ascii").strip():
+            saved = _run("iptables-legacy-save")
+            found.append(rules.from_iptables(saved, "iptables-legacy"))
+    return rules.merged(found)
+
+
+def _nft_objects(text: str) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads(text)["nftables"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise MohError(f"nft -j list ruleset: not understood: {error}") from error
+
+
+def _moved(settings: Settings) -> list[Entry]:
+    """conntrack's entries that bear on UCM's ports. Raises OSError or MohError."""
+    try:
+        with Path("/proc/net/nf_conntrack").open(encoding="ascii", errors="replace") as lines:
+            return moved_entries(settings, lines)
+    except FileNotFoundError:
+        # Without the file, conntrack may not be in the kernel, or the file not configured.
+        if shutil.which("conntrack"):
+            said = _run("conntrack", "-L", "-p", "udp", "-f", "ipv4")
+            return moved_entries(settings, said.splitlines())
+        if Path("/proc/sys/net/netfilter/nf_conntrack_count").exists():
+            raise MohError(
+                "conntrack's entries cannot be read: conntrack is not in PATH (package conntrack)"
+            ) from None
+        return []
+
+
+_ENTRY = re.compile(
+    r"\budp\b.*?\bsrc=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)"
+    r".*?\bsrc=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)"
+)
+
+
+def entry(line: str) -> Entry | None:
+    """An entry of conntrack's as /proc/net/nf_conntrack and `conntrack -L` have it, if of UDP."""
+    found = _ENTRY.search(line)
+    if not found:
+        return None
+    src, dst, sport, dport, back_src, back_dst, back_sport, back_dport = found.groups()
+    return Entry(
+        (src, int(sport)),
+        (dst, int(dport)),
+        (back_src, int(back_sport)),
+        (back_dst, int(back_dport)),
+        " ".join(line.split()),
+    )
+
+
+def moved_entries(settings: Settings, lines: Iterable[str]) -> list[Entry]:
+    """Entries of UCM's RTP with another port than UCM's on the outside."""
+    ucm, public = set(map(str, settings.ucm)), set(map(str, settings.public))
+    found = []
+    for number, line in enumerate(lines):
+        if number >= _MOST_ENTRIES:
+            break
+        one = entry(line) if "udp" in line else None
+        if (
+            one
+            and one.source[0] in ucm
+            and one.source[1] in settings.rtp_ports
+            and one.answer_to[0] in public
+            and one.answer_to[1] != one.source[1]
+        ):
+            found.append(one)
+    return found
+
+
+# What is attached
+
+
+def _watch(attached: Attached | None, seconds: float) -> tuple[Snapshot | None, Snapshot | None]:
+    if attached is None:
+        return None, None
+    before = attached.snapshot()
+    time.sleep(seconds)
+    return before, attached.snapshot()
+
+
+def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[tuple[str, str]]:
+    """What misfits points out, each with the filter or program that it is about."""
+    record = attachment.make_record(ipr, plan, found)
+    stands: dict[str, list[str]] = {}
+    for place in record.places:
+        where = f"{registry.interface_name(place.ifindex)} {place.role.hook}"
+        stands[where] = [
+            f"{where}: pref {each.priority} {each.kind} {each.name or ''}".strip()
+            for each in tc.filters(ipr, place.ifindex)
+            if each.hook is place.role.hook and each.priority < tc.PRIORITY
+        ] + [f"{where}: tcx {name}" for name in registry.tcx_names(place.ifindex, place.role.hook)]
+    return [
+        (text, "; ".join(stands.get(text.partition(":")[0], [])))
+        for text in misfits.found(ipr, plan, record)
+    ]

@@ -1,0 +1,441 @@
+"""doctor's parsing and judging, and that its page has what the code has."""
+
+import json
+import re
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from moh_ebpf import layout
+from moh_ebpf.doctor import CHECKS, Finding, Level, rules, worst
+from moh_ebpf.doctor import facts as asked
+from moh_ebpf.doctor.checks import run
+from moh_ebpf.doctor.facts import Facts, Route, Target
+from moh_ebpf.doctor.rules import Packets, Truth
+from moh_ebpf.network import Interface
+from moh_ebpf.peers import Peer, Snapshot
+from moh_ebpf.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+UCM, PUBLIC = IPv4Address("10.10.10.10"), IPv4Address("198.51.100.2")
+WAN = Interface(2, "wan", 14, (PUBLIC,), None)
+LAN = Interface(3, "lan", 14, (IPv4Address("10.10.10.1"),), None)
+SETTINGS = Settings(
+    wan=("wan",),
+    lan=("lan",),
+    ucm=(UCM,),
+    public=(PUBLIC,),
+    provider=(IPv4Network("203.0.113.0/24"),),
+)
+PROVIDER = IPv4Address("203.0.113.1")
+# A firewall that is well, nothing attached.
+WELL = Facts(
+    settings=SETTINGS,
+    wan=[WAN],
+    lan=[LAN],
+    addresses={PUBLIC: "wan"},
+    targets=[Target(PROVIDER, "203.0.113.0/24")],
+    routes={
+        UCM: Route("lan", None, f"ip route get {UCM}: dev lan"),
+        PROVIDER: Route("wan", "198.51.100.1", f"ip route get {PROVIDER}: dev wan"),
+    },
+)
+PACKETS = Packets(
+    iif="wan",
+    saddr=((int(IPv4Address("203.0.113.0")), int(IPv4Address("203.0.113.255"))),),
+    daddr=((int(PUBLIC), int(PUBLIC)),),
+    sport=((1024, 65535),),
+    dport=((16384, 32767),),
+)
+
+
+def found(facts: Facts) -> dict[str, Finding]:
+    return {each.check: each for each in run(facts) if each.level is not Level.OK}
+
+
+def chain(*policy_and_rules: str) -> rules.Ruleset:
+    policy, *lines = policy_and_rules
+    saved = f"*filter\n:INPUT {policy} [0:0]\n:sub - [0:0]\n" + "\n".join(lines) + "\nCOMMIT\n"
+    return rules.from_iptables(saved, "iptables")
+
+
+# What rules do with packets
+
+
+@pytest.mark.parametrize(
+    ("rule", "truth"),
+    [
+        ("-j ACCEPT", Truth.YES),
+        ("-p udp -j ACCEPT", Truth.YES),
+        ("-p all -j ACCEPT", Truth.YES),
+        ("-p tcp -j ACCEPT", Truth.NO),
+        ("! -p tcp -j ACCEPT", Truth.YES),
+        ("-i wan -j ACCEPT", Truth.YES),
+        ("-i w+ -j ACCEPT", Truth.YES),
+        ("! -i wan -j ACCEPT", Truth.NO),
+        ("-o lan -j ACCEPT", Truth.NO),
+        ("-s 203.0.113.0/24 -j ACCEPT", Truth.YES),
+        ("-s 203.0.113.7/32 -j ACCEPT", Truth.SOME),
+        ("! -s 203.0.113.7/32 -j ACCEPT", Truth.SOME),
+        ("-s 192.0.2.0/24 -j ACCEPT", Truth.NO),
+        ("-d 198.51.100.2/32 -j ACCEPT", Truth.YES),
+        ("-p udp -m udp --dport 5060 -j ACCEPT", Truth.NO),
+        ("-p udp -m udp --dport 1024:65535 -j ACCEPT", Truth.YES),
+        ("-p udp -m udp --dport 20000: -j ACCEPT", Truth.SOME),
+        ("-p udp -m udp ! --dport 5060 -j ACCEPT", Truth.YES),
+        ("-p udp -m multiport --dports 53,16384:20000,20001:32767 -j ACCEPT", Truth.YES),
+        ("-p udp -m multiport --dports 53,20000 -j ACCEPT", Truth.SOME),
+        ("-p udp -m multiport --ports 53 -j ACCEPT", Truth.UNKNOWN),
+        ("-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", Truth.NO),
+        ("-m conntrack --ctstate NEW -j ACCEPT", Truth.YES),
+        ("-m state --state NEW,ESTABLISHED -j ACCEPT", Truth.YES),
+        ("-m conntrack ! --ctstate INVALID -j ACCEPT", Truth.YES),
+        ("-m conntrack --ctstatus DNAT -j ACCEPT", Truth.NO),
+        ("-m addrtype --dst-type LOCAL -j ACCEPT", Truth.YES),
+        ("-m set --match-set MOH src,src -j ACCEPT", Truth.UNKNOWN),
+        ('-p udp -m comment --comment "a ! -j DROP" -j ACCEPT', Truth.YES),
+        ("-m limit --limit 5/sec -j ACCEPT", Truth.UNKNOWN),
+        ("-m mark --mark 0x1 -j ACCEPT", Truth.UNKNOWN),
+    ],
+)
+def test_what_iptables_rules_match(rule: str, truth: Truth) -> None:
+    (parsed,) = next(iter(chain("DROP", f"-A INPUT {rule}").chains.values())).rules
+    assert parsed.action == "accept"
+    assert rules.matches(parsed, PACKETS) is truth
+
+
+def test_addresses_of_nobody_knows_whom_say_nothing_but_for_udp() -> None:
+    anybody = replace(PACKETS, any_source=True)
+    for words, truth in (("", Truth.UNKNOWN), ("-p udp ", Truth.SOME)):
+        (parsed,) = next(
+            iter(chain("DROP", f"-A INPUT -s 203.0.113.7/32 {words}-j ACCEPT").chains.values())
+        ).rules
+        assert rules.matches(parsed, anybody) is truth
+
+
+@pytest.mark.parametrize(
+    ("lines", "passes", "by"),
+    [
+        (["ACCEPT"], Truth.YES, "INPUT: policy accept"),
+        (["DROP"], Truth.NO, ""),
+        (["ACCEPT", "-A INPUT -j DROP"], Truth.NO, ""),
+        (["ACCEPT", "-A INPUT -i wan -j REJECT"], Truth.NO, ""),
+        (["ACCEPT", "-A INPUT -p udp --dport 16384:32767 -j DROP"], Truth.NO, ""),
+        (["ACCEPT", "-A INPUT -m limit --limit 1/s -j DROP"], Truth.YES, "policy accept"),
+        (["DROP", "-A INPUT -p udp -j ACCEPT", "-A INPUT -j DROP"], Truth.YES, "-p udp -j ACCEPT"),
+        (["DROP", "-A INPUT -j sub", "-A sub -p udp -j ACCEPT"], Truth.YES, "-A sub"),
+        (["ACCEPT", "-A INPUT -j sub", "-A sub -j DROP"], Truth.NO, ""),
+        (["ACCEPT", "-A INPUT -j sub", "-A sub -p udp -j RETURN", "-A sub -j DROP"], Truth.YES, ""),
+        (["ACCEPT", "-A INPUT -g sub", "-A INPUT -j DROP"], Truth.YES, "policy accept"),
+        (["DROP", "-A INPUT -m mark --mark 1 -j sub", "-A sub -j ACCEPT"], Truth.UNKNOWN, "sub"),
+        (["DROP", "-A INPUT -j sub", "-A sub -j sub"], Truth.NO, ""),
+        (["DROP", "-A INPUT -j LOG", "-A INPUT -j SET --add-set x src"], Truth.NO, ""),
+    ],
+)  # fmt: skip
+def test_what_a_chain_does(lines: list[str], passes: Truth, by: str) -> None:
+    ruleset = chain(*lines)
+    (input_chain,) = ruleset.at("input")
+    outcome = rules.outcome(ruleset, input_chain, PACKETS)
+    assert outcome.passes is passes
+    assert by in outcome.by
+
+
+def nft(expression: list, *more: dict) -> rules.Ruleset:
+    return rules.from_nft([
+        {"metainfo": {"version": "1.0.6"}},
+        {"chain": {"family": "inet", "table": "t", "name": "c", "handle": 1, "type": "filter",
+                   "hook": "input", "prio": 0, "policy": "drop"}},
+        *more,
+        {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": 2, "expr": expression}},
+    ])  # fmt: skip
+
+
+def match(left: dict, right: object, op: str = "==") -> dict:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def payload(protocol: str, field: str) -> dict:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+STATE = {"ct": {"key": "state"}}
+DPORT, SADDR = payload("udp", "dport"), payload("ip", "saddr")
+PREFIX = {"prefix": {"addr": "203.0.113.0", "len": 24}}
+NAMED = {"set": {"family": "inet", "table": "t", "name": "s", "type": "ipv4_addr", "handle": 9}}
+
+
+def named(**values: object) -> dict:
+    return {"set": NAMED["set"] | values}
+
+
+@pytest.mark.parametrize(
+    ("matched", "truth", "more"),
+    [
+        (match(STATE, ["established", "related"], "in"), Truth.NO, []),
+        (match(STATE, {"set": ["established", "new"]}), Truth.YES, []),
+        (match(STATE, {"|": ["established", "new"]}, "in"), Truth.YES, []),
+        (match(STATE, "new", "!="), Truth.NO, []),
+        (match({"meta": {"key": "iifname"}}, "wan*"), Truth.YES, []),
+        (match({"meta": {"key": "iifname"}}, {"set": ["lo", "lan"]}), Truth.NO, []),
+        (match({"meta": {"key": "oifname"}}, "lan"), Truth.NO, []),
+        (match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}), Truth.YES, []),
+        (match({"meta": {"key": "l4proto"}}, 6), Truth.NO, []),
+        (match({"meta": {"key": "mark"}}, 1), Truth.UNKNOWN, []),
+        (match({"meta": {"key": "nfproto"}}, "ipv6"), Truth.NO, []),
+        (match(payload("tcp", "dport"), 20000), Truth.NO, []),
+        (match(payload("ip6", "saddr"), "::1"), Truth.NO, []),
+        (match(payload("icmp", "type"), "echo-request"), Truth.NO, []),
+        (match(payload("th", "dport"), {"range": [16384, 32767]}), Truth.YES, []),
+        (match(DPORT, {"set": [53, {"range": [20000, 20001]}]}), Truth.SOME, []),
+        (match(DPORT, 10000, ">="), Truth.YES, []),
+        (match(DPORT, 10000, "<"), Truth.NO, []),
+        (match(SADDR, PREFIX), Truth.YES, []),
+        (match(SADDR, PREFIX, "!="), Truth.NO, []),
+        (match(SADDR, {"range": ["203.0.113.1", "203.0.113.9"]}), Truth.SOME, []),
+        (match(SADDR, "@s"), Truth.YES, [named(elem=["192.0.2.1", PREFIX])]),
+        (match(SADDR, "@s"), Truth.NO, [named(elem=["192.0.2.1"])]),
+        (match(SADDR, "@s"), Truth.NO, [named()]),
+        (match(SADDR, "@s"), Truth.UNKNOWN, [named(flags=["dynamic"], elem=[PREFIX])]),
+        (match(SADDR, "@s"), Truth.UNKNOWN, []),
+        (match(SADDR, "@s"), Truth.SOME, [named(elem=[{"elem": {"val": "203.0.113.9"}}])]),
+        (match({"&": [SADDR, 255]}, 1), Truth.UNKNOWN, []),
+        (match({"concat": [SADDR, DPORT]}, {"set": []}), Truth.UNKNOWN, []),
+        (match({"fib": {"result": "type", "flags": ["daddr"]}}, "local"), Truth.YES, []),
+        (match({"payload": {"base": "th", "offset": 64, "len": 2}}, 2), Truth.UNKNOWN, []),
+        ({"limit": {"rate": 5, "per": "second"}}, Truth.UNKNOWN, []),
+        ({"xt": {"type": "match", "name": "conntrack"}}, Truth.UNKNOWN, []),
+        ({"counter": {"packets": 0, "bytes": 0}}, Truth.YES, []),
+    ],
+)
+def test_what_nft_rules_match(matched: dict, truth: Truth, more: list[dict]) -> None:
+    ruleset = nft([matched, {"accept": None}], *more)
+    (_, rule), *_ = ruleset.rules()
+    assert rules.matches(rule, PACKETS) is truth
+
+
+def test_verdict_maps_and_nat_of_nft() -> None:
+    states = {"set": [["established", {"accept": None}], ["new", {"jump": {"target": "sub"}}]]}
+    parsed = [rule for _, rule in nft([{"vmap": {"key": STATE, "data": states}}]).rules()]
+    assert [(rule.action, rules.matches(rule, PACKETS)) for rule in parsed] == [
+        ("accept", Truth.NO),
+        ("jump", Truth.YES),
+    ]
+    (_, snat), *_ = nft([{"snat": {"addr": "198.51.100.2", "port": 4000}}]).rules()
+    assert (snat.action, snat.ports, snat.addresses) == ("snat", (4000, 4000), PACKETS.daddr)
+    (_, masq), *_ = nft([{"masquerade": {"port": {"range": [4000, 4001]}}}]).rules()
+    assert masq.ports == (4000, 4001)
+
+
+def test_a_rules_own_text_is_told_without_its_counts() -> None:
+    rule = "udp dport 1 counter packets 3 bytes 4 accept # handle 2"
+    text = f"table inet t {{\n\tchain c {{ # handle 1\n\t\t{rule}\n"
+    objects = [
+        {"chain": {"family": "inet", "table": "t", "name": "c", "handle": 1}},
+        {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": 2, "expr": []}},
+    ]
+    (_, parsed), *_ = rules.from_nft(objects, text).rules()
+    assert parsed.text == "inet t c handle 2: udp dport 1 accept"
+
+
+# What else is parsed
+
+
+def test_conntracks_entries() -> None:
+    moved = (
+        "ipv4     2 udp      17 29 src=10.10.10.10 dst=203.0.113.10 sport=24576 dport=21000 "
+        "packets=1 bytes=200 [UNREPLIED] src=203.0.113.10 dst=198.51.100.2 sport=21000 dport=1024 "
+        "mark=0 zone=0 use=2"
+    )
+    right = moved.replace("dport=1024", "dport=24576")
+    of_tcp = moved.replace("udp      17", "tcp      6")
+    of_others = moved.replace("src=10.10.10.10", "src=10.10.10.11")
+    of_sip = moved.replace("sport=24576", "sport=5060")
+    elsewhere = moved.replace("dst=198.51.100.2", "dst=10.10.10.1")
+    lines = [moved, right, of_tcp, of_others, of_sip, elsewhere, "", "udp"]
+    (entry,) = asked.moved_entries(SETTINGS, lines)
+    assert (entry.source, entry.answer_to) == (("10.10.10.10", 24576), ("198.51.100.2", 1024))
+    by_conntrack = moved.removeprefix("ipv4     2 ")
+    assert [each.answer_to[1] for each in asked.moved_entries(SETTINGS, [by_conntrack])] == [1024]
+
+
+def test_capabilities() -> None:
+    assert asked.capabilities_lacking("CapEff:\t000001ffffffffff\n") == []
+    assert asked.capabilities_lacking("CapEff:\t000001ffffdfffff\n") == ["CAP_SYS_ADMIN"]
+    assert len(asked.capabilities_lacking("CapEff:\t0000000000000000\n")) == 3
+    assert asked.capabilities_lacking("") == []
+
+
+@pytest.mark.parametrize(
+    ("local", "state", "port"),
+    [
+        ("00000000:0FA0", "07", 4000),
+        ("0164A8C0:0FA1", "07", 4001),
+        ("0100007F:0FA0", "07", None),
+        ("00000000:0FA0", "01", None),
+        ("00000000000000000000000000000000:0FA0", "07", 4000),
+        ("00000000000000000000000001000000:0FA0", "07", None),
+    ],
+)
+def test_sockets(local: str, state: str, port: int | None) -> None:
+    line = f"  12: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000"
+    assert asked.listening_port(line) == port
+
+
+# Judging
+
+
+def test_well() -> None:
+    assert list(found(WELL)) == ["attached"]
+    assert found(WELL)["attached"].level is Level.NOTE
+    assert worst(run(WELL)) is Level.NOTE
+    assert worst([]) is Level.OK
+
+
+FLOWTABLE = rules.Flowtable("ip t f", ("lan", "wan"), hardware=False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "check", "level"),
+    [
+        ({"lacking_rights": ["CAP_BPF"]}, "privileges", Level.ERROR),
+        ({"kernel_lacks": "this kernel lacks LRU hash maps (Linux 4.10)"}, "kernel", Level.ERROR),
+        ({"bcc": "missing"}, "compiler", Level.ERROR),
+        ({"bcc": "other"}, "compiler", Level.ERROR),
+        ({"headers": False}, "compiler", Level.ERROR),
+        ({"no_hooks": "clsact on lo: this kernel lacks the clsact qdisc"}, "clsact", Level.ERROR),
+        ({"without_carrier": ["wan"]}, "interfaces", Level.ERROR),
+        ({"addresses": {}}, "public-address", Level.NOTE),
+        ({"modules": ["nf_conntrack_sip"]}, "sip-helper", Level.NOTE),
+        ({"offloading": ["lan"]}, "hardware-flows", Level.NOTE),
+        ({"ruleset": rules.Ruleset({}, (FLOWTABLE,))}, "flowtables", Level.NOTE),
+        (
+            {"ruleset": rules.Ruleset({}, (replace(FLOWTABLE, hardware=True),))},
+            "hardware-flows",
+            Level.WARNING,
+        ),
+        ({"other_version": True}, "attached", Level.WARNING),
+        ({"routes": WELL.routes | {PROVIDER: None}}, "wan-route", Level.ERROR),
+        ({"routes": WELL.routes | {UCM: None}}, "ucm-route", Level.WARNING),
+        ({"failed": [("198.51.100.1", "wan")]}, "wan-neighbour", Level.ERROR),
+        ({"sysctls": {"net.ipv4.conf.wan.forwarding": 0}}, "forwarding", Level.ERROR),
+        ({"others": [("wan egress: a u32 filter", "")]}, "other-programs", Level.WARNING),
+    ],
+)
+def test_levels(facts: dict, check: str, level: Level) -> None:
+    one = found(replace(WELL, **facts))[check]
+    assert one.level is level
+    assert one.evidence
+    assert one.remedy
+
+
+def test_a_flowtable_elsewhere_is_none_of_ours() -> None:
+    elsewhere = replace(FLOWTABLE, devices=("dmz",), hardware=True)
+    assert list(found(replace(WELL, ruleset=rules.Ruleset({}, (elsewhere,))))) == ["attached"]
+
+
+def test_flowtables_of_nft() -> None:
+    """As nft 1.0.6 and 1.1 print them."""
+    table = {"family": "inet", "table": "t", "name": "f", "handle": 3, "hook": "ingress"}
+    devices = {"dev": ["lan", "wan"]}
+    for more, hardware in (
+        (devices, False),
+        (devices | {"flags": "offload"}, True),
+        (devices | {"flags": ["offload", "counter"]}, True),
+    ):
+        (flowtable,) = rules.from_nft([{"flowtable": table | more}]).flowtables
+        assert flowtable == rules.Flowtable("inet t f", ("lan", "wan"), hardware)
+    (single,) = rules.from_nft([{"flowtable": table | {"dev": "lan"}}]).flowtables
+    assert single.devices == ("lan",)
+
+
+def attached(**counters: tuple[int, int]) -> Facts:
+    """Attached, with counters before and after, looked at for 2 s."""
+    before, after = (
+        Snapshot(0, [], {name: counters.get(name, (0, 0))[n] for name in layout.COUNTERS})
+        for n in (0, 1)
+    )
+    return replace(WELL, attached=SETTINGS, before=before, after=after, seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    ("counters", "level", "words"),
+    [
+        ({"dropped_unidentified": (9, 9)}, None, ""),
+        ({"dropped_unidentified": (0, 1)}, Level.WARNING, "sendonly"),
+        ({"dropped_unidentified": (0, 9), "learned_moh": (1, 1)}, Level.NOTE, "first packets"),
+        ({"dropped_unidentified": (0, 100), "learned_moh": (1, 1)}, Level.WARNING, "a stream"),
+    ],
+)
+def test_unidentified(counters: dict, level: Level | None, words: str) -> None:
+    one = found(attached(**counters)).get("unidentified")
+    assert (one and one.level) == level
+    assert words in (one.found if one else "")
+
+
+@pytest.mark.parametrize(
+    ("counters", "level"),
+    [
+        ({"learn_failed": (0, 3)}, Level.WARNING),
+        ({"learn_failed": (3, 3)}, Level.NOTE),
+        ({"dropped_no_route": (1, 2)}, Level.WARNING),
+        ({"left_to_stack": (1, 2)}, None),
+    ],
+)
+def test_failures(counters: dict, level: Level | None) -> None:
+    one = found(attached(**counters)).get("failures")
+    assert (one and one.level) == level
+
+
+def test_unnatted_is_right_without_a_lan() -> None:
+    grown = attached(passed_unnatted=(0, 5))
+    assert found(grown)["unnatted"].level is Level.WARNING
+    assert found(replace(grown, lan=[]))["unnatted"].level is Level.NOTE
+
+
+@pytest.mark.parametrize(
+    ("gap", "remedy"),
+    [(0.5, None), (0.85, "--timeout 2s"), (3.0, "--timeout 5s")],
+)
+def test_pauses_name_the_timeout_to_set(gap: float, remedy: str | None) -> None:
+    peer = Peer("203.0.113.1", 21000, layout.State.MOH, False, str(PUBLIC), 4000, "wan", 0.0, 1.0,
+                gap, 1, 200, 1, 200)  # fmt: skip
+    facts = attached()
+    assert facts.after
+    one = found(replace(facts, after=replace(facts.after, peers=[peer]))).get("pauses")
+    assert (one and one.remedy) == remedy
+
+
+def test_what_could_not_be_asked_is_a_note_and_the_way_is_told_once() -> None:
+    notes = found(replace(WELL, unasked={"rules": "nft: Operation not permitted"}))
+    assert {each.level for each in notes.values()} == {Level.NOTE}
+    assert {"phantom-port", "input-chain", "untracked", "flowtables"} <= set(notes)
+    assert [bool(notes[name].remedy) for name in ("phantom-port", "input-chain")] == [True, False]
+
+
+def test_findings_as_json() -> None:
+    (one,) = (each for each in run(WELL) if each.check == "attached")
+    assert list(json.loads(json.dumps(one.to_json()))) == [
+        "check", "level", "found", "evidence", "remedy"
+    ]  # fmt: skip
+
+
+# The page
+
+
+def test_the_page_lists_the_checks_in_their_order() -> None:
+    page = (ROOT / "docs/doctor.md").read_text()
+    assert re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE) == list(CHECKS)
+
+
+def test_the_pages_levels_are_those_that_the_code_gives() -> None:
+    """Of each check's own function, by its source: the levels that it names."""
+    import inspect
+
+    page = (ROOT / "docs/doctor.md").read_text()
+    for name, levels in re.findall(r"^\| `([\w-]+)` \| ([a-z, ]+) \|", page, re.MULTILINE):
+        source = inspect.getsource(CHECKS[name].look)
+        assert set(levels.split(", ")) == {
+            each.lower() for each in re.findall(r"Level\.(\w+)", source)
+        }, name

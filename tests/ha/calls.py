@@ -43,7 +43,7 @@ class Way:
         return self.sent - since - len({number for number, _ in self.heard if number > since})
 
     def sources(self, since: int, until: int) -> set[str]:
-        """Where those heard came from; sent after the first `since`, and among the first `until`."""
+        """Where those came from that were sent after the first `since`, up to the first `until`."""
         return {source for number, source in self.heard.copy() if since < number <= until}
 
 

@@ -14,11 +14,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.ha.calls import Call, Traffic, Way
-from tests.ha.pair import Pair, Router, example, pair
+from tests.ha.pair import Pair, Router, example, pair, with_macvlans, with_virtual_macs
 from tests.support import article
 from tests.support.firewall import PUBLIC, UCM
 from tests.support.hosts import Address, udp_socket
 from tests.support.namespace import Namespace
+from tests.support.service import service
 from tests.support.telephony import UCM_PORTS, until
 
 PHANTOM = 4000
@@ -33,7 +34,8 @@ class By(StrEnum):
     MOH = "moh_ebpf"
     NAT = "NAT alone"
     ARTICLE = "the article's rules"
-    OPEN_INPUT = "NAT alone; INPUT accepts RTP"
+    OPEN_INPUT = "NAT alone, INPUT accepts RTP"
+    DNAT = "NAT alone, DNAT of RTP to UCM"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{'hold music' if self.hold else 'two-way call'}, {self.by}"
+        kind = "hold music" if self.hold else "two-way call"
+        return f"{kind}{', silent' if self.pauses else ''}; {self.by}"
 
 
 CASES = (
@@ -57,20 +60,29 @@ CASES = (
     Case(False, By.MOH, UCM, "203.0.113.11"),
     Case(False, By.NAT, OTHER_UCM, "192.0.2.10"),
     Case(False, By.OPEN_INPUT, OTHER_UCM, "192.0.2.11", pauses=True),
+    Case(False, By.DNAT, OTHER_UCM, "192.0.2.14", pauses=True),
     Case(True, By.NAT, OTHER_UCM, "192.0.2.12"),
     Case(True, By.ARTICLE, ARTICLES_UCM, "192.0.2.13"),
 )
 
 
-_OPEN = next(case.provider for case in CASES if case.by is By.OPEN_INPUT)
-OPEN_INPUT = f"""
+_PROVIDER = {case.by: case.provider for case in CASES}
+# Each for its own call only.
+MORE_RULES = f"""
 table ip firewall {{
     chain input {{
-        iifname "eth1" ip saddr {_OPEN} udp dport 16384-32767 accept
+        iifname "eth1" ip saddr {_PROVIDER[By.OPEN_INPUT]} udp dport 16384-32767 accept
+    }}
+    chain forward {{
+        ct status dnat accept
+    }}
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        iifname "eth1" ip saddr {_PROVIDER[By.DNAT]} udp dport 16384-32767 dnat to {OTHER_UCM}
     }}
 }}
 """
-# As printed, with this firewall's addresses, and a timeout in which nobody is forgotten.
+# As printed, with this firewall's addresses and the same timeout.
 ARTICLES_RULES = (
     article.SOLUTION.replace("sudo ", "")
     .replace("1.1.1.1", PUBLIC)
@@ -79,17 +91,23 @@ ARTICLES_RULES = (
     .replace("iptables ", "iptables-nft -w ")
 )
 
+# Nobody is forgotten, however slow the machine.
+TIMEOUT = f'timeout = "{article.TIMEOUT}s"\n'
+
 
 @dataclass(frozen=True)
 class Seen:
     """A call at one change of master: packets lost each way (`inbound` is None where nothing can
-    hear them), and the sources that the provider saw before it, after it, and of the next hold."""
+    hear them), and the sources that the provider saw before it, after it, and of the next hold.
+    `port` is UCM's, `next_port` that of the next hold."""
 
     outbound: int
     inbound: int | None
     before: set[str]
     after: set[str]
     next_hold: set[str] | None
+    port: int
+    next_port: int
 
 
 class Site:
@@ -140,19 +158,26 @@ class Site:
                 heard = consumed if case.by is By.MOH else None
                 sent = call.inbound.sent - begun[id(call.inbound)]
                 lost[case][1] = None if heard is None else sent - heard
+        ports = self._ucm_ports()
         self._hold_anew()
+        next_ports = self._ucm_ports()
         return {
             case: Seen(
                 *lost[case],
                 call.outbound.sources(begun[id(call.outbound)], acted[case]),
                 call.outbound.sources(changed[case], ended[case]),
                 call.outbound.sources(ended[case], call.outbound.sent) if case.hold else None,
+                ports[case],
+                next_ports[case],
             )
             for case, call in self.calls.items()
         }
 
     def _consumed(self) -> int:
         return sum(each.counters()["consumed"] for each in (self.pair.a, self.pair.b))
+
+    def _ucm_ports(self) -> dict[Case, int]:
+        return {case: call.outbound.sender.getsockname()[1] for case, call in self.calls.items()}
 
     def _speak(self) -> None:
         for call in self.calls.values():
@@ -190,27 +215,33 @@ class Site:
 
 
 @contextmanager
-def site(directory: Path, *, virtual_mac: bool = False) -> Iterator[Site]:
-    keepalived = example("keepalived")
-    if virtual_mac:
-        keepalived = virtual_macs(keepalived)
-    addresses = [sorted({getattr(case, end) for case in CASES}) for end in ("ucm", "provider")]
+def site(directory: Path, *, virtual_macs: bool = False) -> Iterator[Site]:
+    """With virtual MACs, keepalived makes the interfaces anew when it starts; so there
+    `moh-ebpf run` keeps the programs attached, elsewhere they are attached once."""
+    keepalived, config = example("keepalived"), example("toml") + TIMEOUT
     # The article's source NAT comes before the firewall's own.
-    rules = example("nft").replace("priority srcnat", "priority srcnat + 1")
+    rules = example("nft").replace("priority srcnat", "priority srcnat + 1") + MORE_RULES
+    if virtual_macs:
+        keepalived = with_virtual_macs(keepalived)
+        rules, config = with_macvlans(rules), with_macvlans(config)
+    addresses = [sorted({getattr(case, end) for case in CASES}) for end in ("ucm", "provider")]
     with pair(directory, *addresses, keepalived, rules) as made, ExitStack() as stack:
         made.start()
-        config = directory / "moh-ebpf.toml"
-        config.write_text(example("toml"))
         for router in (made.a, made.b):
-            router.place.nft(OPEN_INPUT)
-            router.place.run("sh", "-ec", ARTICLES_RULES)
-            router.place.moh("attach", "--config", str(config), "--timeout", "60s")
+            router.place.run("sh", "-e", input=ARTICLES_RULES)
+            (own := directory / router.name).mkdir()
+            if virtual_macs:
+                running = stack.enter_context(service(router.place, own, config))
+                assert running.wait_for_word("READY") == "1"
+                continue
+            (file := own / "moh-ebpf.toml").write_text(config)
+            router.place.moh("attach", "--config", str(file))
         yield Site(made, stack)
 
 
 def changes(made: Site) -> Iterator[tuple[str, dict[Case, Seen]]]:
-    """Three in a row, with what is done."""
+    """Three changes in a row: what is done, and what was seen."""
     a, b = made.pair.a, made.pair.b
-    yield "kill -9, and cables out", made.change(lambda: made.pair.die(a), b)
-    yield "back again", made.change(lambda: made.pair.revive(a), a)
-    yield "keepalived stopped", made.change(a.stop, b)
+    yield "the master falls silent", made.change(lambda: made.pair.die(a), b)
+    yield "it comes back", made.change(lambda: made.pair.revive(a), a)
+    yield "its keepalived is stopped", made.change(a.stop, b)

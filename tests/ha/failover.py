@@ -59,6 +59,7 @@ CASES = (
     Case(True, By.MOH, UCM, "203.0.113.10"),
     Case(False, By.MOH, UCM, "203.0.113.11"),
     Case(False, By.NAT, OTHER_UCM, "192.0.2.10"),
+    Case(False, By.NAT, OTHER_UCM, "192.0.2.15", pauses=True),
     Case(False, By.OPEN_INPUT, OTHER_UCM, "192.0.2.11", pauses=True),
     Case(False, By.DNAT, OTHER_UCM, "192.0.2.14", pauses=True),
     Case(True, By.NAT, OTHER_UCM, "192.0.2.12"),
@@ -141,7 +142,7 @@ class Site:
         until(f"{master.name} is the master", master.is_master)
         changed = {case: call.outbound.sent for case, call in self.calls.items()}
         for case in CASES:
-            if case.by in (By.MOH, By.NAT):
+            if case.by in (By.MOH, By.NAT) and not case.pauses:
                 self._await_resumed(case)
         self._speak()
         self._traffic.await_rounds(ROUNDS)

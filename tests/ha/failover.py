@@ -40,8 +40,9 @@ class By(StrEnum):
 
 @dataclass(frozen=True)
 class Case:
-    """A call: who takes part in it, and how. A silent one pauses in outbound direction while the
-    master changes, as a phone does whose user listens (voice activity detection)."""
+    """A call: who takes part in it, and how. Where UCM's end pauses, it says nothing while the
+    master changes, and for a second after, as a phone whose user listens (voice activity
+    detection)."""
 
     hold: bool
     by: By
@@ -144,7 +145,8 @@ class Site:
         for case in CASES:
             if case.by in (By.MOH, By.NAT) and not case.pauses:
                 self._await_resumed(case)
-        self._speak()
+        self._traffic.await_rounds(ROUNDS)
+        self._speak()  # those that were silent, too
         self._traffic.await_rounds(ROUNDS)
         self._traffic.drain()
         consumed = self._consumed() - consumed

@@ -31,7 +31,6 @@ VERDICTS = (
     "dropped_no_route",
     "dropped_failed",
     "left_to_stack",
-    "fragments",
 )
 CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
 
@@ -42,10 +41,10 @@ _LATEST = 300.0
 
 @dataclass(frozen=True)
 class Program:
-    """One attached program; `runs` and `seconds` as far as the kernel counted them."""
+    """One program, which all interfaces of its role share; `runs` and `seconds` as far as the
+    kernel counted them."""
 
     role: str
-    interface: str
     runs: int
     seconds: float
 
@@ -82,7 +81,7 @@ class Collector:
             facts = self._facts()
         except NotAttachedError:
             facts = None
-        except (MohError, OSError):
+        except Exception:  # in a thread of the server's, where it would only print a traceback
             yield from _build_info()
             return
         yield from families(facts)
@@ -101,7 +100,7 @@ class Collector:
             missing=len(attached.missing),
             programs=_programs(attached),
             snapshot=after,
-            silent=silent(before, after),
+            silent=silent(before, after, attached.record.settings.port),
         )
 
 
@@ -113,19 +112,21 @@ def _look() -> tuple[Attached, Snapshot]:
 
 def _programs(attached: Attached) -> list[Program]:
     found = []
-    for place, each in attached.filters.items():
-        with suppress(FileNotFoundError), registry.open_program(each.program_id or 0) as (_, known):
-            interface = registry.interface_name(place.ifindex)
-            found.append(Program(str(place.role), interface, known.runs, known.run_ns / 1e9))
+    programs = {place.role: each.program_id or 0 for place, each in attached.filters.items()}
+    for role, program_id in programs.items():
+        with suppress(FileNotFoundError), registry.open_program(program_id) as (_, known):
+            found.append(Program(str(role), known.runs, known.run_ns / 1e9))
     return found
 
 
-def silent(before: Snapshot, after: Snapshot) -> int:
-    """How many endpoints were on hold at both looks, and in between, and got no music."""
+def silent(before: Snapshot, after: Snapshot, port: int) -> int:
+    """How many endpoints were on hold at both looks, and in between, and got no music. Only those
+    that send to the phantom port itself: an endpoint of RTCP never gets any."""
     seconds = after.time - before.time
     sent = {peer.endpoint: peer.out_packets for peer in before.peers if peer.state is State.MOH}
     return sum(
         peer.state is State.MOH
+        and peer.public_port == port
         and peer.since >= seconds
         and sent.get(peer.endpoint) == peer.out_packets
         for peer in after.peers
@@ -155,6 +156,7 @@ def families(facts: Facts | None) -> Iterator[Any]:
         ("bypassed", "bypassed_packets"),
         ("passed_unnatted", "unnatted_packets"),
         ("learn_failed", "learn_failures"),
+        ("fragments", "fragments"),
     ):
         yield core.CounterMetricFamily(
             f"moh_ebpf_{metric}", _sentence(layout.COUNTERS[name]), value=counters[name]
@@ -180,14 +182,14 @@ def _run_time(programs: list[Program]) -> Iterator[Any]:
     if not any(each.runs for each in programs):
         return
     core = _client().core
-    labels = ["program", "interface"]
+    labels = ["program"]
     runs = core.CounterMetricFamily("moh_ebpf_program_runs", "Runs of a program.", labels=labels)
     seconds = core.CounterMetricFamily(
         "moh_ebpf_program_run_seconds", "Time in a program.", labels=labels
     )
     for each in programs:
-        runs.add_metric([each.role, each.interface], each.runs)
-        seconds.add_metric([each.role, each.interface], each.seconds)
+        runs.add_metric([each.role], each.runs)
+        seconds.add_metric([each.role], each.seconds)
     yield runs
     yield seconds
 
@@ -218,7 +220,10 @@ def text() -> bytes:
 
 def write(file: Path) -> None:
     """The exposition to a file, whole at any moment, as node_exporter's textfile collector wants
-    it. Raises MohError, OSError."""
+    it. Raises MohError, OSError; UsageError if there is something else than a file."""
+    file = file.resolve()
+    if file.exists() and not file.is_file():
+        raise UsageError(f"--output {file}: it is no file; without --output, metrics go to stdout")
     exposition = text()
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:

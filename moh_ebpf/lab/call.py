@@ -7,6 +7,7 @@ the voice changes, and always before the caller turns to it: UCM is closer to th
 import random
 import selectors
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -35,7 +36,10 @@ class Phone:
         """Say a sound from a port; returns when its first packet leaves."""
         host, to_port = destination
         with self._ask(f"play {port} {sound.value} {host}:{to_port}") as line:
-            answer = line.makefile().read().strip()
+            try:
+                answer = line.makefile().read().strip()
+            except OSError as error:  # on its way through the network, if there is one between
+                raise self._silent(error) from None
         if answer != "ok":
             raise MohError(f"RTP endpoint {self._control.stem}: {answer or 'it ended'}")
 
@@ -51,8 +55,11 @@ class Phone:
             line.sendall(f"{request}\n".encode())
         except OSError as error:
             line.close()
-            raise MohError(f"RTP endpoint {self._control.stem} does not answer: {error}") from None
+            raise self._silent(error) from None
         return line
+
+    def _silent(self, error: OSError) -> MohError:
+        return MohError(f"RTP endpoint {self._control.stem} does not answer: {error}")
 
 
 @dataclass(frozen=True)
@@ -108,16 +115,18 @@ class Call:
 
 def begin(lab: Lab) -> Call:
     """Start both endpoints, and a call in which caller and agent talk."""
-    module = [sys.executable, "-m", "moh_ebpf.lab.endpoint"]
-    children = {
-        role: lab.spawn(role, [*module, address, str(lab.control(role))])
-        for role, address in ADDRESSES.items()
-    }
+    children = {role: spawn_endpoint(lab, role) for role in ADDRESSES}
     for role, child in children.items():
         lab.wait_ready(role, child)
     call = Call(lab)
     call.talk()
     return call
+
+
+def spawn_endpoint(lab: Lab, role: Role) -> subprocess.Popen[str]:
+    """Start a role's endpoint; Lab.wait_ready waits for it."""
+    module = [sys.executable, "-m", "moh_ebpf.lab.endpoint"]
+    return lab.spawn(role, [*module, ADDRESSES[role], str(lab.control(role))])
 
 
 def _record(lines: list[socket.socket], seconds: float) -> list[bytes]:

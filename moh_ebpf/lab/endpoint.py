@@ -12,6 +12,7 @@ Unix socket CONTROL, one a connection (call.Phone is the other side):
     listen                       answers with what it hears, as raw PCM, until one hangs up
 """
 
+import contextlib
 import signal
 import socket
 import sys
@@ -141,7 +142,7 @@ def serve(endpoint: Endpoint, server: socket.socket) -> None:
         if verb == "listen":
             endpoint.listen(connection)
             continue
-        with connection:
+        with connection, contextlib.suppress(OSError):  # who has hung up needs no answer
             connection.sendall(f"{_play(endpoint, arguments)}\n".encode())
 
 

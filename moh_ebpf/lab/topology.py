@@ -4,7 +4,8 @@
     10.10.10.10 ── 10.10.10.1 │ 198.51.100.2 ── 198.51.100.1, and its endpoint 203.0.113.10
        eth0              lan     wan               eth0                 lo
 
-The veth pairs are made inside the namespaces: the machine's own sees nothing of them.
+The veth pairs are made inside the namespaces: the machine's own sees nothing of them. The same
+hosts can be machines of their own (machine.py).
 """
 
 import contextlib
@@ -15,9 +16,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from string import Template
 
 from moh_ebpf.errors import MohError, UsageError
 
@@ -39,32 +41,48 @@ class Role(StrEnum):
     PROVIDER = "provider"
 
 
-# ip(8) commands of each namespace, run in this order.
-LINKS = {
+# What each host is wired to, and what the interface is called in the lab.
+INTERFACES = {
+    Role.UCM: {"lan": "eth0"},
+    Role.FIREWALL: {"lan": "lan", "wan": "wan"},
+    Role.PROVIDER: {"wan": "eth0"},
+}
+
+# The lab's wires, as ip(8) commands of the firewall's namespace.
+WIRES = """
+    link add lan type veth peer name eth0 netns {ucm}
+    link add wan type veth peer name eth0 netns {provider}
+"""
+
+# ip(8) commands of each host, run in this order; again, they change nothing.
+ADDRESSES = {
     Role.FIREWALL: """
         link set lo up
-        link add lan type veth peer name eth0 netns {ucm}
-        link add wan type veth peer name eth0 netns {provider}
-        address add 10.10.10.1/24 dev lan
-        address add 198.51.100.2/24 dev wan
-        link set lan up
-        link set wan up
-        route add default via 198.51.100.1
+        address replace 10.10.10.1/24 dev $lan
+        address replace 198.51.100.2/24 dev $wan
+        link set $lan up
+        link set $wan up
+        route replace 203.0.113.0/24 via 198.51.100.1
     """,
     Role.UCM: """
         link set lo up
-        address add 10.10.10.10/24 dev eth0
-        link set eth0 up
-        route add default via 10.10.10.1
+        address replace 10.10.10.10/24 dev $lan
+        link set $lan up
+        route replace 198.51.100.0/24 via 10.10.10.1
+        route replace 203.0.113.0/24 via 10.10.10.1
     """,
     Role.PROVIDER: """
         link set lo up
-        address add 203.0.113.10/32 dev lo
-        address add 198.51.100.1/24 dev eth0
-        link set eth0 up
+        address replace 203.0.113.10/32 dev lo
+        address replace 198.51.100.1/24 dev $wan
+        link set $wan up
     """,
 }
 
+# In the lab all other addresses are behind the WAN, too; a machine has a default route of its own.
+GATEWAYS = {Role.UCM: "10.10.10.1", Role.FIREWALL: "198.51.100.1"}
+
+# nft(8) rules, in one table that bears the role's name.
 RULES = {
     # A firewall as one meets it: forwards what the LAN began, and masquerades it.
     Role.FIREWALL: """
@@ -78,11 +96,11 @@ RULES = {
             chain forward {
                 type filter hook forward priority filter; policy drop;
                 ct state established,related accept
-                iifname "lan" oifname "wan" accept
+                iifname "$lan" oifname "$wan" accept
             }
             chain postrouting {
                 type nat hook postrouting priority srcnat;
-                oifname "wan" masquerade
+                oifname "$wan" masquerade
             }
         }
     """,
@@ -137,11 +155,25 @@ class Lab:
         for role in Role:
             run(["ip", "netns", "add", self.namespace(role)])
         names = {role.value: self.namespace(role) for role in Role}
-        for role, links in LINKS.items():
-            run(["ip", "-netns", names[role], "-batch", "-"], links.format(**names))
-        for role, rules in RULES.items():
-            self.run(role, ["nft", "-f", "-"], rules)
-        self.run(Role.FIREWALL, ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+        self.run(Role.FIREWALL, ["ip", "-batch", "-"], WIRES.format(**names))
+        for role in ADDRESSES:
+            self.configure(role, INTERFACES[role])
+        for role, gateway in GATEWAYS.items():
+            self.run(role, ["ip", "route", "add", "default", "via", gateway])
+
+    def configure(self, role: Role, interfaces: Mapping[str, str], more_rules: str = "") -> None:
+        """Give a host its addresses, routes and rules; again, it is as it was after the first time.
+
+        `interfaces` are their names by what they are wired to (INTERFACES). `more_rules` come into
+        force with the host's own, at once.
+        """
+        self.run(role, ["ip", "-batch", "-"], Template(ADDRESSES[role]).substitute(interfaces))
+        if role in RULES:
+            rules = Template(RULES[role]).substitute(interfaces)
+            afresh = f"table ip {role}\ndelete table ip {role}\n"
+            self.run(role, ["nft", "-f", "-"], afresh + rules + more_rules)
+        if role is Role.FIREWALL:
+            self.run(role, ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
 
     def destroy(self) -> None:
         """Kill what runs in this lab's namespaces, then remove them and the directory."""

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,13 @@ def test_the_standing_lab_tells_what_the_caller_hears(lab: str) -> None:
     )
     succeed("lab", "down", *named)
     assert traces(lab) == []
+
+
+def test_an_endpoint_outlives_who_hangs_up_on_it(lab: str) -> None:
+    for role in ("ucm", "provider"):
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(f"/run/moh-lab-{lab}/{role}.sock")
+    assert "At UCM's end one hears: caller." in succeed("lab", "resume", "--name", lab)
 
 
 def test_exec_passes_options_output_and_exit_status(lab: str) -> None:

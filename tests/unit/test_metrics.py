@@ -35,7 +35,7 @@ FACTS = Facts(
     version="1.2.3",
     max_peers=4096,
     missing=1,
-    programs=[Program("learn", "wan", 1000, 0.00025)],
+    programs=[Program("learn", 1000, 0.00025)],
     snapshot=snapshot(1.0, peer(1, State.MOH), peer(2, State.TWO), peer(3, State.TWO)),
     silent=1,
 )
@@ -70,8 +70,8 @@ def test_what_is_attached() -> None:
     assert shown["moh_ebpf_peers{state=two}"] == 2
     assert shown["moh_ebpf_peers_max"] == 4096
     assert shown["moh_ebpf_peers_silent"] == 1
-    assert shown["moh_ebpf_program_runs_total{interface=wan}{program=learn}"] == 1000
-    assert shown["moh_ebpf_program_run_seconds_total{interface=wan}{program=learn}"] == 0.00025
+    assert shown["moh_ebpf_program_runs_total{program=learn}"] == 1000
+    assert shown["moh_ebpf_program_run_seconds_total{program=learn}"] == 0.00025
     assert [name for name in shown if name.startswith("moh_ebpf_build_info{version=")]
 
 
@@ -81,6 +81,7 @@ def test_each_counter_is_shown_once_with_its_value() -> None:
         "bypassed": "moh_ebpf_bypassed_packets_total",
         "passed_unnatted": "moh_ebpf_unnatted_packets_total",
         "learn_failed": "moh_ebpf_learn_failures_total",
+        "fragments": "moh_ebpf_fragments_total",
     }
     for name, value in COUNTERS.items():
         (sample,) = [
@@ -98,7 +99,7 @@ def test_nothing_attached_is_said_and_no_more() -> None:
 
 
 def test_run_time_only_where_the_kernel_counts_it() -> None:
-    uncounted = replace(FACTS, programs=[Program("learn", "wan", 0, 0.0)])
+    uncounted = replace(FACTS, programs=[Program("learn", 0, 0.0)])
     assert not [name for name in exposed(uncounted) if "program_run" in name]
 
 
@@ -113,7 +114,8 @@ def test_silent_is_who_was_on_hold_throughout_and_got_nothing() -> None:
         peer(4, State.MOH, 7, since=1.0),  # spoke in between
         peer(5, State.MOH, 0),  # new
     )
-    assert metrics.silent(before, after) == 1
+    assert metrics.silent(before, after, 4000) == 1
+    assert metrics.silent(before, after, 3998) == 0
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ MEANINGLESS = {
     "test_load.py": "packets a second say nothing under emulation",
     "test_bench.py": "what packets and commands cost says nothing under emulation",
     "test_telephony.py": "calls in real time, and emulation is slower than that",
+    "test_ha.py": "VRRP and calls in real time, and emulation is slower than that",
     "test_lab.py": "audio in real time, and emulation is slower than that",
     "test_watching.py": "watch's rates go by the second, and emulation is slower than that",
     "test_intervals.py": "watch's rates go by the second, and emulation is slower than that",

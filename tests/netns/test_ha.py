@@ -1,0 +1,97 @@
+"""Two firewalls with keepalived: hold music goes on at the new master (docs/ha.md)."""
+
+import shutil
+
+import pytest
+
+from tests.ha.failover import CASES, By, Case, Seen, changes, site
+from tests.ha.page import BEGIN, END, PAGE
+from tests.support.firewall import PUBLIC
+
+HOLD = {f"{PUBLIC}:4000"}
+# The new master learns from an inbound packet; one of UCM's may come before it.
+LEARNING = 1
+
+Changes = dict[str, dict[Case, Seen]]
+
+
+@pytest.fixture(scope="module", params=["attach", "virtual MACs, run"])
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Changes:
+    """The changes of master, one after the other, with all calls in progress."""
+    if not shutil.which("keepalived"):
+        pytest.skip("keepalived is not installed: scripts/setup --dev")
+    directory = tmp_path_factory.mktemp("ha")
+    with site(directory, virtual_macs=request.param != "attach") as made:
+        return dict(changes(made))
+
+
+def the(change: dict[Case, Seen], hold: bool, by: By) -> Seen:
+    """The call of this kind; if there are two, the one that nobody pauses in."""
+    case = min(
+        (case for case in CASES if (case.hold, case.by) == (hold, by)), key=lambda case: case.pauses
+    )
+    return change[case]
+
+
+def test_hold_music_resumes_from_the_phantom_port_and_from_nowhere_else(seen: Changes) -> None:
+    for what, change in seen.items():
+        music = the(change, True, By.MOH)
+        assert (music.before, music.after, music.next_hold) == (HOLD, HOLD, HOLD), what
+
+
+def test_hold_music_loses_no_more_than_a_call_that_conntrack_carries(seen: Changes) -> None:
+    for what, change in seen.items():
+        music, call = the(change, True, By.MOH), the(change, False, By.NAT)
+        assert call.inbound is not None
+        assert music.outbound <= max(call.outbound, call.inbound) + LEARNING, what
+
+
+def test_the_master_that_falls_silent_is_missed(seen: Changes) -> None:
+    """Else nothing would have been shown."""
+    (change, *_) = seen.values()
+    assert all(
+        each.outbound > 0 and each.inbound != 0 for case, each in change.items() if not case.pauses
+    )
+
+
+@pytest.mark.parametrize("by", [By.MOH, By.NAT, By.DNAT])
+def test_a_call_keeps_its_port_with_an_input_chain_that_drops(seen: Changes, by: By) -> None:
+    for what, change in seen.items():
+        call = the(change, False, by)
+        assert call.before == call.after == {f"{PUBLIC}:{call.port}"}, what
+
+
+def test_a_call_gets_another_port_with_an_input_chain_that_accepts(seen: Changes) -> None:
+    """The phone is silent as the master changes, so inbound RTP is first at the new one."""
+    (change, *_) = seen.values()
+    call = the(change, False, By.OPEN_INPUT)
+    assert call.before == {f"{PUBLIC}:{call.port}"}
+    (after,) = call.after
+    assert after not in call.before
+
+
+def test_a_silent_phone_hears_nothing_before_it_speaks_unless_there_is_dnat(seen: Changes) -> None:
+    (change, *_) = seen.values()
+    lost = {case.by: each.inbound or 0 for case, each in change.items() if case.pauses}
+    speaking = the(change, False, By.NAT).inbound or 0
+    assert lost[By.DNAT] <= speaking + LEARNING < lost[By.NAT]
+
+
+def test_nat_alone_sends_hold_music_from_ucms_port(seen: Changes) -> None:
+    for what, change in seen.items():
+        music = the(change, True, By.NAT)
+        assert music.before == music.after == {f"{PUBLIC}:{music.port}"}, what
+        assert music.next_hold == {f"{PUBLIC}:{music.next_port}"}, what
+
+
+@pytest.mark.parametrize("seen", ["attach"], indirect=True)
+def test_the_articles_rules_play_the_hold_that_failed_over_and_not_the_next(seen: Changes) -> None:
+    (change, *_) = seen.values()
+    music = the(change, True, By.ARTICLE)
+    assert (music.before, music.after, music.next_hold) == (HOLD, HOLD, set())
+
+
+def test_the_page_has_a_table_of_these_calls() -> None:
+    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
+    for case in CASES:
+        assert f"| {case.name} |" in table, "run scripts/ha"

@@ -36,7 +36,7 @@ Load = Callable[[], Settings]
 
 # Netlink multicast groups (linux/rtnetlink.h): links, filters and qdiscs, IPv4 addresses.
 _GROUPS = 0x1 | 0x8 | 0x10
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # What belongs together (an interface, its address) comes within a moment of each other.
 _SETTLED_SECONDS = 0.2
@@ -52,7 +52,8 @@ _LONGEST_ERROR = 1000  # characters, of a compiler's or verifier's many lines
 
 
 def run(load: Load, *, keep: bool = False) -> None:
-    """Attach and keep attached until SIGTERM or SIGINT; then detach, unless `keep`.
+    """Attach and keep attached until SIGTERM or SIGINT; then detach, unless `keep`. SIGUSR1 ends it
+    with everything left attached, for another to follow.
 
     `load` reads the settings: now, and at each SIGHUP. Raises MohError if they are wrong now, if
     there is another `run` in this network namespace, or if attach fails now for another reason than
@@ -67,7 +68,7 @@ def run(load: Load, *, keep: bool = False) -> None:
             systemd.notify(READY=1, STATUS=service.status())
             _stay(service, load, name, changes, signals)
         systemd.notify(STOPPING=1)
-        if keep:
+        if keep or signals.keep:
             log.info("stopped; what is attached stays")
         else:
             places = attachment.detach(log.info)
@@ -407,6 +408,7 @@ class _Signals:
     def __init__(self, wakes: socket.socket) -> None:
         self.wakes = wakes
         self.stop = False
+        self.keep = False
         self._reload = False
 
     def received(self, number: int, _frame: object) -> None:
@@ -415,6 +417,7 @@ class _Signals:
             self._reload = True
         else:
             self.stop = True
+            self.keep = number == signal.SIGUSR1
 
     def reload_asked(self) -> bool:
         """Is a reload asked for, since the last call? Raises _Stopped: that goes first."""

@@ -83,6 +83,18 @@ def test_keep_leaves_it_attached(fw: Firewall, tmp_path: Path) -> None:
     assert hears_music(fw)
 
 
+def test_a_restart_leaves_it_attached(fw: Firewall, tmp_path: Path) -> None:
+    """SIGUSR1 is the unit's RestartKillSignal."""
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        ids = program_ids(fw)
+        assert run.stop(signal.SIGUSR1) == 0
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_line("what is attached already is right, and stays")
+        assert program_ids(fw) == ids
+        assert hears_music(fw)
+
+
 def test_status_text_counts_the_calls(fw: Firewall, tmp_path: Path) -> None:
     with service(fw.namespace, tmp_path, CONFIG) as run:
         assert run.wait_for_word("STATUS") == "0 on hold, 0 two-way"

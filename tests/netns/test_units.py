@@ -29,7 +29,7 @@ def test_units_are_right(name: str, tmp_path: Path) -> None:
     for each in UNITS.iterdir():
         text = each.read_text().replace("/usr/bin/moh-ebpf", sys.executable)
         (tmp_path / each.name).write_text(text)
-    said = analyze("verify", "--recursive-errors=no", str(tmp_path / name))
+    said = analyze("verify", "--man=no", "--recursive-errors=no", str(tmp_path / name))
     assert name not in said, said
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,15 @@ PATIENCE_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class System:
-    """`setup` makes `python` able to run the tests, which is what `test` does."""
+    """`setup` makes `python` able to run the tests, which is what `test` does. What `build` leaves
+    in RESULTS is made before, in a root that the others do not see."""
 
     name: str
     suite: str
     setup: str = "scripts/setup --dev"
     python: str = ".venv/bin/python"
     test: str = "scripts/test"
+    build: str = ""
 
     @property
     def script(self) -> str:
@@ -47,6 +50,19 @@ def packaged(name: str, suite: str) -> System:
     return System(name, suite, "scripts/setup --dev --packaged", python, f"{python} -m pytest")
 
 
+def installed(name: str, suite: str) -> System:
+    """The Debian package, installed by apt on a system that has nothing else of ours."""
+    python = "/usr/bin/python3"
+    return System(
+        name,
+        suite,
+        f"sh tests/systems/install {RESULTS}",
+        python,
+        f"{python} -m pytest --noconftest tests/systems/package_checks.py",
+        f"scripts/build-deb --output {RESULTS}",
+    )
+
+
 SYSTEMS = {
     each.name: each
     for each in (
@@ -54,6 +70,8 @@ SYSTEMS = {
         System("debian-13", "trixie"),
         packaged("debian-12-packaged", "bookworm"),
         packaged("debian-13-packaged", "trixie"),
+        installed("debian-12-package", "bookworm"),
+        installed("debian-13-package", "trixie"),
     )
 }
 
@@ -70,20 +88,30 @@ def run(system: System, arguments: list[str]) -> Result:
     progress.show("installs")
     with tempfile.TemporaryFile() as files:
         roots.pack(system.suite, files)
-        process = Process(command(system, results, arguments), PATIENCE_SECONDS,
-                          stdin=files, env=environment())  # fmt: skip
-        matrix.follow(process.lines(), log, progress)
+        process: Process
+
+        def lines() -> Iterator[str]:
+            nonlocal process
+            for script in filter(None, (system.build, system.script)):
+                files.seek(0)
+                process = Process(command(system, script, results, arguments), PATIENCE_SECONDS,
+                                  stdin=files, env=environment())  # fmt: skip
+                yield from process.lines()
+                if process.status != 0:
+                    return
+
+        matrix.follow(lines(), log, progress)
     result = matrix.read(system.name, results / "junit.xml", progress.seconds)
     result = result._replace(trouble=trouble(process, result), versions=versions(results))
     progress.say(f"{system.name}: {'ok' if result.is_good else 'failed'}, see {log}")
     return result
 
 
-def command(system: System, results: Path, arguments: list[str]) -> list[str]:
+def command(system: System, script: str, results: Path, arguments: list[str]) -> list[str]:
     root = (ROOTS / system.suite).relative_to(CACHE)
     return [
         *[*MORTAL, "sh", str(ENTER), str(CACHE), str(root), str(results.relative_to(CACHE))],
-        *["sh", "-c", system.script, "sh", *arguments],
+        *["sh", "-c", script, "sh", *arguments],
     ]
 
 

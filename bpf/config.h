@@ -19,7 +19,9 @@ LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
 TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps. \
 MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
-COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
+QUALITY, if defined: loss and jitter of each stream are kept. \
+COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11), and its ticks \
+will do."
 #endif
 
 #define NO_WAN 0xff /* WAN_INDEX of an interface that is none */

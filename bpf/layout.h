@@ -32,6 +32,28 @@ struct heard {
 };
 
 /*
+ * One direction of a peer's RTP (not of its RTCP), if QUALITY is on. Sequence numbers are extended:
+ * they go on counting where the 16 bits begin anew. `received` is 0 as long as none was seen.
+ */
+struct rtp {
+	u64 arrival;	 /* when the last packet came, ns */
+	u64 longest_gap; /* between two of one stream, ns */
+	u64 jitter;	 /* 16 times the interarrival jitter (RFC 3550, A.8), ns */
+	u64 began;	 /* the present stream */
+	u64 timed;	 /* when the first packet with `timestamp` came */
+	u32 timestamp;
+	u32 first_timestamp;
+	__be32 ssrc;
+	u32 first_sequence;
+	u32 last_sequence;
+	u32 odd_sequence;    /* which would follow one that did not fit */
+	u32 expected_before; /* packets expected of streams before this one */
+	u32 received;	     /* packets of all streams */
+	u32 tick;	     /* ns, of the media clock; 0: not known yet */
+	u32 payload_type;
+};
+
+/*
  * A peer is a provider endpoint that we know. Times are ns of CLOCK_MONOTONIC, bytes are
  * those of whole IP packets. The inbound half is written by learn, the outbound half by
  * bypass and enforce.
@@ -43,12 +65,15 @@ struct peer {
 	u64 longest_gap; /* the longest pause between two of its packets, in ns */
 	u64 in_packets;
 	u64 in_bytes;
+	struct rtp in_rtp;
 
 	u64 out_packets;
 	u64 out_bytes;
+	u64 out_last;	 /* the last packet sent to it; 0: none */
 	u64 hop_checked; /* when the next hop was looked up */
 	u64 hop_dst;	 /* struct hop_dst */
 	u64 hop_src;	 /* struct hop_src */
+	struct rtp out_rtp;
 };
 
 /*
@@ -85,6 +110,12 @@ struct counters {
 	u64 dropped_failed;
 	u64 left_to_stack;
 	u64 fragments;
+	u64 rtp_in_expected;
+	u64 rtp_in_lost;
+	u64 rtp_in_late;
+	u64 rtp_out_expected;
+	u64 rtp_out_lost;
+	u64 rtp_out_late;
 };
 
 /* A provider network, as the kernel's LPM trie wants its keys. */

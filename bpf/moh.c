@@ -19,6 +19,7 @@
 #include "packet.h"
 #include "rewrite.h"
 #include "forward.h"
+#include "rtp.h"
 
 #ifdef COARSE_CLOCK
 static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
@@ -37,7 +38,7 @@ BPF_TABLE("array", u32, struct settings, settings, 1);
 BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 #endif
 
-/* ns of CLOCK_MONOTONIC; as of the last tick where the kernel offers that, which is cheaper. */
+/* ns of CLOCK_MONOTONIC; of its last tick, which is cheaper, where nobody needs more. */
 static inline u64 clock_ns(void)
 {
 #ifdef COARSE_CLOCK
@@ -119,6 +120,25 @@ static inline void count_learned(struct counters *count, u8 state)
 		count->learned_two++;
 }
 
+/* A packet of several datagrams (GSO) has their number. */
+static inline u32 datagrams(struct __sk_buff *skb)
+{
+	return skb->gso_segs ?: 1;
+}
+
+static inline void note_inbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+				struct packet *packet, u64 now)
+{
+	struct progress progress;
+
+	if (!packet->has_rtp)
+		return;
+	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(skb), now);
+	count->rtp_in_expected += progress.expected;
+	count->rtp_in_lost += progress.lost;
+	count->rtp_in_late += progress.late;
+}
+
 static inline void note_gap(struct peer *peer, u64 now)
 {
 	s64 gap = now - peer->last_seen;
@@ -134,6 +154,9 @@ static inline void relearn(struct peer *peer, struct heard heard, u64 now)
 	peer->in_bytes = 0;
 	peer->out_packets = 0;
 	peer->out_bytes = 0;
+	peer->out_last = 0;
+	peer->in_rtp = (struct rtp){};
+	peer->out_rtp = (struct rtp){};
 	peer->since = now;
 	peer->heard = heard_word(heard);
 }
@@ -154,8 +177,8 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 }
 
 /* last_seen is written last: until then, another CPU holds a forgotten peer for forgotten. */
-static inline void hear_again(struct peer *peer, struct counters *count, struct packet *packet,
-			      struct heard heard, u64 now)
+static inline void hear_again(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			      struct packet *packet, struct heard heard, u64 now)
 {
 	note_gap(peer, now);
 	if (!is_live(peer, now)) {
@@ -166,10 +189,12 @@ static inline void hear_again(struct peer *peer, struct counters *count, struct 
 	}
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
+	note_inbound(skb, count, peer, packet, now);
 	*(volatile u64 *)&peer->last_seen = now;
 }
 
-static inline void hear(struct counters *count, struct packet *packet, struct heard heard)
+static inline void hear(struct __sk_buff *skb, struct counters *count, struct packet *packet,
+			struct heard heard)
 {
 	struct endpoint endpoint = { .address = packet->saddr, .port = packet->sport };
 	u64 now = clock_ns();
@@ -180,19 +205,15 @@ static inline void hear(struct counters *count, struct packet *packet, struct he
 			.heard = heard_word(heard),
 			.last_seen = now,
 			.since = now,
-			.in_packets = 1,
-			.in_bytes = packet->bytes,
 		};
 
-		if (!peers.insert(&endpoint, &fresh)) {
+		/* Else another CPU was first, or there is no memory. */
+		if (!peers.insert(&endpoint, &fresh))
 			count_learned(count, heard.state);
-			return;
-		}
-		/* Another CPU was first, or there is no memory. */
 		peer = peers.lookup(&endpoint);
 	}
 	if (peer)
-		hear_again(peer, count, packet, heard, now);
+		hear_again(skb, count, peer, packet, heard, now);
 	else
 		count->learn_failed++;
 }
@@ -225,7 +246,7 @@ int moh_learn(struct __sk_buff *skb)
 	heard.state = packet.dport == bpf_htons(MOH_PORT) || packet.dport == bpf_htons(MOH_PORT + 1)
 			      ? STATE_MOH
 			      : STATE_TWO;
-	hear(count, &packet, heard);
+	hear(skb, count, &packet, heard);
 
 	if (heard.state != STATE_MOH)
 		return TC_ACT_UNSPEC;
@@ -280,10 +301,26 @@ static inline struct peer *destination(struct packet *packet, u64 now, struct he
 	return peer;
 }
 
-static inline void count_outbound(struct peer *peer, struct packet *packet)
+static inline void note_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+				 struct packet *packet, u64 now)
+{
+	struct progress progress;
+
+	if (!packet->has_rtp)
+		return;
+	progress = note_rtp(&peer->out_rtp, &packet->rtp, datagrams(skb), now);
+	count->rtp_out_expected += progress.expected;
+	count->rtp_out_lost += progress.lost;
+	count->rtp_out_late += progress.late;
+}
+
+static inline void count_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+				  struct packet *packet, u64 now)
 {
 	__sync_fetch_and_add(&peer->out_packets, 1);
 	__sync_fetch_and_add(&peer->out_bytes, packet->bytes);
+	peer->out_last = now;
+	note_outbound(skb, count, peer, packet, now);
 }
 
 static inline int drop_unidentified(struct counters *count)
@@ -304,23 +341,23 @@ static inline int drop_failed(struct counters *count)
  * UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
  */
 static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			   struct packet *packet)
+			   struct packet *packet, u64 now)
 {
 	count->passed_unnatted++;
 	if (!IS_LAN(skb->ingress_ifindex)) {
 		count->passed_two++;
-		count_outbound(peer, packet);
+		count_outbound(skb, count, peer, packet, now);
 	}
 	return TC_ACT_UNSPEC;
 }
 
 static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			       struct packet *packet, struct heard heard)
+			       struct packet *packet, struct heard heard, u64 now)
 {
 	if (rewrite_source(skb, packet, &heard, 0, NO_LINK))
 		return drop_failed(count);
 	count->rewritten++;
-	count_outbound(peer, packet);
+	count_outbound(skb, count, peer, packet, now);
 	return TC_ACT_UNSPEC;
 }
 
@@ -332,6 +369,7 @@ int moh_enforce(struct __sk_buff *skb)
 	struct counters *count;
 	struct peer *peer;
 	struct heard heard;
+	u64 now;
 
 	if (!is_ours(kind, &packet))
 		return TC_ACT_UNSPEC;
@@ -343,12 +381,13 @@ int moh_enforce(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 
-	peer = destination(&packet, clock_ns(), &heard);
+	now = clock_ns();
+	peer = destination(&packet, now, &heard);
 	if (!peer)
 		return may_be_provider(packet.daddr) ? drop_unidentified(count) : TC_ACT_UNSPEC;
 	if (heard.state == STATE_TWO)
-		return pass_two(skb, count, peer, &packet);
-	return rewrite_here(skb, count, peer, &packet, heard);
+		return pass_two(skb, count, peer, &packet, now);
+	return rewrite_here(skb, count, peer, &packet, heard, now);
 }
 
 static inline int leave_to_stack(struct counters *count)
@@ -491,16 +530,17 @@ static inline int find_route(struct __sk_buff *skb, struct counters *count, stru
 	return TC_ACT_REDIRECT;
 }
 
-static inline void count_bypassed(struct counters *count, struct peer *peer, struct packet *packet)
+static inline void count_bypassed(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+				  struct packet *packet, u64 now)
 {
 	count->rewritten++;
 	count->bypassed++;
-	count_outbound(peer, packet);
+	count_outbound(skb, count, peer, packet, now);
 }
 
 /* The rewrite, what else ip_forward() does to a packet besides routing it, and off it goes. */
 static inline int send_out(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			   struct packet *packet, struct heard heard, struct way *way)
+			   struct packet *packet, struct heard heard, u64 now, struct way *way)
 {
 	bool from_link = LINK_HEADER(skb->ifindex), to_link = LINK_HEADER(way->wan);
 	struct link_header link = from_link ? way->link : NO_LINK;
@@ -512,7 +552,7 @@ static inline int send_out(struct __sk_buff *skb, struct counters *count, struct
 		return drop_failed(count);
 	if (!from_link && to_link && add_link_header(skb, &way->link))
 		return drop_failed(count);
-	count_bypassed(count, peer, packet);
+	count_bypassed(skb, count, peer, packet, now);
 	return is_redirected(from_link, to_link, &way->link) ? bpf_redirect(way->wan, 0)
 							     : redirect_neigh(way->wan, NULL, 0, 0);
 }
@@ -531,7 +571,7 @@ static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct
 		if (verdict != TC_ACT_REDIRECT)
 			return verdict;
 	}
-	return send_out(skb, count, peer, packet, heard, &way);
+	return send_out(skb, count, peer, packet, heard, now, &way);
 }
 
 /*
@@ -565,6 +605,6 @@ int moh_bypass(struct __sk_buff *skb)
 	if (heard.state == STATE_MOH)
 		return send_moh(skb, count, peer, &packet, heard, now);
 	count->passed_two++;
-	count_outbound(peer, &packet);
+	count_outbound(skb, count, peer, &packet, now);
 	return TC_ACT_UNSPEC;
 }

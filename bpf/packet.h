@@ -36,6 +36,15 @@ struct link_header {
 	__be16 type;
 } __attribute__((packed));
 
+/* RFC 3550, 5.1, without CSRCs. In RTCP, all of the second byte is its type. */
+struct rtp_header {
+	u8 version;
+	u8 marker_type;
+	__be16 sequence;
+	__be32 timestamp;
+	__be32 ssrc;
+};
+
 #define NO_LINK ((struct link_header){})
 
 enum kind {
@@ -59,6 +68,8 @@ struct packet {
 	u8 ttl;
 	u8 tos;
 	bool is_rtcp;
+	bool has_rtp; /* `rtp` is read: with QUALITY, of RTP that has a whole header */
+	struct rtp_header rtp;
 };
 
 /*
@@ -136,6 +147,23 @@ static __always_inline bool is_rtcp(struct __sk_buff *skb, struct packet *packet
 	return udp && (udp[sizeof(struct udphdr) + 1] & RTCP_TYPE_MASK) == RTCP_TYPES;
 }
 
+static __always_inline bool read_rtp(struct __sk_buff *skb, struct packet *packet, u32 udp_len)
+{
+#ifdef QUALITY
+	struct udphdr *udp;
+
+	if (packet->is_rtcp || udp_len < sizeof(*udp) + sizeof(packet->rtp))
+		return false;
+	udp = header_at(skb, packet->l4, sizeof(*udp) + sizeof(packet->rtp));
+	if (!udp)
+		return false;
+	__builtin_memcpy(&packet->rtp, udp + 1, sizeof(packet->rtp));
+	return true;
+#else
+	return false;
+#endif
+}
+
 /* The UDP header and one byte of payload; its length must hold that byte and fit the packet. */
 static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *packet)
 {
@@ -156,6 +184,7 @@ static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *
 	packet->udp_len = udp->len;
 	packet->udp_check = udp->check;
 	packet->is_rtcp = is_rtcp(skb, packet, len);
+	packet->has_rtp = read_rtp(skb, packet, len);
 	return KIND_RTP;
 }
 

@@ -170,6 +170,12 @@ MAX_PEERS = typer.Option(
     show_default=False,
     help="The most endpoints remembered. Default: 65536.",
 )
+QUALITY = typer.Option(
+    None,
+    "--quality/--no-quality",
+    show_default=False,
+    help="Keep loss and jitter of each stream. Default: yes.",
+)
 CONFIG = typer.Option(
     None,
     metavar="FILE",
@@ -189,6 +195,7 @@ def attach(
     provider: list[str] = PROVIDER,
     timeout: str = TIMEOUT,
     max_peers: str = MAX_PEERS,
+    quality: bool = QUALITY,
     config: Path = CONFIG,
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
 ) -> None:
@@ -203,6 +210,7 @@ def attach(
         "provider": provider,
         "timeout": timeout,
         "max_peers": max_peers,
+        "quality": quality,
     }
     values = settings.load_config(config) if config else {}
     chosen = settings.from_values(settings.merge(values, options))
@@ -346,6 +354,7 @@ def doctor(
     provider: list[str] = PROVIDER,
     timeout: str = TIMEOUT,
     max_peers: str = MAX_PEERS,
+    quality: bool = QUALITY,
     config: Path = CONFIG,
     seconds: str = typer.Option(
         "2s", "--for", metavar="DURATION", help="How long to look at calls, if attached."
@@ -366,6 +375,7 @@ def doctor(
         "provider": provider,
         "timeout": timeout,
         "max_peers": max_peers,
+        "quality": quality,
     }
     looking = settings.duration("--for", seconds)
     if looking > 3600:

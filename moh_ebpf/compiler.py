@@ -142,7 +142,9 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "MAX_PEERS": settings.max_peers,
         "SETTINGS_SIZE": settings_size,
     }
-    if features.has_coarse_clock():
+    if settings.quality:
+        defines["QUALITY"] = 1
+    elif features.has_coarse_clock():
         defines["COARSE_CLOCK"] = 1
     if settings.provider:
         defines["MAX_PROVIDERS"] = len(settings.provider)

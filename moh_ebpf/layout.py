@@ -22,6 +22,26 @@ ENDPOINT = struct.Struct("=4s2s2x")
 # struct heard: public address and port in network byte order, state, index of the WAN.
 HEARD = struct.Struct("=4s2sBB")
 
+# struct rtp, in its order; times are ns, the SSRC is in network byte order.
+RTP_FIELDS = (
+    "arrival",
+    "longest_gap",
+    "jitter",
+    "began",
+    "timed",
+    "timestamp",
+    "first_timestamp",
+    "ssrc",
+    "first_sequence",
+    "last_sequence",
+    "odd_sequence",
+    "expected_before",
+    "received",
+    "tick",
+    "payload_type",
+)
+RTP = struct.Struct("=5Q2I4s7I")
+
 # struct peer, in its order; times are ns of CLOCK_MONOTONIC, bytes those of whole IP packets.
 PEER_FIELDS = (
     "heard",
@@ -30,13 +50,16 @@ PEER_FIELDS = (
     "longest_gap",
     "in_packets",
     "in_bytes",
+    "in_rtp",
     "out_packets",
     "out_bytes",
+    "out_last",
     "hop_checked",
     "hop_dst",
     "hop_src",
+    "out_rtp",
 )
-PEER = struct.Struct(f"={HEARD.size}s{len(PEER_FIELDS) - 1}Q")
+PEER = struct.Struct(f"={HEARD.size}s5Q{RTP.size}s6Q{RTP.size}s")
 
 # struct prefix: length in bits, address in network byte order.
 PREFIX = struct.Struct("=I4s")
@@ -59,8 +82,15 @@ COUNTERS = {
     "dropped_failed": "hold music whose rewrite failed (no memory): dropped",
     "left_to_stack": "hold music the firewall itself must answer: TTL over, not forwarded",
     "fragments": "UDP fragments to or from us: never touched, for they carry no ports",
+    "rtp_in_expected": "inbound RTP that its sequence numbers tell of, come or not",
+    "rtp_in_lost": "inbound RTP skipped in its sequence, whether it came late or not at all",
+    "rtp_in_late": "inbound RTP that came after its successors, or twice",
+    "rtp_out_expected": "UCM's RTP that its sequence numbers tell of, come or not",
+    "rtp_out_lost": "UCM's RTP skipped in its sequence, whether it came late or not at all",
+    "rtp_out_late": "UCM's RTP that came after its successors, or twice",
 }
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
-ID = f"{zlib.crc32(repr([ENDPOINT.format, HEARD.format, PEER_FIELDS, *COUNTERS]).encode()):08x}"
+_ALL = [ENDPOINT.format, HEARD.format, RTP_FIELDS, PEER_FIELDS, *COUNTERS]
+ID = f"{zlib.crc32(repr(_ALL).encode()):08x}"

@@ -7,8 +7,8 @@ least. docs/monitoring.md says what each metric is for.
 import os
 import re
 import tempfile
-import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -18,8 +18,9 @@ from typing import Any
 from moh_ebpf import __version__, layout, registry
 from moh_ebpf.errors import MohError, NotAttachedError, UsageError
 from moh_ebpf.layout import State
-from moh_ebpf.peers import Snapshot
+from moh_ebpf.peers import SILENT_SECONDS, Snapshot
 from moh_ebpf.registry import Attached
+from moh_ebpf.settings import Settings
 
 # Counters whose packets met with one of these verdicts, each with one only.
 VERDICTS = (
@@ -33,10 +34,12 @@ VERDICTS = (
     "left_to_stack",
 )
 CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
-
-# Between two looks that tell which hold streams are silent, in seconds.
-_APART = 1.0
-_LATEST = 300.0
+# Sums over all streams → their counter for "in" or "out".
+RTP = {
+    "expected": ("rtp_{}_expected", "RTP packets that sequence numbers tell of, come or not."),
+    "lost": ("rtp_{}_lost", "RTP packets skipped in their sequence, late or not come at all."),
+    "late": ("rtp_{}_late", "RTP packets that came after their successors, or twice."),
+}
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,13 @@ class Program:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the metrics are made of. `silent` counts hold streams without outbound music."""
+    """All that the metrics are made of."""
 
     version: str
-    max_peers: int
+    settings: Settings
     missing: int
     programs: list[Program]
     snapshot: Snapshot
-    silent: int
 
 
 class Collector:
@@ -68,9 +70,6 @@ class Collector:
     cannot look.
     """
 
-    def __init__(self) -> None:
-        self._before: Snapshot | None = None
-
     def describe(self) -> list[Any]:
         """Nothing: to be registered is no reason to look."""
         return []
@@ -78,7 +77,7 @@ class Collector:
     def collect(self) -> Iterator[Any]:
         """The metric families."""
         try:
-            facts = self._facts()
+            facts = _facts()
         except NotAttachedError:
             facts = None
         except Exception:  # in a thread of the server's, where it would only print a traceback
@@ -86,28 +85,17 @@ class Collector:
             return
         yield from families(facts)
 
-    def _facts(self) -> Facts:
-        before = self._before
-        if before is None or not _APART <= time.monotonic() - before.time <= _LATEST:
-            before = _look()[1]
-            if any(peer.state is State.MOH for peer in before.peers):
-                time.sleep(_APART)
-        attached, after = _look()
-        self._before = after
+
+def _facts() -> Facts:
+    """Raises NotAttachedError, OSError."""
+    with registry.attached_or_error() as attached:
         return Facts(
             version=attached.record.version,
-            max_peers=attached.record.settings.max_peers,
+            settings=attached.record.settings,
             missing=len(attached.missing),
             programs=_programs(attached),
-            snapshot=after,
-            silent=silent(before, after, attached.record.settings.port),
+            snapshot=attached.snapshot(forgotten_for=0),
         )
-
-
-def _look() -> tuple[Attached, Snapshot]:
-    """What is attached (whose maps are closed again), and its live peers."""
-    with registry.attached_or_error() as attached:
-        return attached, attached.snapshot(forgotten_for=0)
 
 
 def _programs(attached: Attached) -> list[Program]:
@@ -117,20 +105,6 @@ def _programs(attached: Attached) -> list[Program]:
         with suppress(FileNotFoundError), registry.open_program(program_id) as (_, known):
             found.append(Program(str(role), known.runs, known.run_ns / 1e9))
     return found
-
-
-def silent(before: Snapshot, after: Snapshot, port: int) -> int:
-    """How many endpoints were on hold at both looks, and in between, and got no music. Only those
-    that send to the phantom port itself: an endpoint of RTCP never gets any."""
-    seconds = after.time - before.time
-    sent = {peer.endpoint: peer.out_packets for peer in before.peers if peer.state is State.MOH}
-    return sum(
-        peer.state is State.MOH
-        and peer.public_port == port
-        and peer.since >= seconds
-        and sent.get(peer.endpoint) == peer.out_packets
-        for peer in after.peers
-    )
 
 
 def families(facts: Facts | None) -> Iterator[Any]:
@@ -161,20 +135,38 @@ def families(facts: Facts | None) -> Iterator[Any]:
         yield core.CounterMetricFamily(
             f"moh_ebpf_{metric}", _sentence(layout.COUNTERS[name]), value=counters[name]
         )
-    states = [peer.state for peer in facts.snapshot.peers]
-    peers = core.GaugeMetricFamily("moh_ebpf_peers", "Live endpoints.", labels=["state"])
-    for state in State:
-        peers.add_metric([state.name.lower()], states.count(state))
-    yield peers
-    yield core.GaugeMetricFamily(
-        "moh_ebpf_peers_max", "The most endpoints remembered.", value=facts.max_peers
-    )
-    yield core.GaugeMetricFamily(
-        "moh_ebpf_peers_silent",
-        "Endpoints on hold that got no music since the last look, a second ago or more.",
-        value=facts.silent,
-    )
+    yield from _rtp(counters)
+    yield from _peers(facts)
     yield from _run_time(facts.programs)
+
+
+def _rtp(counters: Mapping[str, int]) -> Iterator[Any]:
+    for name, (counter, help_text) in RTP.items():
+        values = {way: counters[counter.format(way)] for way in ("in", "out")}
+        yield _counter(f"rtp_packets_{name}", help_text, "direction", values)
+
+
+def _peers(facts: Facts) -> Iterator[Any]:
+    core = _client().core
+    peers = facts.snapshot.peers
+    states = Counter(peer.state for peer in peers)
+    silent = Counter(peer.state for peer in peers if peer.is_silent(facts.settings.port))
+    for name, help_text, counts in (
+        ("peers", "Live endpoints.", states),
+        (
+            "peers_silent",
+            "Endpoints on hold that get no music, or in a call with one direction silent, for "
+            f"{SILENT_SECONDS:g} s.",
+            silent,
+        ),
+    ):
+        family = core.GaugeMetricFamily(f"moh_ebpf_{name}", help_text, labels=["state"])
+        for state in State:
+            family.add_metric([state.name.lower()], counts[state])
+        yield family
+    yield core.GaugeMetricFamily(
+        "moh_ebpf_peers_max", "The most endpoints remembered.", value=facts.settings.max_peers
+    )
 
 
 def _run_time(programs: list[Program]) -> Iterator[Any]:

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from socket import inet_ntoa
 from typing import Any, NamedTuple
 
-from moh_ebpf import layout
+from moh_ebpf import layout, rtp
 from moh_ebpf.layout import State
+from moh_ebpf.rtp import Rtp
 
 _NS = 1e-9
+
+# Media come every 20 to 60 ms, comfort noise about once a second: a longer silence is dead air.
+SILENT_SECONDS = 2.0
 
 
 class Peer(NamedTuple):
@@ -22,7 +26,9 @@ class Peer(NamedTuple):
 
     `age` is the time since its last packet, `since` the time since its state began, both in
     seconds; `expired` when `age` has reached the timeout: it is forgotten, what goes to it is
-    dropped. Bytes are those of whole IP packets.
+    dropped. Bytes are those of whole IP packets. `out_age` is the time since the last packet sent
+    to it, in seconds; None: none was. `in_rtp` and `out_rtp` are None where no RTP was seen, or
+    its quality is not kept.
     """
 
     address: str
@@ -39,6 +45,17 @@ class Peer(NamedTuple):
     in_bytes: int
     out_packets: int
     out_bytes: int
+    out_age: float | None = None
+    in_rtp: Rtp | None = None
+    out_rtp: Rtp | None = None
+
+    def is_silent(self, phantom_port: int) -> bool:
+        """Dead air: on hold, no music has been sent to it for SILENT_SECONDS, or, in a two-way
+        call, one direction has been silent so long. Endpoints of RTCP are none of media."""
+        outbound = min(self.since, math.inf if self.out_age is None else self.out_age)
+        if self.state is State.MOH:
+            return self.public_port == phantom_port and outbound >= SILENT_SECONDS
+        return self.in_rtp is not None and max(outbound, self.age) >= SILENT_SECONDS
 
     @property
     def endpoint(self) -> str:
@@ -61,8 +78,17 @@ class Peer(NamedTuple):
             "age": round(self.age, 6),
             "since": round(self.since, 6),
             "longest_gap": round(self.longest_gap, 6),
-            "inbound": {"packets": self.in_packets, "bytes": self.in_bytes},
-            "outbound": {"packets": self.out_packets, "bytes": self.out_bytes},
+            "inbound": {
+                "packets": self.in_packets,
+                "bytes": self.in_bytes,
+                "rtp": self.in_rtp and self.in_rtp.to_json(),
+            },
+            "outbound": {
+                "packets": self.out_packets,
+                "bytes": self.out_bytes,
+                "age": self.out_age and round(self.out_age, 6),
+                "rtp": self.out_rtp and self.out_rtp.to_json(),
+            },
         }
 
 
@@ -110,7 +136,8 @@ def decode(
     from_bytes = int.from_bytes
     peers = []
     for (address, port), values in entries:
-        heard, last_seen, began, gap, in_packets, in_bytes, out_packets, out_bytes, *_ = values
+        heard, last_seen, began, gap, in_packets, in_bytes, in_rtp, *outbound = values
+        out_packets, out_bytes, out_last, *_, out_rtp = outbound
         age = max(0, now - last_seen) * _NS
         if age >= within:
             continue
@@ -131,6 +158,9 @@ def decode(
                 in_bytes,
                 out_packets,
                 out_bytes,
+                max(0, now - out_last) * _NS if out_last else None,
+                rtp.decode(in_rtp),
+                rtp.decode(out_rtp),
             )
         )
     return peers

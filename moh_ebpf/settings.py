@@ -14,7 +14,7 @@ from typing import Any
 
 from moh_ebpf.errors import UsageError
 
-# An LRU hash of this many peers takes about 3 GiB of kernel memory.
+# An LRU hash of this many peers takes about 6 GiB of kernel memory.
 MOST_PEERS = 1 << 24
 MOST_INTERFACES = 64
 MOST_ADDRESSES = 256
@@ -52,6 +52,7 @@ class Settings:
     provider: tuple[IPv4Network, ...] = ()
     timeout: float = 1.0
     max_peers: int = 65536
+    quality: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON types, under the same names; `from_values` reads them back."""
@@ -204,6 +205,12 @@ def duration(option: str, value: Any) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def _switch(option: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{option}: {value!r} is neither true nor false")
+    return value
+
+
 def _timeout(option: str, value: Any) -> float:
     seconds = duration(option, value)
     low, high = TIMEOUT_SECONDS
@@ -222,6 +229,7 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "rtp_ports": _port_range,
     "timeout": _timeout,
     "max_peers": lambda option, value: _whole(option, value, 1, MOST_PEERS),
+    "quality": _switch,
 }
 
 

@@ -59,7 +59,9 @@ def test_metrics_say_what_status_says(fw: Firewall, tmp_path: Path) -> None:
     assert found["moh_ebpf_packets_total", "dropped_unidentified"] == 1
     assert found["moh_ebpf_peers", "moh"] == found["moh_ebpf_peers", "two"] == 1
     assert found["moh_ebpf_attached",] == 1
-    assert found["moh_ebpf_peers_silent",] == 1  # nobody plays while metrics looks twice
+    assert found["moh_ebpf_peers_silent", "moh"] == 0
+    assert found["moh_ebpf_rtp_packets_expected_total", "out"] == 1
+    assert found["moh_ebpf_rtp_packets_late_total", "out"] == 2  # the same packet three times
 
     file = tmp_path / "moh-ebpf.prom"
     fw.moh("metrics", "--output", str(file))

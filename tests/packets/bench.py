@@ -128,7 +128,8 @@ class Bench:
 
     def set_peer(self, endpoint: str, peer: PeerState) -> None:
         now = time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
-        values = dict.fromkeys(layout.PEER_FIELDS, 0)
+        values: dict[str, object] = dict.fromkeys(layout.PEER_FIELDS, 0)
+        values["in_rtp"] = values["out_rtp"] = bytes(layout.RTP.size)
         values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, 0)
         values["last_seen"] = values["since"] = now - int(peer.age * 1e9)
         libbpf.update(
@@ -159,8 +160,14 @@ class Bench:
         return self._attached.snapshot()
 
     def counters(self) -> dict[str, int]:
-        """Those that are not 0."""
-        return {name: n for name, n in self._attached.counters().items() if n}
+        """Those that are not 0, but for the sums over RTP streams."""
+        counters = self._attached.counters()
+        return {name: n for name, n in counters.items() if n and not name.startswith("rtp_")}
+
+    def rtp_counters(self) -> dict[str, int]:
+        """The sums over RTP streams that are not 0."""
+        counters = self._attached.counters()
+        return {name: n for name, n in counters.items() if n and name.startswith("rtp_")}
 
     def clear(self) -> None:
         """No peers, all counters 0."""

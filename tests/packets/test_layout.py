@@ -1,6 +1,10 @@
 """C and Python must agree on every byte they share."""
 
 import ctypes
+import itertools
+import re
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from moh_ebpf import layout
@@ -21,7 +25,22 @@ def fields(structure: type[ctypes.Structure]) -> list[tuple[str, int, int]]:
 def test_peer(programs: Bench) -> None:
     leaf = table(programs, "peers").Leaf
     assert ctypes.sizeof(leaf) == layout.PEER.size
-    assert fields(leaf) == [(name, 8 * i, 8) for i, name in enumerate(layout.PEER_FIELDS)]
+    assert fields(leaf) == placed(layout.PEER_FIELDS, layout.PEER)
+    assert fields(dict(leaf._fields_)["in_rtp"]) == placed(layout.RTP_FIELDS, layout.RTP)
+
+
+def placed(names: Sequence[str], packed: struct.Struct) -> list[tuple[str, int, int]]:
+    """The fields with their offsets and sizes, by the letters of the Struct's format."""
+    letters = re.findall(r"(\d*)([a-zA-Z])", packed.format)
+    sizes = [
+        size
+        for count, letter in letters
+        for size in (
+            [int(count)] if letter == "s" else [struct.calcsize(f"={letter}")] * int(count or 1)
+        )
+    ]
+    offsets = itertools.accumulate(sizes, initial=0)
+    return list(zip(names, offsets, sizes, strict=False))
 
 
 def test_endpoint(programs: Bench) -> None:

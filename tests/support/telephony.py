@@ -166,11 +166,13 @@ class Stream:
 class Capture:
     """All IPv4 of an interface, to a file for tshark; UDP can be looked at while it is caught."""
 
-    def __init__(self, place: Namespace, directory: Path, name: str) -> None:
+    def __init__(
+        self, place: Namespace, directory: Path, name: str, interface: str = "eth0"
+    ) -> None:
         self.file = directory / f"{name}.pcap"
         options = ["-n", "-U", "--immediate-mode", "-Z", "root", "-w", str(self.file)]
         self._tcpdump = Program(
-            place, directory, f"tcpdump-{name}", "tcpdump", "-i", "eth0", *options, "ip"
+            place, directory, f"tcpdump-{name}", "tcpdump", "-i", interface, *options, "ip"
         )
         self._offset = 24  # a pcap file's header
         self._flows: list[tuple[Address, Address]] = []

@@ -15,15 +15,29 @@ from moh_ebpf.errors import UsageError
 from moh_ebpf.layout import State
 from moh_ebpf.metrics import Facts, Program
 from moh_ebpf.peers import Peer, Snapshot
+from moh_ebpf.rtp import Rtp
+from moh_ebpf.settings import Settings
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 COUNTERS = {name: 10 + number for number, name in enumerate(layout.COUNTERS)}
 
 
-def peer(number: int, state: State, out_packets: int = 0, since: float = 60.0) -> Peer:
+HEARD = Rtp(7, 0, 100, 0, 0.001, 0.03)
+
+
+def peer(
+    number: int,
+    state: State,
+    *,
+    age: float = 0.01,
+    since: float = 60.0,
+    out_age: float | None = None,
+    in_rtp: Rtp | None = HEARD,
+    public_port: int = 4000,
+) -> Peer:
     return Peer(
-        f"203.0.113.{number}", 21000, state, False, "198.51.100.2", 4000, "wan", 0.01, since, 0.02,
-        5, 1000, out_packets, 200 * out_packets,
+        f"203.0.113.{number}", 21000, state, False, "198.51.100.2", public_port, "wan", age, since,
+        0.02, 5, 1000, 7, 1400, out_age, in_rtp,
     )  # fmt: skip
 
 
@@ -33,11 +47,12 @@ def snapshot(time: float, *peers: Peer) -> Snapshot:
 
 FACTS = Facts(
     version="1.2.3",
-    max_peers=4096,
+    settings=Settings(wan=("wan",), ucm=(), max_peers=4096),
     missing=1,
     programs=[Program("learn", 1000, 0.00025)],
-    snapshot=snapshot(1.0, peer(1, State.MOH), peer(2, State.TWO), peer(3, State.TWO)),
-    silent=1,
+    snapshot=snapshot(
+        1.0, peer(1, State.MOH), peer(2, State.TWO, out_age=0.01), peer(3, State.TWO, out_age=9)
+    ),
 )
 
 
@@ -69,7 +84,8 @@ def test_what_is_attached() -> None:
     assert shown["moh_ebpf_peers{state=moh}"] == 1
     assert shown["moh_ebpf_peers{state=two}"] == 2
     assert shown["moh_ebpf_peers_max"] == 4096
-    assert shown["moh_ebpf_peers_silent"] == 1
+    assert shown["moh_ebpf_peers_silent{state=moh}"] == 1
+    assert shown["moh_ebpf_peers_silent{state=two}"] == 1
     assert shown["moh_ebpf_program_runs_total{program=learn}"] == 1000
     assert shown["moh_ebpf_program_run_seconds_total{program=learn}"] == 0.00025
     assert [name for name in shown if name.startswith("moh_ebpf_build_info{version=")]
@@ -82,6 +98,10 @@ def test_each_counter_is_shown_once_with_its_value() -> None:
         "passed_unnatted": "moh_ebpf_unnatted_packets_total",
         "learn_failed": "moh_ebpf_learn_failures_total",
         "fragments": "moh_ebpf_fragments_total",
+    } | {
+        f"rtp_{way}_{what}": f"moh_ebpf_rtp_packets_{what}_total{{direction={way}}}"
+        for way in ("in", "out")
+        for what in ("expected", "lost", "late")
     }
     for name, value in COUNTERS.items():
         (sample,) = [
@@ -103,19 +123,23 @@ def test_run_time_only_where_the_kernel_counts_it() -> None:
     assert not [name for name in exposed(uncounted) if "program_run" in name]
 
 
-def test_silent_is_who_was_on_hold_throughout_and_got_nothing() -> None:
-    before = snapshot(10.0, peer(1, State.MOH, 7), peer(2, State.MOH, 7), peer(3, State.TWO, 7),
-                      peer(4, State.MOH, 7))  # fmt: skip
-    after = snapshot(
-        12.0,
-        peer(1, State.MOH, 7),  # silent
-        peer(2, State.MOH, 8),  # hears music
-        peer(3, State.MOH, 7, since=1.0),  # on hold for a second only
-        peer(4, State.MOH, 7, since=1.0),  # spoke in between
-        peer(5, State.MOH, 0),  # new
-    )
-    assert metrics.silent(before, after, 4000) == 1
-    assert metrics.silent(before, after, 3998) == 0
+SILENT = [
+    (peer(1, State.MOH), True),
+    (peer(1, State.MOH, out_age=0.02), False),
+    (peer(1, State.MOH, out_age=30), True),
+    (peer(1, State.MOH, since=1), False),  # not yet
+    (peer(1, State.MOH, public_port=4001), False),  # an endpoint of RTCP
+    (peer(1, State.TWO), True),
+    (peer(1, State.TWO, out_age=0.02), False),
+    (peer(1, State.TWO, out_age=0.02, age=3), True),
+    (peer(1, State.TWO, out_age=5, in_rtp=None), False),  # of RTCP, or nobody can tell
+    (peer(1, State.TWO, since=1), False),
+]
+
+
+@pytest.mark.parametrize(("who", "silent"), SILENT)
+def test_who_hears_nothing(who: Peer, silent: bool) -> None:
+    assert who.is_silent(4000) is silent
 
 
 @pytest.mark.parametrize(

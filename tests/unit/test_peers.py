@@ -9,6 +9,7 @@ import pytest
 from moh_ebpf import layout, peers
 from moh_ebpf.layout import State
 from moh_ebpf.peers import Peer, PeerRate
+from moh_ebpf.rtp import Rtp
 from tests.support.samples import later, peer, snapshot
 
 SECOND = 10**9
@@ -23,12 +24,15 @@ def entry(
     public: str = "198.51.100.2",
     public_port: int = 4000,
     wan: int = 0,
-    **fields: int,
+    **fields: int | bytes,
 ) -> tuple[bytes, bytes]:
     """A map's entry as the programs write it: bytes in network order inside, times in ns."""
     key = layout.ENDPOINT.pack(socket.inet_aton(address), struct.pack("!H", port))
     heard = layout.HEARD.pack(socket.inet_aton(public), struct.pack("!H", public_port), state, wan)
-    values = dict.fromkeys(layout.PEER_FIELDS, 0) | {"last_seen": NOW, "since": NOW} | fields
+    streams = dict.fromkeys(("in_rtp", "out_rtp"), bytes(layout.RTP.size))
+    values = (
+        dict.fromkeys(layout.PEER_FIELDS, 0) | streams | {"last_seen": NOW, "since": NOW} | fields
+    )
     return key, layout.PEER.pack(heard, *[values[name] for name in layout.PEER_FIELDS[1:]])
 
 
@@ -47,6 +51,10 @@ def test_every_field_is_decoded() -> None:
         "in_bytes": 200,
         "out_packets": 2**40,
         "out_bytes": 2**50,
+        "out_last": NOW - SECOND // 50,
+        "in_rtp": layout.RTP.pack(
+            0, 5 * 10**7, 16 * 10**6, 0, 0, 0, 0, b"\0\0\0\7", 10, 19, 0, 0, 9, 125000, 8
+        ),
         "hop_checked": 7,
         "hop_dst": 8,
         "hop_src": 9,
@@ -67,6 +75,9 @@ def test_every_field_is_decoded() -> None:
             in_bytes=200,
             out_packets=2**40,
             out_bytes=2**50,
+            out_age=pytest.approx(0.02),
+            in_rtp=Rtp(7, 8, 10, 1, pytest.approx(0.001), pytest.approx(0.05)),
+            out_rtp=None,
         )
     ]
 
@@ -121,8 +132,8 @@ def test_json_has_the_documented_fields() -> None:
         "age": 0.125,
         "since": 0,
         "longest_gap": 0,
-        "inbound": {"packets": 3, "bytes": 600},
-        "outbound": {"packets": 2, "bytes": 0},
+        "inbound": {"packets": 3, "bytes": 600, "rtp": None},
+        "outbound": {"packets": 2, "bytes": 0, "age": None, "rtp": None},
     }
 
 

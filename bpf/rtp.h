@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * How a stream of RTP comes along: RFC 3550, appendix A.1 (sequence), A.3 (loss), A.8 (jitter).
+ *
+ * One CPU handles the packets of one stream in general; where two do at once, a count may miss
+ * one, which no verdict depends on.
+ */
+#ifndef MOH_RTP_H
+#define MOH_RTP_H
+
+#include "config.h"
+#include "layout.h"
+#include "packet.h"
+
+/* A.1: a step so far ahead is loss, one so little behind is a late packet. All else is odd, and a
+ * new beginning if the next packet follows it. */
+#define MAX_DROPOUT 3000
+#define MAX_MISORDER 100
+#define NO_SEQUENCE (1 << 16)
+
+/* A media clock that the payload type does not tell is measured so long. */
+#define CLOCK_MEASURED_NS 500000000ULL
+
+/* What one packet adds to the sums over all streams. */
+struct progress {
+	u32 expected;
+	u32 lost;
+	u32 late;
+};
+
+/* ns of one tick of the media clock, by RFC 3551's table 4 and 5; 0: a dynamic payload type. */
+static __always_inline u32 tick_of(u8 payload_type)
+{
+	switch (payload_type) {
+	case 6: /* DVI4 */
+		return 62500;
+	case 10: /* L16 */
+	case 11:
+		return 22675;
+	case 14: /* MPA */
+		return 11111;
+	case 16: /* DVI4 */
+		return 90702;
+	case 17:
+		return 45351;
+	}
+	return payload_type < 24 ? 125000 : payload_type < 96 ? 11111 : 0;
+}
+
+/* The tick of 8, 16, 32 or 48 kHz that is nearest to what this stream shows; 0: too early to say.
+ */
+static __always_inline u32 measured_tick(struct rtp *rtp, u32 timestamp, u64 now)
+{
+	u64 elapsed = now - rtp->began;
+	u32 ticks = timestamp - rtp->first_timestamp;
+
+	if (elapsed < CLOCK_MEASURED_NS || !ticks)
+		return 0;
+	elapsed /= ticks;
+	return elapsed > 88000 ? 125000 : elapsed > 44000 ? 62500 : elapsed > 25500 ? 31250 : 20833;
+}
+
+/* A.3: what is expected of the present stream. */
+static __always_inline u32 expected_of(struct rtp *rtp)
+{
+	return rtp->last_sequence - rtp->first_sequence + 1;
+}
+
+/* Another source, or the same one anew. What was expected before stays in the sum. */
+static __always_inline void begin_stream(struct rtp *rtp, struct rtp_header *header, u64 now)
+{
+	if (rtp->received)
+		rtp->expected_before += expected_of(rtp);
+	rtp->ssrc = header->ssrc;
+	rtp->first_sequence = bpf_ntohs(header->sequence);
+	rtp->last_sequence = rtp->first_sequence;
+	rtp->odd_sequence = NO_SEQUENCE;
+	rtp->timestamp = bpf_ntohl(header->timestamp);
+	rtp->first_timestamp = rtp->timestamp;
+	rtp->payload_type = header->marker_type & 0x7f;
+	rtp->tick = tick_of(rtp->payload_type);
+	rtp->jitter = 0;
+	rtp->began = now;
+	rtp->timed = now;
+	rtp->arrival = now;
+	rtp->received++;
+}
+
+/*
+ * A.8, in ns. Packets with the same timestamp are of one frame or one DTMF digit (RFC 4733): only
+ * the first of them came when its timestamp says.
+ */
+static __always_inline void note_timestamp(struct rtp *rtp, struct rtp_header *header, u64 now)
+{
+	u32 timestamp = bpf_ntohl(header->timestamp);
+	s64 late = now - rtp->timed - (s64)(s32)(timestamp - rtp->timestamp) * rtp->tick;
+
+	if (timestamp == rtp->timestamp)
+		return;
+	if (rtp->tick)
+		rtp->jitter += (late < 0 ? -late : late) - ((rtp->jitter + 8) >> 4);
+	else
+		rtp->tick = measured_tick(rtp, timestamp, now);
+	rtp->timestamp = timestamp;
+	rtp->timed = now;
+	rtp->payload_type = header->marker_type & 0x7f;
+}
+
+static __always_inline void note_arrival(struct rtp *rtp, u64 now)
+{
+	s64 gap = now - rtp->arrival;
+
+	if (gap > (s64)rtp->longest_gap && gap < (s64)LONGEST_PAUSE_NS)
+		rtp->longest_gap = gap;
+	rtp->arrival = now;
+	rtp->received++;
+}
+
+/* A packet of the stream, of `datagrams` in a row where the kernel has put several into one. */
+static __always_inline struct progress note_rtp(struct rtp *rtp, struct rtp_header *header,
+						u32 datagrams, u64 now)
+{
+	u16 sequence = bpf_ntohs(header->sequence);
+	u16 step = sequence - (u16)rtp->last_sequence;
+	struct progress progress = { .expected = datagrams };
+
+	if (!rtp->received || rtp->ssrc != header->ssrc || sequence == rtp->odd_sequence) {
+		begin_stream(rtp, header, now);
+	} else if (step && step < MAX_DROPOUT) {
+		rtp->last_sequence += step;
+		progress.expected += step - 1;
+		progress.lost = step - 1;
+		note_timestamp(rtp, header, now);
+		note_arrival(rtp, now);
+	} else if (!step || step > 0x10000 - MAX_MISORDER) {
+		note_arrival(rtp, now);
+		return (struct progress){ .late = 1 };
+	} else {
+		rtp->odd_sequence = (u16)(sequence + 1);
+		return (struct progress){};
+	}
+	rtp->last_sequence += datagrams - 1;
+	rtp->received += datagrams - 1;
+	return progress;
+}
+
+#endif

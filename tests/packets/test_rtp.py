@@ -1,0 +1,195 @@
+"""Loss and jitter of each stream, as the programs keep them, beside RFC 3550's own words."""
+
+import struct
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from moh_ebpf.layout import State
+from moh_ebpf.peers import Peer
+from moh_ebpf.registry import Role
+from moh_ebpf.rtp import Rtp
+from tests.packets.bench import Bench, PeerState
+from tests.support.firewall import PROVIDER, PUBLIC, UCM
+from tests.support.wire import udp
+
+
+def media(
+    sequence: int, ssrc: int = 7, payload_type: int = 0, marker: bool = False, size: int = 160
+) -> bytes:
+    """A packet of a stream of 20 ms each."""
+    stamp = sequence * 160 % 2**32
+    second = payload_type | 0x80 * marker
+    return struct.pack("!BBHII", 0x80, second, sequence % 65536, stamp, ssrc) + bytes(size)
+
+
+def hear(programs: Bench, *packets: bytes, port: int = 4000) -> Rtp | None:
+    for packet in packets:
+        programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:{port}", packet))
+    return only(programs).in_rtp
+
+
+def play(programs: Bench, *packets: bytes, role: Role = Role.BYPASS) -> Rtp | None:
+    for packet in packets:
+        programs.run(role, udp(f"{UCM}:24576", PROVIDER, packet))
+    return only(programs).out_rtp
+
+
+def only(programs: Bench) -> Peer:
+    (peer,) = programs.snapshot().peers
+    return peer
+
+
+def counts(rtp: Rtp | None) -> tuple[int, int]:
+    assert rtp
+    return rtp.expected, rtp.lost
+
+
+STREAMS = [
+    ("in order", [1, 2, 3, 4], (4, 0)),
+    ("one lost", [1, 2, 4, 5], (5, 1)),
+    ("many lost", [1, 2, 1002], (1002, 999)),
+    ("late", [1, 2, 4, 3, 5], (5, 0)),
+    ("twice", [1, 2, 2, 3], (3, -1)),
+    ("over the end of 16 bits", [65534, 65535, 0, 1, 3], (6, 1)),
+    ("twice over", [60000, 62000, 64000, 500, 2500, 2501], (8038, 8032)),
+    ("late over the end", [65534, 0, 65535, 1], (4, 0)),
+    ("one that does not fit", [1, 2, 40000, 3, 4], (4, 0)),
+    ("begins anew", [1, 2, 40000, 40001, 40002], (4, 0)),
+    ("begins anew, and far back", [30000, 30001, 5, 6, 8], (5, 1)),
+]
+
+
+@pytest.mark.parametrize(("what", "numbers", "wanted"), STREAMS, ids=lambda v: str(v)[:30])
+def test_expected_and_lost(programs: Bench, what: str, numbers: list[int], wanted) -> None:
+    assert counts(hear(programs, *map(media, numbers))) == wanted
+    assert counts(play(programs, *map(media, numbers))) == wanted
+
+
+def test_another_source_goes_on_from_the_sums(programs: Bench) -> None:
+    """As hold music does with each hold: another SSRC, another beginning."""
+    hear(programs, media(100), media(101), media(103))
+    rtp = hear(programs, media(9000, ssrc=8, payload_type=8), media(9001, ssrc=8, payload_type=8))
+    assert rtp
+    assert (rtp.ssrc, rtp.payload_type, rtp.codec) == (8, 8, "PCMA")
+    assert counts(rtp) == (6, 1)
+
+
+def test_the_sums_over_all_streams(programs: Bench) -> None:
+    hear(programs, *map(media, [1, 2, 4, 3, 7]))
+    play(programs, *map(media, [1, 3]))
+    assert programs.rtp_counters() == {
+        "rtp_in_expected": 7, "rtp_in_lost": 3, "rtp_in_late": 1,
+        "rtp_out_expected": 3, "rtp_out_lost": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("role", [Role.BYPASS, Role.ENFORCE])
+@pytest.mark.parametrize("state", [State.MOH, State.TWO])
+def test_outbound_in_either_state(programs: Bench, role: Role, state: State) -> None:
+    programs.set_peer(
+        PROVIDER, PeerState(state, f"{PUBLIC}:{4000 if state is State.MOH else 20000}")
+    )
+    assert counts(play(programs, media(1), media(3), role=role)) == (3, 1)
+    assert only(programs).in_rtp is None
+
+
+def test_outbound_age(programs: Bench) -> None:
+    hear(programs, media(1))
+    assert only(programs).out_age is None
+    play(programs, media(1))
+    age = only(programs).out_age
+    assert age is not None
+    assert 0 <= age < 5
+
+
+def test_forgotten_endpoint_begins_anew(programs: Bench) -> None:
+    hear(programs, media(1), media(5))
+    play(programs, media(1), media(5))
+    programs.age_all(30)
+    assert counts(hear(programs, media(9))) == (1, 0)
+    assert only(programs).out_rtp is None
+
+
+NO_MEDIA = [
+    ("a sender report", b"\x80\xc8\0\6" + bytes(24)),
+    ("a goodbye", b"\x81\xcb\0\1" + bytes(4)),
+    ("no whole header", b"\x80\0\0\1" + bytes(7)),
+]
+
+
+@pytest.mark.parametrize(("what", "payload"), NO_MEDIA)
+def test_what_is_no_media(programs: Bench, what: str, payload: bytes) -> None:
+    assert hear(programs, payload) is None
+    assert play(programs, payload) is None
+    assert programs.rtp_counters() == {}
+
+
+def test_the_shortest_rtp(programs: Bench) -> None:
+    assert counts(hear(programs, media(1, size=0))) == (1, 0)
+
+
+def test_marker_is_no_part_of_the_payload_type(programs: Bench) -> None:
+    rtp = hear(programs, media(1, payload_type=18, marker=True))
+    assert rtp
+    assert (rtp.payload_type, rtp.codec, rtp.ssrc) == (18, "G729", 7)
+
+
+def test_a_media_clock_that_is_not_known_yet(programs: Bench) -> None:
+    rtp = hear(programs, media(1, payload_type=111), media(2, payload_type=111))
+    assert rtp
+    assert (rtp.codec, rtp.jitter) == ("111", None)
+
+
+class Sequence:
+    """RFC 3550, A.1 and A.3, for a receiver that believes the first packet."""
+
+    def __init__(self) -> None:
+        self.received = self.before = 0
+        self.ssrc = -1
+
+    def begin(self, sequence: int, ssrc: int) -> None:
+        if self.received:
+            self.before += self.highest - self.base + 1
+        self.ssrc, self.base, self.highest, self.bad = ssrc, sequence, sequence, -1
+        self.received += 1
+
+    def hear(self, sequence: int, ssrc: int) -> None:
+        if ssrc != self.ssrc or sequence == self.bad:
+            return self.begin(sequence, ssrc)
+        ahead = (sequence - self.highest) % 65536
+        if ahead < 3000:
+            self.highest += ahead
+        elif ahead <= 65536 - 100:
+            self.bad = (sequence + 1) % 65536
+            return None
+        self.received += 1
+        return None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        expected = self.before + self.highest - self.base + 1
+        return expected, expected - self.received
+
+
+STEPS = st.one_of(
+    st.just(1), st.integers(-3, 5), st.integers(-120, 3100), st.integers(-40000, 40000)
+)
+
+
+@hypothesis_settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.integers(0, 65535), st.lists(st.tuples(STEPS, st.sampled_from([7] * 9 + [8])), max_size=60)
+)
+def test_any_sequence(programs: Bench, first: int, steps: list[tuple[int, int]]) -> None:
+    programs.clear()
+    model, at, packets = Sequence(), first, []
+    for step, ssrc in [(0, 7), *steps]:
+        at = (at + step) % 65536
+        model.hear(at, ssrc)
+        packets.append(media(at, ssrc))
+    assert counts(hear(programs, *packets)) == model.counts

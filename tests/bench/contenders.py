@@ -204,6 +204,12 @@ NFT_NETDEV = Contender(
     "nft-netdev", "nftables, netdev + fwd", MOH_ENDPOINT, lambda: _nft(article.NFT_NETDEV)
 )
 MOH = Contender("moh", "moh_ebpf, LAN + WAN", MOH_ENDPOINT, lambda: moh("--lan", "lan"))
+MOH_NO_QUALITY = Contender(
+    "moh-no-quality",
+    "moh_ebpf, LAN + WAN, --no-quality",
+    MOH_ENDPOINT,
+    lambda: moh("--lan", "lan", "--no-quality"),
+)
 MOH_WAN = Contender("moh-wan", "moh_ebpf, WAN only", MOH_ENDPOINT, lambda: moh(masquerade=False))
 
 
@@ -215,7 +221,7 @@ def usable_article() -> list[Contender]:
 def contenders() -> list[Contender]:
     """All that work on this machine."""
     queues = [QUEUE_C] + [QUEUE_PYTHON] * (not article.why_no_rewriter())
-    kernel = [DROP, REDIRECT, MOH, PLAIN, NFT_NETDEV, MOH_WAN, NFT_IP, MASQUERADE]
+    kernel = [DROP, REDIRECT, MOH, MOH_NO_QUALITY, PLAIN, NFT_NETDEV, MOH_WAN, NFT_IP, MASQUERADE]
     return [*kernel, *usable_article(), *queues]
 
 

@@ -29,14 +29,15 @@
 #define PATIENCE_NS 5000000000ULL
 #define POLL_NS 20000
 
-/* Offsets in an Ethernet frame of IPv4 without options, and UDP. */
-enum { SADDR = 26, DADDR = 30, SPORT = 34, DPORT = 36, CHECK = 40 };
+/* Offsets in an Ethernet frame of IPv4 without options, UDP, and RTP. */
+enum { SADDR = 26, DADDR = 30, SPORT = 34, DPORT = 36, CHECK = 40, SEQUENCE = 44, TIMESTAMP = 46 };
 
 static const char usage[] =
 	"generator INTERFACE SINK to|from FLOWS COUNT BURST PAUSE < FRAME\n"
 	"\n"
 	"Sends COUNT frames like FRAME (Ethernet, IPv4, UDP) round robin over FLOWS endpoints: each\n"
 	"its destination's (to) or its source's (from) address and port, counted up from FRAME's.\n"
+	"Each endpoint's are a stream of RTP, of 20 ms a packet at 8 kHz.\n"
 	"BURST frames at a time; PAUSE: ns from one burst's begin to the next one's, 0 for none,\n"
 	"or \"arrival\": the next one when all have arrived at the interface SINK.\n"
 	"Prints: frames that arrived at SINK, ns spent sending, ns of those not on the CPU (without\n"
@@ -82,11 +83,12 @@ static void put16(unsigned char *at, int offset, uint16_t value, uint32_t *sum)
 }
 
 /*
- * The frame of a flow. Eight neighbouring ports share an address: endpoints of a provider's media
+ * A flow's frame of this round. Eight neighbouring ports share an address: endpoints of a provider's media
  * gateways. Computed, not kept: a table of frames would cost more cache with more flows.
  */
-static void aim(unsigned char *at, const struct flow_kind *kind, uint32_t flow)
+static void aim(unsigned char *at, const struct flow_kind *kind, uint32_t flow, uint32_t round)
 {
+	uint32_t timestamp = round * 160;
 	uint32_t address = ((uint32_t)get16(kind->address) << 16 | get16(kind->address + 2)) +
 			   flow / 8;
 	uint32_t sum = (uint16_t)~get16(CHECK);
@@ -96,6 +98,9 @@ static void aim(unsigned char *at, const struct flow_kind *kind, uint32_t flow)
 	put16(at, kind->port, get16(kind->port) + 2 * (flow % 8), &sum);
 	if (kind->moves_other_port)
 		put16(at, kind->other_port, get16(kind->other_port) + 2 * (flow % 4096), &sum);
+	put16(at, SEQUENCE, round, &sum);
+	put16(at, TIMESTAMP, timestamp >> 16, &sum);
+	put16(at, TIMESTAMP + 2, timestamp, &sum);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = ~((sum & 0xffff) + (sum >> 16));
 	at[CHECK] = sum >> 8;
@@ -192,7 +197,7 @@ int main(int argc, char **argv)
 	if (argc != 8)
 		error(2, 0, "%s", usage);
 	const struct flow_kind *kind = strcmp(argv[3], "from") ? &to : &from;
-	uint32_t flows = strtoul(argv[4], NULL, 10), flow = 0;
+	uint32_t flows = strtoul(argv[4], NULL, 10), flow = 0, round = 0;
 	uint64_t left = strtoull(argv[5], NULL, 10);
 	unsigned int size = strtoul(argv[6], NULL, 10);
 	uint64_t pause = strtoull(argv[7], NULL, 10);
@@ -200,7 +205,7 @@ int main(int argc, char **argv)
 	int fd = open_interface(argv[1]), counter = open_counter(argv[2]);
 	ssize_t length = read(STDIN_FILENO, frame, sizeof(frame));
 
-	if (length < CHECK + 2 || !flows || !size || size > MAX_BURST)
+	if (length < TIMESTAMP + 4 || !flows || !size || size > MAX_BURST)
 		error(2, 0, "%s", usage);
 	for (unsigned int i = 0; i < size; i++) {
 		memcpy(burst[i], frame, length);
@@ -216,9 +221,12 @@ int main(int argc, char **argv)
 		uint64_t begin = now();
 
 		for (unsigned int i = 0; i < count; i++) {
-			aim(burst[i], kind, flow);
+			aim(burst[i], kind, flow, round);
 			finish_ip(burst[i]);
-			flow = flow + 1 == flows ? 0 : flow + 1;
+			if (++flow == flows) {
+				flow = 0;
+				round++;
+			}
 		}
 		send_burst(fd, messages, count);
 		busy += now() - begin;

@@ -20,6 +20,7 @@ LABELS: dict[str, str] = {
         contenders.DROP,
         contenders.REDIRECT,
         contenders.MOH,
+        contenders.MOH_NO_QUALITY,
         contenders.MOH_WAN,
         contenders.PLAIN,
         contenders.NFT_NETDEV,

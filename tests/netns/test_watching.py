@@ -31,6 +31,9 @@ def test_peers_json(fw: Firewall) -> None:
     )
     size = len(udp(PROVIDER, HOLD))
     times = {name: held.pop(name) for name in ("age", "since", "longest_gap")}
+    streams = [held[way].pop("rtp") for way in ("inbound", "outbound")]
+    assert [(each["ssrc"], each["expected"]) for each in streams] == [(7, 1)] * 2
+    assert 0 <= held["outbound"].pop("age") < 60
     assert held == {
         "address": "203.0.113.10",
         "port": 21000,
@@ -57,6 +60,7 @@ def test_status_json(fw: Firewall) -> None:
     assert shown["settings"] == {
         "wan": ["wan"], "lan": ["lan"], "ucm": [UCM], "public": [PUBLIC], "port": 4000,
         "rtp_ports": "16384-32767", "provider": [], "timeout": 60.0, "max_peers": 65536,
+        "quality": True,
     }  # fmt: skip
     ids = [program.pop("id") for program in shown["programs"]]
     assert len(set(ids)) == 3

@@ -19,6 +19,8 @@ LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
 TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps. \
 MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
+IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
+flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
 QUALITY, if defined: loss and jitter of each stream are kept. \
 COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11), and its ticks \
 will do."

@@ -116,6 +116,9 @@ struct counters {
 	u64 rtp_out_expected;
 	u64 rtp_out_lost;
 	u64 rtp_out_late;
+	u64 sip_flipped;
+	u64 sip_restored;
+	u64 sip_split;
 };
 
 /* A provider network, as the kernel's LPM trie wants its keys. */

@@ -20,6 +20,9 @@
 #include "rewrite.h"
 #include "forward.h"
 #include "rtp.h"
+#ifdef IS_SIP_PORT
+#include "sip.h"
+#endif
 
 #ifdef COARSE_CLOCK
 static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
@@ -38,6 +41,14 @@ BPF_TABLE("array", u32, struct settings, settings, 1);
 BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 #endif
 
+#ifdef IS_SIP_PORT
+/* Dialogs, by a hash of their Call-ID, in which UCM holds and the provider was told otherwise. */
+BPF_TABLE("lru_hash", u64, u64, dialogs, 16384);
+/* TCP segments that go on with a message, if the one before them was seen. */
+BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096);
+BPF_TABLE("percpu_array", u32, struct sip, sip_text, 1);
+#endif
+
 /* ns of CLOCK_MONOTONIC; of its last tick, which is cheaper, where nobody needs more. */
 static inline u64 clock_ns(void)
 {
@@ -53,6 +64,14 @@ static inline struct counters *this_cpu_counters(void)
 	u32 zero = 0;
 
 	return counters.lookup(&zero);
+}
+
+static inline void count_fragment(void)
+{
+	struct counters *count = this_cpu_counters();
+
+	if (count)
+		count->fragments++;
 }
 
 /* Neither private (RFC 1918), loopback, link-local, multicast, reserved nor "this network". */
@@ -107,6 +126,163 @@ static inline bool is_live(struct peer *peer, u64 now)
 {
 	return (s64)(now - peer->last_seen) < (s64)TIMEOUT_NS;
 }
+
+#ifdef IS_SIP_PORT
+/*
+ * The sendonly of a hold, which the provider is not to see (bpf/sip.h reads it)
+ */
+
+/* The packet's text is read, and what it says is in what is returned; NULL: it cannot be. */
+static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *place,
+				   struct sip_search *search)
+{
+	u32 zero = 0;
+	struct sip *sip = sip_text.lookup(&zero);
+	struct sip_segment segment = place->segment;
+	struct sip_context *before;
+
+	if (!sip)
+		return NULL;
+	sip->place = *place;
+	if (!load_text(skb, sip))
+		return NULL;
+	sip->context = (struct sip_context){ .line_begins = 1, .begun = begins_message(sip) };
+	if (sip->place.is_tcp && !sip->context.begun) {
+		before = segments.lookup(&segment);
+		if (before)
+			sip->context = *before;
+		else
+			sip->context.line_begins = 0;
+	}
+	sip->line = sip->context.line_begins ? 0 : sip->length;
+	read_text(sip, search);
+	if (sip->call_id)
+		hash_call_id(sip);
+	return sip;
+}
+
+/* The next segment of this message goes on with what is known by now. */
+static inline void remember_segment(struct sip *sip)
+{
+	struct sip_segment segment = sip->place.segment;
+	struct sip_context context = sip->context;
+
+	segment.sequence += sip->place.length;
+	if (sip->place.is_tcp && sip->place.length <= SIP_TEXT)
+		segments.update(&segment, &context);
+}
+
+/*
+ * The word that is to be changed: of the media section, or of the whole session if there is one
+ * media section only, without a direction of its own. Offset in the text plus 1; 0: none.
+ */
+static inline u32 word_of(struct sip *sip)
+{
+	if (sip->word || sip->context.section != SECTION_OPEN || sip->context.media != 1)
+		return sip->word;
+	return sip->session_word;
+}
+
+/* Does this packet's end cut off what would have told? */
+static inline bool is_split(struct sip *sip, struct sip_search *search)
+{
+	if (sip->more_words || sip->stray_words)
+		return true;
+	if (sip->place.is_tcp || sip->place.goes_on)
+		return is_cut(sip, search) ||
+		       (sip->place.goes_on && sip->context.section == SECTION_OPEN);
+	return false;
+}
+
+static inline void forget_dialog(struct sip *sip)
+{
+	u64 call_id = sip->context.call_id;
+
+	if (call_id)
+		dialogs.delete(&call_id);
+}
+
+static inline void remember_dialog(struct sip *sip)
+{
+	u64 call_id = sip->context.call_id, one = 1;
+
+	if (call_id)
+		dialogs.update(&call_id, &one);
+}
+
+/*
+ * SIP on its way to the provider: after netfilter, so its source is public where the firewall
+ * NATs. What UCM's next SDP in the dialog says decides whether the way back is changed; an INVITE
+ * without SDP asks the provider for an offer, which UCM is to see as it is.
+ */
+static inline void flip_hold(struct __sk_buff *skb)
+{
+	struct sip_search phantom = {
+		.port = PHANTOM_TEXT,
+		.digits = PHANTOM_DIGITS,
+		.word = A_SENDON,
+		.rest = TEXT2('l', 'y'),
+	};
+	struct sip_place place;
+	struct counters *count;
+	struct sip *sip;
+	u32 word;
+
+	if (!find_text(skb, &place))
+		return;
+	if (!IS_UCM(place.segment.saddr) && !IS_PUBLIC(place.segment.saddr))
+		return;
+	sip = read_sip(skb, &place, &phantom);
+	count = this_cpu_counters();
+	if (!sip || !count)
+		return;
+	word = word_of(sip);
+	if (word && change_text(skb, &sip->place, word - 1 + 2, SENDONLY, SENDRECV)) {
+		count->sip_flipped++;
+		remember_dialog(sip);
+	} else if (sip->context.section == SECTION_CLOSED || (sip->invite && sip->no_body)) {
+		forget_dialog(sip);
+	}
+	if (is_split(sip, &phantom))
+		count->sip_split++;
+	close_cut_section(sip);
+	remember_segment(sip);
+}
+
+/* SIP that comes from the provider: in a dialog whose hold was flipped, sendrecv is recvonly. */
+static inline void restore_hold(struct __sk_buff *skb)
+{
+	struct sip_search audio = { .word = A_SENDRE, .rest = TEXT2('c', 'v') };
+	struct sip_place place;
+	struct counters *count;
+	struct sip *sip;
+	u64 call_id;
+	u32 word;
+
+	if (!find_text(skb, &place))
+		return;
+	if (!IS_PUBLIC(place.segment.daddr) && !IS_UCM(place.segment.daddr))
+		return;
+	sip = read_sip(skb, &place, &audio);
+	count = this_cpu_counters();
+	if (!sip || !count)
+		return;
+	word = word_of(sip);
+	call_id = sip->context.call_id;
+	if (word && call_id && dialogs.lookup(&call_id) &&
+	    change_text(skb, &sip->place, word - 1 + 2, SENDRECV, RECVONLY))
+		count->sip_restored++;
+	remember_segment(sip);
+}
+#else
+static inline void flip_hold(struct __sk_buff *skb)
+{
+}
+
+static inline void restore_hold(struct __sk_buff *skb)
+{
+}
+#endif
 
 /*
  * learn
@@ -229,15 +405,17 @@ int moh_learn(struct __sk_buff *skb)
 	struct counters *count;
 	struct heard heard;
 
-	if (kind == KIND_OTHER || !IS_PUBLIC(packet.daddr) || !may_teach(packet.saddr))
+	if (kind != KIND_RTP) {
+		if (kind == KIND_FRAGMENT && IS_PUBLIC(packet.daddr) && may_teach(packet.saddr))
+			count_fragment();
+		restore_hold(skb);
+		return TC_ACT_UNSPEC;
+	}
+	if (!IS_PUBLIC(packet.daddr) || !may_teach(packet.saddr))
 		return TC_ACT_UNSPEC;
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
-	if (kind == KIND_FRAGMENT) {
-		count->fragments++;
-		return TC_ACT_UNSPEC;
-	}
 
 	heard.public_address = packet.daddr;
 	heard.public_port = packet.dport;
@@ -259,13 +437,11 @@ int moh_learn(struct __sk_buff *skb)
  */
 
 /* Is it of those packets that we decide about? */
-static inline bool is_ours(enum kind kind, struct packet *packet)
+static inline bool is_ours(struct packet *packet)
 {
 	u16 port = bpf_ntohs(packet->sport);
 
-	if (kind == KIND_OTHER || !IS_UCM(packet->saddr))
-		return false;
-	return kind == KIND_FRAGMENT || (port >= RTP_PORT_MIN && port <= RTP_PORT_MAX);
+	return IS_UCM(packet->saddr) && port >= RTP_PORT_MIN && port <= RTP_PORT_MAX;
 }
 
 /* An endpoint that is known and not forgotten, and what it said last. */
@@ -371,15 +547,17 @@ int moh_enforce(struct __sk_buff *skb)
 	struct heard heard;
 	u64 now;
 
-	if (!is_ours(kind, &packet))
+	if (kind != KIND_RTP) {
+		if (kind == KIND_FRAGMENT && IS_UCM(packet.saddr))
+			count_fragment();
+		flip_hold(skb);
+		return TC_ACT_UNSPEC;
+	}
+	if (!is_ours(&packet))
 		return TC_ACT_UNSPEC;
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
-	if (kind == KIND_FRAGMENT) {
-		count->fragments++;
-		return TC_ACT_UNSPEC;
-	}
 
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);
@@ -588,15 +766,18 @@ int moh_bypass(struct __sk_buff *skb)
 	u64 now;
 
 	/* As ip_forward(): what a promiscuous interface overhears is not for us to forward. */
-	if (!is_ours(kind, &packet) || skb->pkt_type != PACKET_HOST)
+	if (kind == KIND_OTHER || skb->pkt_type != PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	if (kind == KIND_FRAGMENT) {
+		if (IS_UCM(packet.saddr))
+			count_fragment();
+		return TC_ACT_UNSPEC;
+	}
+	if (!is_ours(&packet))
 		return TC_ACT_UNSPEC;
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
-	if (kind == KIND_FRAGMENT) {
-		count->fragments++;
-		return TC_ACT_UNSPEC;
-	}
 
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);

@@ -7,6 +7,7 @@ needed. It is imported only here and only when something is compiled.
 import contextlib
 import os
 import platform
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
         raise MohError(_explain("".join(output) or str(error))) from error
     names = ["peers", "counters", "settings"] + ["providers"] * bool(plan.settings.provider)
+    names += ["dialogs", "segments"] * plan.settings.flip_hold
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
     loaded = Loaded(module, programs, maps)
     _check_names(loaded)
@@ -146,6 +148,13 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         defines["QUALITY"] = 1
     elif features.has_coarse_clock():
         defines["COARSE_CLOCK"] = 1
+    if settings.flip_hold:
+        phantom = str(settings.port).encode()
+        defines |= {
+            "IS_SIP_PORT(p)": _any("p", (socket.htons(each) for each in settings.sip_ports)),
+            "PHANTOM_TEXT": f"{int.from_bytes(phantom, 'little'):#x}ULL",
+            "PHANTOM_DIGITS": len(phantom),
+        }
     if settings.provider:
         defines["MAX_PROVIDERS"] = len(settings.provider)
     return [

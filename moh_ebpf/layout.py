@@ -88,6 +88,9 @@ COUNTERS = {
     "rtp_out_expected": "UCM's RTP that its sequence numbers tell of, come or not",
     "rtp_out_lost": "UCM's RTP skipped in its sequence, whether it came late or not at all",
     "rtp_out_late": "UCM's RTP that came after its successors, or twice",
+    "sip_flipped": "SDP of UCM's whose hold was turned from sendonly into sendrecv",
+    "sip_restored": "SDP of the provider's for such a hold, turned from sendrecv into recvonly",
+    "sip_split": "SDP left as it is: the word, or what says that it matters, is cut by a packet's end",
 }
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 

@@ -147,11 +147,11 @@ static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *plac
 	if (!load_text(skb, sip))
 		return NULL;
 	sip->context = (struct sip_context){ .line_begins = 1, .begun = begins_message(sip) };
-	if (sip->place.is_tcp && !sip->context.begun) {
+	if (sip->place.is_tcp) {
 		before = segments.lookup(&segment);
-		if (before)
+		if (before && !(before->line_begins && sip->context.begun))
 			sip->context = *before;
-		else
+		else if (!sip->context.begun)
 			sip->context.line_begins = 0;
 	}
 	sip->line = sip->context.line_begins ? 0 : sip->length;

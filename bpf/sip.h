@@ -378,11 +378,15 @@ static __always_inline bool load_text(struct __sk_buff *skb, struct sip *sip)
 	return true;
 }
 
-/* A request or a response begins: its first two letters are capitals, a line's of SDP is small. */
+static __always_inline bool is_capital(u8 letter)
+{
+	return letter >= 'A' && letter <= 'Z';
+}
+
+/* A request or a response: it begins with three capitals, other lines of SIP and SDP hardly do. */
 static __always_inline bool begins_message(struct sip *sip)
 {
-	return sip->text[0] >= 'A' && sip->text[0] <= 'Z' && sip->text[1] >= 'A' &&
-	       sip->text[1] <= 'Z';
+	return is_capital(sip->text[0]) && is_capital(sip->text[1]) && is_capital(sip->text[2]);
 }
 
 /* Words of 16 bits that begin at an odd byte count with their bytes swapped (RFC 1071). */

@@ -132,29 +132,34 @@ static inline bool is_live(struct peer *peer, u64 now)
  * The sendonly of a hold, which the provider is not to see (bpf/sip.h reads it)
  */
 
+/* Before a packet's text: nothing is known, or what the segment before has left. */
+static inline void begin_reading(struct sip *sip, bool begun)
+{
+	struct sip_segment segment = sip->place.segment;
+	struct sip_context *before = NULL;
+
+	sip->context = (struct sip_context){ .line_begins = 1, .begun = begun };
+	if (sip->place.is_tcp)
+		before = segments.lookup(&segment);
+	if (before && !(begun && before->line_begins && !before->tail_length))
+		sip->context = *before;
+	else if (sip->place.is_tcp && !begun)
+		sip->context.line_begins = 0;
+}
+
 /* The packet's text is read, and what it says is in what is returned; NULL: it cannot be. */
 static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *place,
 				   struct sip_search *search)
 {
 	u32 zero = 0;
 	struct sip *sip = sip_text.lookup(&zero);
-	struct sip_segment segment = place->segment;
-	struct sip_context *before;
 
 	if (!sip)
 		return NULL;
 	sip->place = *place;
+	begin_reading(sip, begins_message(skb, place));
 	if (!load_text(skb, sip))
 		return NULL;
-	sip->context = (struct sip_context){ .line_begins = 1, .begun = begins_message(sip) };
-	if (sip->place.is_tcp) {
-		before = segments.lookup(&segment);
-		if (before && !(before->line_begins && sip->context.begun))
-			sip->context = *before;
-		else if (!sip->context.begun)
-			sip->context.line_begins = 0;
-	}
-	sip->line = sip->context.line_begins ? 0 : sip->length;
 	read_text(sip, search);
 	if (sip->call_id)
 		hash_call_id(sip);
@@ -165,11 +170,14 @@ static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *plac
 static inline void remember_segment(struct sip *sip)
 {
 	struct sip_segment segment = sip->place.segment;
-	struct sip_context context = sip->context;
+	struct sip_context context;
 
+	if (!sip->place.is_tcp || sip->length - sip->tail != sip->place.length)
+		return;
+	keep_tail(sip);
+	context = sip->context;
 	segment.sequence += sip->place.length;
-	if (sip->place.is_tcp && sip->place.length <= SIP_TEXT)
-		segments.update(&segment, &context);
+	segments.update(&segment, &context);
 }
 
 /*
@@ -183,15 +191,25 @@ static inline u32 word_of(struct sip *sip)
 	return sip->session_word;
 }
 
-/* Does this packet's end cut off what would have told? */
-static inline bool is_split(struct sip *sip, struct sip_search *search)
+/* Has the word begun in the segment before? Then it is left, for half of it is gone already. */
+static inline bool is_cut(struct sip *sip, u32 word)
 {
-	if (sip->more_words || sip->stray_words)
-		return true;
-	if (sip->place.is_tcp || sip->place.goes_on)
-		return is_cut(sip, search) ||
-		       (sip->place.goes_on && sip->context.section == SECTION_OPEN);
-	return false;
+	return word && word <= sip->tail;
+}
+
+/* What cannot be changed: a word that is cut, a second one, one that nothing is known of, and one
+ * that may follow in another fragment. */
+static inline bool is_split(struct sip *sip, u32 word)
+{
+	return is_cut(sip, word) || sip->more_words || sip->stray_words ||
+	       (sip->place.goes_on && sip->context.section == SECTION_OPEN);
+}
+
+/* Change the word's last eight letters, if the word is in this packet. */
+static inline bool change_word(struct __sk_buff *skb, struct sip *sip, u32 word, u64 from, u64 to)
+{
+	return word && !is_cut(sip, word) &&
+	       change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
 }
 
 static inline void forget_dialog(struct sip *sip)
@@ -237,15 +255,14 @@ static inline void flip_hold(struct __sk_buff *skb)
 	if (!sip || !count)
 		return;
 	word = word_of(sip);
-	if (word && change_text(skb, &sip->place, word - 1 + 2, SENDONLY, SENDRECV)) {
+	if (change_word(skb, sip, word, SENDONLY, SENDRECV)) {
 		count->sip_flipped++;
 		remember_dialog(sip);
 	} else if (sip->context.section == SECTION_CLOSED || (sip->invite && sip->no_body)) {
 		forget_dialog(sip);
 	}
-	if (is_split(sip, &phantom))
+	if (is_split(sip, word))
 		count->sip_split++;
-	close_cut_section(sip);
 	remember_segment(sip);
 }
 
@@ -269,9 +286,12 @@ static inline void restore_hold(struct __sk_buff *skb)
 		return;
 	word = word_of(sip);
 	call_id = sip->context.call_id;
-	if (word && call_id && dialogs.lookup(&call_id) &&
-	    change_text(skb, &sip->place, word - 1 + 2, SENDRECV, RECVONLY))
-		count->sip_restored++;
+	if (word && call_id && dialogs.lookup(&call_id)) {
+		if (change_word(skb, sip, word, SENDRECV, RECVONLY))
+			count->sip_restored++;
+		else
+			count->sip_split++;
+	}
 	remember_segment(sip);
 }
 #else

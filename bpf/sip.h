@@ -20,7 +20,8 @@
 #error "words of text are compared as little-endian numbers"
 #endif
 
-#define SIP_TEXT 4096	   /* bytes of a packet that are read; a power of two */
+#define SIP_TEXT 4096	   /* bytes that are read; a power of two */
+#define SIP_TAIL 16	   /* of them, a line's that the segment before has begun */
 #define SIP_TURNS 640	   /* one for each eight bytes, and one for each line */
 #define CALL_ID_LENGTH 128 /* characters that tell one Call-ID from another */
 
@@ -31,6 +32,9 @@
 #define TEXT4(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
 #define TEXT2(a, b) ((u16)((a) | (b) << 8))
 #define FIRST(bytes) ((bytes) < 8 ? (1ULL << 8 * (bytes)) - 1 : ~0ULL)
+/* To the compiler: what was stored must be loaded again, and none of it is known. */
+#define LOAD_AGAIN() asm volatile("" ::: "memory")
+
 #define LOWER 0x2020202020202020ULL
 
 #define M_AUDIO TEXT8('m', '=', 'a', 'u', 'd', 'i', 'o', ' ')
@@ -57,12 +61,14 @@ enum section {
 /* What is known of a message, from one TCP segment to the next. */
 struct sip_context {
 	u64 call_id;	/* a hash; 0: not seen */
+	u64 tail[2];	/* the unfinished line, if it is so short that it may yet matter */
+	u8 tail_length; /* bytes */
 	u8 section;	/* enum section */
-	u8 line_begins; /* the next byte is a line's first */
+	u8 line_begins; /* the tail, or the next byte, is a line's first */
 	u8 begun;	/* its first line was seen, so that all before the m= lines is known */
 	u8 audio;	/* number of m=audio lines, 255 at most */
 	u8 media;	/* number of m= lines, 255 at most */
-	u8 zero[3];
+	u8 zero[2];
 };
 
 /* A TCP segment: the one that begins there goes on with the context. */
@@ -88,10 +94,11 @@ struct sip_place {
 
 /* A packet's text, and what was found in it. Offsets are into `text`, plus 1; 0: not found. */
 struct sip {
-	u8 text[SIP_TEXT + 32]; /* the packet's are followed by zeros */
+	u8 text[SIP_TEXT + 64]; /* the tail, the packet's text, zeros */
 	u32 length;
 	u32 at;
-	u32 line; /* where the present line begins; `length`: in an earlier packet */
+	u32 line; /* where the present line begins; `length`: in an earlier segment */
+	u32 tail; /* bytes of the text that were the segment's before */
 	u32 call_id;
 	u32 word;	  /* the direction to be changed, in its media section */
 	u32 session_word; /* the same before any m= line */
@@ -132,16 +139,25 @@ static __always_inline bool is_section(struct sip_search *search, u64 second)
 	return (second & FIRST(search->digits)) == search->port && (next == ' ' || next == '/');
 }
 
+/* Does the text end within the first so many bytes of this word? It is followed by zeros. */
+static __always_inline bool ends_in(u64 word, u32 bytes)
+{
+	word |= ~FIRST(bytes);
+	return (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+}
+
+/* A line that the packet's end cuts off before it has told is read in the next one. */
 static __always_inline void note_media(struct sip *sip, struct sip_search *search, u64 first,
 				       u64 second)
 {
-	sip->context.media++;
-	sip->context.section = SECTION_CLOSED;
-	if (first != M_AUDIO)
+	bool is_audio = first == M_AUDIO;
+
+	if (ends_in(first, 8) || (is_audio && ends_in(second, search->digits + 1)))
 		return;
-	sip->context.audio++;
-	if (is_section(search, second))
-		sip->context.section = SECTION_OPEN;
+	sip->context.media++;
+	sip->context.audio += is_audio;
+	sip->context.section =
+		is_audio && is_section(search, second) ? SECTION_OPEN : SECTION_CLOSED;
 }
 
 /* The line's end is a CR, a LF, or that of the packet, whose bytes are followed by 0. */
@@ -175,7 +191,7 @@ static __always_inline void note_attribute(struct sip *sip, struct sip_search *s
 		note_word(sip, at);
 	else if ((first == A_SENDON || first == A_SENDRE || first == A_RECVON ||
 		  first == A_INACTI) &&
-		 sip->context.section == SECTION_OPEN)
+		 !ends_in(second, 2) && sip->context.section == SECTION_OPEN)
 		sip->context.section = SECTION_CLOSED;
 }
 
@@ -248,14 +264,17 @@ static __always_inline void go_on(struct sip *sip, u32 at)
 static __always_inline void read_text(struct sip *sip, struct sip_search *search)
 {
 	for (u32 turn = 0; turn < SIP_TURNS; turn++) {
-		u32 at = sip->at;
+		u32 at;
 
+		LOAD_AGAIN();
+		at = sip->at;
 		if (at >= sip->length)
 			break;
 		if (sip->context.line_begins)
 			note_line(sip, search, at);
 		go_on(sip, at);
 	}
+	LOAD_AGAIN();
 }
 
 /* FNV-1a of the Call-ID's value, without blanks; 0 is none. */
@@ -274,29 +293,6 @@ static __always_inline void hash_call_id(struct sip *sip)
 			sip->colon = 1;
 	}
 	sip->context.call_id = sip->hash;
-}
-
-/*
- * Does the packet end within a line that would have mattered: within an m= line up to its port, or
- * within the word? All of a line's first bytes are compared, as far as they have come.
- */
-static __always_inline bool is_cut(struct sip *sip, struct sip_search *search)
-{
-	u32 cut = sip->length - sip->line;
-	u64 first = load8(sip, sip->line, 0), mask = FIRST(cut);
-
-	if (sip->context.line_begins || !cut || sip->line >= sip->length)
-		return false;
-	if (first == (M_AUDIO & mask) || (cut >= 8 && first == M_AUDIO))
-		return cut <= 8 + search->digits;
-	return sip->context.section == SECTION_OPEN && cut < 10 && first == (search->word & mask);
-}
-
-/* What follows an m= line of which only the m is seen belongs to a section that nobody knows. */
-static __always_inline void close_cut_section(struct sip *sip)
-{
-	if (sip->line + 1 == sip->length && (load8(sip, sip->line, 0) & 0xff) == 'm')
-		sip->context.section = SECTION_CLOSED;
 }
 
 /*
@@ -352,22 +348,26 @@ static __always_inline bool find_text(struct __sk_buff *skb, struct sip_place *p
 	return place->payload < total;
 }
 
-/* Copy the text, as much of it as there is room for. False: it cannot be read. */
+/* Copy the text, as much of it as there is room for, behind the tail. False: it cannot be read. */
 static __always_inline bool load_text(struct __sk_buff *skb, struct sip *sip)
 {
-	u32 length = sip->place.length;
+	u32 length = sip->place.length, tail;
 
-	if (length > SIP_TEXT)
-		length = SIP_TEXT;
+	if (length > SIP_TEXT - SIP_TAIL)
+		length = SIP_TEXT - SIP_TAIL;
 	/* 1 to SIP_TEXT, which the verifier cannot see, nor the compiler say in its words. */
 	length--;
 	asm volatile("" : "+r"(length));
 	length = (length & (SIP_TEXT - 1)) + 1;
-	if (bpf_skb_load_bytes(skb, sip->place.payload, sip->text, length))
+	tail = sip->context.tail_length & (SIP_TAIL - 1);
+	__builtin_memcpy(sip->text, sip->context.tail, sizeof(sip->context.tail));
+	if (bpf_skb_load_bytes(skb, sip->place.payload, sip->text + tail, length))
 		return false;
-	__builtin_memset(sip->text + length, 0, 32);
-	sip->length = length;
+	__builtin_memset(sip->text + tail + length, 0, 32);
+	sip->length = tail + length;
+	sip->tail = tail;
 	sip->at = 0;
+	sip->line = sip->context.line_begins ? 0 : sip->length;
 	sip->call_id = 0;
 	sip->word = 0;
 	sip->session_word = 0;
@@ -384,9 +384,27 @@ static __always_inline bool is_capital(u8 letter)
 }
 
 /* A request or a response: it begins with three capitals, other lines of SIP and SDP hardly do. */
-static __always_inline bool begins_message(struct sip *sip)
+static __always_inline bool begins_message(struct __sk_buff *skb, struct sip_place *place)
 {
-	return is_capital(sip->text[0]) && is_capital(sip->text[1]) && is_capital(sip->text[2]);
+	u8 first[3];
+
+	if (bpf_skb_load_bytes(skb, place->payload, first, sizeof(first)))
+		return false;
+	return is_capital(first[0]) && is_capital(first[1]) && is_capital(first[2]);
+}
+
+/* For the next segment: an unfinished line that is long has told what it is by now. */
+static __always_inline void keep_tail(struct sip *sip)
+{
+	u32 length = sip->length - sip->line;
+
+	sip->context.tail_length = 0;
+	if (sip->context.line_begins || length >= SIP_TAIL)
+		return;
+	sip->context.tail[0] = load8(sip, sip->line, 0);
+	sip->context.tail[1] = load8(sip, sip->line, 8);
+	sip->context.tail_length = length;
+	sip->context.line_begins = length > 0;
 }
 
 /* Words of 16 bits that begin at an odd byte count with their bytes swapped (RFC 1071). */

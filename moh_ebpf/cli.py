@@ -176,6 +176,18 @@ QUALITY = typer.Option(
     show_default=False,
     help="Keep loss and jitter of each stream. Default: yes.",
 )
+FLIP_HOLD = typer.Option(
+    None,
+    "--flip-hold/--no-flip-hold",
+    show_default=False,
+    help="Turn the sendonly of a hold into sendrecv. Default: no.",
+)
+SIP_PORTS = typer.Option(
+    [],
+    metavar="PORT…",
+    show_default=False,
+    help="Ports of SIP, for --flip-hold. Default: 5060.",
+)
 CONFIG = typer.Option(
     None,
     metavar="FILE",
@@ -196,6 +208,8 @@ def attach(
     timeout: str = TIMEOUT,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
+    flip_hold: bool = FLIP_HOLD,
+    sip_ports: list[str] = SIP_PORTS,
     config: Path = CONFIG,
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
 ) -> None:
@@ -211,6 +225,8 @@ def attach(
         "timeout": timeout,
         "max_peers": max_peers,
         "quality": quality,
+        "flip_hold": flip_hold,
+        "sip_ports": sip_ports,
     }
     values = settings.load_config(config) if config else {}
     chosen = settings.from_values(settings.merge(values, options))
@@ -226,7 +242,7 @@ def attach(
         if process not in (None, os.getppid()) and not dry_run:
             _notify(f"warning: moh-ebpf run (process {process}) will put its own settings back; "
                     "change its config and reload it instead")  # fmt: skip
-        _tell(report, chosen.port, dry_run)
+        _tell(report, chosen, dry_run)
 
 
 @contextmanager
@@ -240,15 +256,18 @@ def _done_already(verb: str) -> Iterator[None]:
         ) from error
 
 
-def _tell(report: "Report", port: int, dry_run: bool) -> None:
+def _tell(report: "Report", chosen: settings.Settings, dry_run: bool) -> None:
     from moh_ebpf.registry import interface_name
 
     verb = "would attach" if dry_run else "replaced" if report.replaced else "attached"
     for place in report.places:
         name = interface_name(place.ifindex)
         typer.echo(f"{verb} {place.role} on {name} {place.role.hook}")
-    sources = ", ".join(f"{address}:{port}" for address in report.public)
+    sources = ", ".join(f"{address}:{chosen.port}" for address in report.public)
     typer.echo(f"hold music leaves as {sources}")
+    if chosen.flip_hold:
+        ports = ", ".join(map(str, chosen.sip_ports))
+        typer.echo(f"the sendonly of a hold leaves as sendrecv (SIP on port {ports})")
 
 
 @app.command()
@@ -355,6 +374,8 @@ def doctor(
     timeout: str = TIMEOUT,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
+    flip_hold: bool = FLIP_HOLD,
+    sip_ports: list[str] = SIP_PORTS,
     config: Path = CONFIG,
     seconds: str = typer.Option(
         "2s", "--for", metavar="DURATION", help="How long to look at calls, if attached."
@@ -376,6 +397,8 @@ def doctor(
         "timeout": timeout,
         "max_peers": max_peers,
         "quality": quality,
+        "flip_hold": flip_hold,
+        "sip_ports": sip_ports,
     }
     looking = settings.duration("--for", seconds)
     if looking > 3600:

@@ -90,10 +90,13 @@ COUNTERS = {
     "rtp_out_late": "UCM's RTP that came after its successors, or twice",
     "sip_flipped": "SDP of UCM's whose hold was turned from sendonly into sendrecv",
     "sip_restored": "SDP of the provider's for such a hold, turned from sendrecv into recvonly",
-    "sip_split": "SDP left as it is: the word, or what says that it matters, is cut by a packet's end",
+    "sip_split": "SDP left as it is: its direction, or what that is of, is not in one packet",
 }
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
+# struct sip_segment and struct sip_context (bpf/sip.h), which no command reads.
+SIP = struct.Struct("=4s4s2s2sI3Q8B")
+
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
-_ALL = [ENDPOINT.format, HEARD.format, RTP_FIELDS, PEER_FIELDS, *COUNTERS]
+_ALL = [ENDPOINT.format, HEARD.format, RTP_FIELDS, PEER_FIELDS, *COUNTERS, SIP.format]
 ID = f"{zlib.crc32(repr(_ALL).encode()):08x}"

@@ -34,6 +34,7 @@ VERDICTS = (
     "left_to_stack",
 )
 CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
+SIP = ("flipped", "restored", "split")
 # Sums over all streams → their counter for "in" or "out".
 RTP = {
     "expected": ("rtp_{}_expected", "RTP packets that sequence numbers tell of, come or not."),
@@ -136,6 +137,8 @@ def families(facts: Facts | None) -> Iterator[Any]:
             f"moh_ebpf_{metric}", _sentence(layout.COUNTERS[name]), value=counters[name]
         )
     yield from _rtp(counters)
+    yield _counter("sip_packets", "SIP by what was done with its direction.", "outcome",
+                   {name: counters[f"sip_{name}"] for name in SIP})  # fmt: skip
     yield from _peers(facts)
     yield from _run_time(facts.programs)
 

@@ -1,5 +1,7 @@
 """--flip-hold: the sendonly of a hold on its way out, and the provider's answer on its way in."""
 
+import errno
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,7 @@ from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from moh_ebpf import libbpf
+from moh_ebpf import layout, libbpf
 from moh_ebpf.registry import Role
 from tests.packets.bench import COMPLETE, UNSPEC, Bench, bench
 from tests.support.firewall import PUBLIC, UCM, firewall
@@ -36,6 +38,11 @@ def sip(loaded: Bench) -> Bench:
             for at in range(0, len(keys), each.key_size):
                 libbpf._call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
     return loaded
+
+
+def test_layout(loaded: Bench) -> None:
+    maps = loaded._loaded.maps
+    assert maps["segments"].key_size + maps["segments"].value_size == layout.SIP.size
 
 
 def message(
@@ -167,7 +174,8 @@ def test_leaves_alone(sip: Bench, what: str, payload: bytes) -> None:
 
 
 NOT_SIP = [
-    ("another port", IP(src=PUBLIC, dst=PROVIDER) / UDP(sport=5061, dport=5061) / Raw(message(HOLD))),
+    ("another port", IP(src=PUBLIC, dst=PROVIDER) / UDP(sport=5061, dport=5061)
+     / Raw(message(HOLD))),
     ("another host's", IP(src="198.51.100.77", dst=PROVIDER) / UDP(sport=5060, dport=5060)
      / Raw(message(HOLD))),
     ("a later fragment", IP(src=PUBLIC, dst=PROVIDER, frag=3, proto=17) / Raw(bytes(8)
@@ -206,7 +214,12 @@ def test_a_sum_of_the_whole_packet_stays_right(sip: Bench, shift: int) -> None:
     """CHECKSUM_COMPLETE: the kernel checks it after the run."""
     payload = message(HOLD).replace(b"tag=1", b"tag=1" + b"2" * shift)
     for packet in (out_udp(payload), out_tcp(payload)):
-        frame = sip.run(Role.ENFORCE, packet, flags=COMPLETE)[1]
+        try:
+            frame = sip.run(Role.ENFORCE, packet, flags=COMPLETE)[1]
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                pytest.skip("this kernel's test runs know no CHECKSUM_COMPLETE")
+            raise
         assert b"a=sendrecv" in frame
 
 
@@ -293,7 +306,7 @@ def segments(payload: bytes, *cuts: int) -> list[Packet]:
     edges = [0, *cuts, len(payload)]
     return [
         out_tcp(payload[begin:end], sequence=(2**32 - 100 + begin) % 2**32)
-        for begin, end in zip(edges, edges[1:], strict=False)
+        for begin, end in itertools.pairwise(edges)
     ]
 
 

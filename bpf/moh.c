@@ -31,6 +31,11 @@ static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS);
 BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
 
+/* What happened, for any number of readers; see moh_ebpf/events.py. */
+BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
+/* Who UCM sends to without being heard, for the time until the music is. */
+BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 4096);
+
 /* JSON for `status` and `detach`. No program reads it; it lives as long as they do. */
 struct settings {
 	char json[SETTINGS_SIZE];
@@ -305,6 +310,78 @@ static inline void restore_hold(struct __sk_buff *skb)
 #endif
 
 /*
+ * Events: changes of state, never packets
+ */
+
+static inline void tell(struct counters *count, struct event *event)
+{
+	/* Readers keep their own position, so each record wakes them. */
+	if (events.ringbuf_output(event, sizeof(*event), BPF_RB_FORCE_WAKEUP))
+		count->events_unread++;
+}
+
+/* Of RTCP nothing is told: it comes too seldom to be a state. */
+static inline void tell_heard(struct counters *count, struct packet *packet, u8 kind,
+			      struct heard heard, u64 now, u8 before, u64 lasted)
+{
+	struct event event = {
+		.time = now,
+		.heard = heard_word(heard),
+		.lasted = lasted,
+		.address = packet->saddr,
+		.port = packet->sport,
+		.kind = kind,
+		.before = before,
+	};
+
+	if (!packet->is_rtcp)
+		tell(count, &event);
+}
+
+/* UCM sends, and is not let through (yet). A wait that was given up long ago does not count. */
+static inline void note_waiting(struct packet *packet, u64 now)
+{
+	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
+	struct waiting first = { .first = now, .last = now, .packets = 1 };
+	struct waiting *waiting = waiting_for.lookup(&endpoint);
+
+	if (packet->is_rtcp)
+		return;
+	if (!waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS) {
+		waiting_for.update(&endpoint, &first);
+		return;
+	}
+	waiting->last = now;
+	__sync_fetch_and_add(&waiting->packets, 1);
+}
+
+/* The first packet that goes out in the present state ends the wait. */
+static inline void end_waiting(struct counters *count, struct peer *peer, struct packet *packet,
+			       struct heard heard, u64 now)
+{
+	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
+	struct waiting *waiting = waiting_for.lookup(&endpoint);
+	struct event event = {
+		.time = now,
+		.heard = heard_word(heard),
+		.address = packet->daddr,
+		.port = packet->dport,
+		.kind = EVENT_MUSIC,
+		.before = heard.state,
+	};
+
+	peer->out_first = now;
+	if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS) {
+		event.lasted = now - waiting->first;
+		event.dropped = waiting->packets;
+	}
+	if (waiting)
+		waiting_for.delete(&endpoint);
+	if (heard.state == STATE_MOH)
+		tell(count, &event);
+}
+
+/*
  * learn
  */
 
@@ -351,21 +428,24 @@ static inline void relearn(struct peer *peer, struct heard heard, u64 now)
 	peer->out_packets = 0;
 	peer->out_bytes = 0;
 	peer->out_last = 0;
+	peer->out_first = 0;
 	peer->in_rtp = (struct rtp){};
 	peer->out_rtp = (struct rtp){};
 	peer->since = now;
 	peer->heard = heard_word(heard);
 }
 
-static inline void change_state(struct peer *peer, struct counters *count, struct heard heard,
-				u64 now)
+static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
+				struct heard heard, u64 now)
 {
 	u8 before = heard_of(peer).state;
 
 	peer->heard = heard_word(heard);
 	if (before == heard.state)
 		return;
+	tell_heard(count, packet, EVENT_CHANGED, heard, now, before, now - peer->since);
 	peer->since = now;
+	peer->out_first = 0;
 	if (heard.state == STATE_MOH)
 		count->two_to_moh++;
 	else
@@ -378,10 +458,12 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 {
 	note_gap(peer, now);
 	if (!is_live(peer, now)) {
+		tell_heard(count, packet, EVENT_LEARNED, heard, now, heard_of(peer).state,
+			   peer->last_seen - peer->since);
 		relearn(peer, heard, now);
 		count_learned(count, heard.state);
 	} else if (peer->heard != heard_word(heard)) {
-		change_state(peer, count, heard, now);
+		change_state(peer, count, packet, heard, now);
 	}
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
@@ -404,8 +486,10 @@ static inline void hear(struct __sk_buff *skb, struct counters *count, struct pa
 		};
 
 		/* Else another CPU was first, or there is no memory. */
-		if (!peers.insert(&endpoint, &fresh))
+		if (!peers.insert(&endpoint, &fresh)) {
 			count_learned(count, heard.state);
+			tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
+		}
 		peer = peers.lookup(&endpoint);
 	}
 	if (peer)
@@ -511,16 +595,19 @@ static inline void note_outbound(struct __sk_buff *skb, struct counters *count, 
 }
 
 static inline void count_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				  struct packet *packet, u64 now)
+				  struct packet *packet, struct heard heard, u64 now)
 {
+	if (!peer->out_first && !packet->is_rtcp)
+		end_waiting(count, peer, packet, heard, now);
 	__sync_fetch_and_add(&peer->out_packets, 1);
 	__sync_fetch_and_add(&peer->out_bytes, packet->bytes);
 	peer->out_last = now;
 	note_outbound(skb, count, peer, packet, now);
 }
 
-static inline int drop_unidentified(struct counters *count)
+static inline int drop_unidentified(struct counters *count, struct packet *packet, u64 now)
 {
+	note_waiting(packet, now);
 	count->dropped_unidentified++;
 	return TC_ACT_SHOT;
 }
@@ -537,12 +624,12 @@ static inline int drop_failed(struct counters *count)
  * UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
  */
 static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			   struct packet *packet, u64 now)
+			   struct packet *packet, struct heard heard, u64 now)
 {
 	count->passed_unnatted++;
 	if (!IS_LAN(skb->ingress_ifindex)) {
 		count->passed_two++;
-		count_outbound(skb, count, peer, packet, now);
+		count_outbound(skb, count, peer, packet, heard, now);
 	}
 	return TC_ACT_UNSPEC;
 }
@@ -553,7 +640,7 @@ static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, st
 	if (rewrite_source(skb, packet, &heard, 0, NO_LINK))
 		return drop_failed(count);
 	count->rewritten++;
-	count_outbound(skb, count, peer, packet, now);
+	count_outbound(skb, count, peer, packet, heard, now);
 	return TC_ACT_UNSPEC;
 }
 
@@ -582,9 +669,10 @@ int moh_enforce(struct __sk_buff *skb)
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);
 	if (!peer)
-		return may_be_provider(packet.daddr) ? drop_unidentified(count) : TC_ACT_UNSPEC;
+		return may_be_provider(packet.daddr) ? drop_unidentified(count, &packet, now)
+						     : TC_ACT_UNSPEC;
 	if (heard.state == STATE_TWO)
-		return pass_two(skb, count, peer, &packet, now);
+		return pass_two(skb, count, peer, &packet, heard, now);
 	return rewrite_here(skb, count, peer, &packet, heard, now);
 }
 
@@ -605,7 +693,7 @@ static inline int refuse_too_big(struct counters *count, struct packet *packet)
 
 /* Unidentified at the LAN: dropped if it would leave by a WAN; elsewhere it is not ours. */
 static inline int judge_unidentified(struct __sk_buff *skb, struct counters *count,
-				     struct packet *packet)
+				     struct packet *packet, u64 now)
 {
 	struct bpf_fib_lookup fib;
 	long route;
@@ -614,7 +702,7 @@ static inline int judge_unidentified(struct __sk_buff *skb, struct counters *cou
 		return TC_ACT_UNSPEC;
 	route = route_as_stack(skb, packet, &fib);
 	if (is_forwarded(route) && WAN_INDEX(fib.ifindex) != NO_WAN)
-		return drop_unidentified(count);
+		return drop_unidentified(count, packet, now);
 	return TC_ACT_UNSPEC;
 }
 
@@ -729,11 +817,11 @@ static inline int find_route(struct __sk_buff *skb, struct counters *count, stru
 }
 
 static inline void count_bypassed(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				  struct packet *packet, u64 now)
+				  struct packet *packet, struct heard heard, u64 now)
 {
 	count->rewritten++;
 	count->bypassed++;
-	count_outbound(skb, count, peer, packet, now);
+	count_outbound(skb, count, peer, packet, heard, now);
 }
 
 /* The rewrite, what else ip_forward() does to a packet besides routing it, and off it goes. */
@@ -750,7 +838,7 @@ static inline int send_out(struct __sk_buff *skb, struct counters *count, struct
 		return drop_failed(count);
 	if (!from_link && to_link && add_link_header(skb, &way->link))
 		return drop_failed(count);
-	count_bypassed(skb, count, peer, packet, now);
+	count_bypassed(skb, count, peer, packet, heard, now);
 	return is_redirected(from_link, to_link, &way->link) ? bpf_redirect(way->wan, 0)
 							     : redirect_neigh(way->wan, NULL, 0, 0);
 }
@@ -802,10 +890,10 @@ int moh_bypass(struct __sk_buff *skb)
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);
 	if (!peer)
-		return judge_unidentified(skb, count, &packet);
+		return judge_unidentified(skb, count, &packet, now);
 	if (heard.state == STATE_MOH)
 		return send_moh(skb, count, peer, &packet, heard, now);
 	count->passed_two++;
-	count_outbound(skb, count, peer, &packet, now);
+	count_outbound(skb, count, peer, &packet, heard, now);
 	return TC_ACT_UNSPEC;
 }

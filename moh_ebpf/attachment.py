@@ -171,12 +171,12 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
 
 def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     """The maps that the programs go on with, by name."""
-    names = ["counters"]
+    names = ["counters", "events", "waiting_for"]
     if _same_peers(plan, record, before):
         names.append("peers")
     if plan.settings.flip_hold:
-        names += [name for name in ("dialogs", "segments") if name in before.maps]
-    return {name: before.maps[name].fd for name in names}
+        names += ["dialogs", "segments"]
+    return {name: before.maps[name].fd for name in names if name in before.maps}
 
 
 def _bind_maps(loaded: Loaded) -> None:

@@ -28,6 +28,7 @@ from moh_ebpf.lab import cli as lab
 
 if TYPE_CHECKING:
     from moh_ebpf.attachment import Report
+    from moh_ebpf.chronicle import Sums
 
 
 class _Interruptible(TyperGroup):
@@ -285,19 +286,23 @@ def run(
 ) -> None:
     """Attach, and keep attached as interfaces come and go, until stopped. SIGHUP: reload."""
     from moh_ebpf import service
+    from moh_ebpf.chronicle import Sums
 
-    with _served(metrics):
-        service.run(lambda: settings.from_values(settings.load_config(config)), keep=keep)
+    sums = Sums()
+    with _served(metrics, sums):
+        service.run(
+            lambda: settings.from_values(settings.load_config(config)), keep=keep, sums=sums
+        )
 
 
 @contextmanager
-def _served(address: str | None) -> Iterator[None]:
+def _served(address: str | None, sums: "Sums") -> Iterator[None]:
     if address is None:
         yield
         return
     from moh_ebpf import metrics
 
-    with metrics.served(*metrics.address("--metrics", address)):
+    with metrics.served(*metrics.address("--metrics", address), sums):
         yield
 
 
@@ -437,6 +442,23 @@ def peers(
         from moh_ebpf import render
 
         render.show(render.peers(shown))
+
+
+@app.command("events")
+def show_events(
+    as_json: bool = JSON,
+    history: bool = typer.Option(False, "--history", help="First those that are kept, at most."),
+    seconds: str = typer.Option(
+        None, "--for", metavar="DURATION", show_default=False, help="End after so long."
+    ),
+) -> None:
+    """State changes as they happen, a line each: new, hold, resume, expired, evicted."""
+    from moh_ebpf import events
+
+    end = settings.duration("--for", seconds) if seconds else math.inf
+    events.follow(
+        (lambda each: json.dumps(each.to_json())) if as_json else events.line, end, history=history
+    )
 
 
 @app.command()

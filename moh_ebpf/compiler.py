@@ -5,6 +5,7 @@ needed. It is imported only here and only when something is compiled.
 """
 
 import contextlib
+import mmap
 import os
 import platform
 import socket
@@ -82,7 +83,8 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         raise
     except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
         raise MohError(_explain("".join(output) or str(error))) from error
-    names = ["peers", "counters", "settings"] + ["providers"] * bool(plan.settings.provider)
+    names = ["peers", "counters", "settings", "events", "waiting_for"]
+    names += ["providers"] * bool(plan.settings.provider)
     names += ["dialogs", "segments"] * plan.settings.flip_hold
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
     loaded = Loaded(module, programs, maps)
@@ -143,6 +145,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
         "MAX_PEERS": settings.max_peers,
         "SETTINGS_SIZE": settings_size,
+        "PAGE_SIZE": mmap.PAGESIZE,
     }
     if settings.quality:
         defines["QUALITY"] = 1

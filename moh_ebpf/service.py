@@ -11,6 +11,7 @@ import errno
 import itertools
 import json
 import logging
+import math
 import selectors
 import signal
 import socket
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from pyroute2 import IPRoute
 
 from moh_ebpf import attachment, network, registry, systemd
+from moh_ebpf.chronicle import Chronicle, Sums
 from moh_ebpf.errors import MohError
 from moh_ebpf.layout import State
 from moh_ebpf.lock import is_asked_by_root, only_service
@@ -51,13 +53,14 @@ _LONG_ATTACH_SECONDS = 10
 _LONGEST_ERROR = 1000  # characters, of a compiler's or verifier's many lines
 
 
-def run(load: Load, *, keep: bool = False) -> None:
+def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
     """Attach and keep attached until SIGTERM or SIGINT; then detach, unless `keep`. SIGUSR1 ends it
     with everything left attached, for another to follow.
 
-    `load` reads the settings: now, and at each SIGHUP. Raises MohError if they are wrong now, if
-    there is another `run` in this network namespace, or if attach fails now for another reason than
-    an interface that is not there yet.
+    `load` reads the settings: now, and at each SIGHUP. `sums` is where events are counted.
+
+    Raises MohError if the settings are wrong now, if there is another `run` in this network
+    namespace, or if attach fails now for another reason than an interface that is not there yet.
     """
     registry.require_root()
     log = systemd.logger("moh-ebpf")
@@ -66,7 +69,7 @@ def run(load: Load, *, keep: bool = False) -> None:
         with suppress(_Stopped):
             service.begin()
             systemd.notify(READY=1, STATUS=service.status())
-            _stay(service, load, name, changes, signals)
+            _stay(service, load, name, changes, signals, sums or Sums())
         systemd.notify(STOPPING=1)
         if keep or signals.keep:
             log.info("stopped; what is attached stays")
@@ -81,15 +84,20 @@ def _stay(
     name: socket.socket,
     changes: socket.socket,
     signals: "_Signals",
+    sums: Sums,
 ) -> None:
     """Until a signal to stop. Raises _Stopped."""
     beat, deaf_until = _Beat(service), None
-    with selectors.DefaultSelector() as selector:
+    with (
+        selectors.DefaultSelector() as selector,
+        closing(Chronicle(service.log, selector, sums)) as chronicle,
+    ):
         for each in (name, changes, signals.wakes):
             selector.register(each, selectors.EVENT_READ)
         while True:
-            due = [each for each in (service.due, beat.due, deaf_until) if each is not None]
-            timeout = max(0.0, min(due) - time.monotonic()) if due else None
+            times = (service.due, beat.due, deaf_until, chronicle.due)
+            due = min(each for each in times if each is not None)
+            timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
             ready = {key.fileobj for key, _ in selector.select(timeout)}
             if signals.reload_asked():
                 systemd.notify_reloading()
@@ -105,6 +113,9 @@ def _stay(
             if changes in ready:
                 _drain(changes)
                 service.expect_change()
+                chronicle.look_around()
+            else:
+                chronicle.act()
             service.act()
             beat.act()
 
@@ -115,7 +126,7 @@ class Service:
 
     def __init__(self, settings: Settings, log: logging.Logger, signals: "_Signals") -> None:
         self._settings = settings
-        self._log = log
+        self.log = log
         self._signals = signals
         self._waits_for = ""
         self._failed = ""
@@ -127,7 +138,7 @@ class Service:
     def begin(self) -> None:
         """The first step, whose errors are the service's own: MohError, OSError."""
         if not self._step("attached", at_start=True).has_news:
-            self._log.info("what is attached already is right, and stays")
+            self.log.info("what is attached already is right, and stays")
 
     def reload(self, load: Load) -> None:
         """Take new settings. Where they are wrong or cannot be attached, the old ones stay."""
@@ -139,12 +150,12 @@ class Service:
             if not wanted.settings and _interfaces(self._settings) != _interfaces(before):
                 raise MohError(wanted.waits_for)
             if not wanted.reason:
-                self._log.info("config reloaded: nothing to change")
+                self.log.info("config reloaded: nothing to change")
         except _Stopped:
             raise
         except Exception as error:  # whatever a file may do to us, the old settings are good
             self._settings, self._waits_for = before, waited_for
-            self._log.error("config not reloaded, the old one stays in force: %s", _text(error))
+            self.log.error("config not reloaded, the old one stays in force: %s", _text(error))
 
     def expect_change(self) -> None:
         """Something may have to be done, when it has settled, and not too soon after the last."""
@@ -166,7 +177,7 @@ class Service:
             self._lengthen_pause()
             if _text(error) != self._failed:
                 self._failed = _text(error)
-                self._log.error("%s (trying again, every %.0f s at last)", self._failed,
+                self.log.error("%s (trying again, every %.0f s at last)", self._failed,
                                 _LONGEST_PAUSE_SECONDS)  # fmt: skip
             self.due = time.monotonic() + self._pause
 
@@ -189,16 +200,16 @@ class Service:
         self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
         if wanted.waits_for != self._waits_for:
             if wanted.waits_for:
-                self._log.warning("waiting for %s", wanted.waits_for)
+                self.log.warning("waiting for %s", wanted.waits_for)
             elif not wanted.reason:
-                self._log.info("%s is there again, and attached still", self._waits_for)
+                self.log.info("%s is there again, and attached still", self._waits_for)
             self._waits_for = wanted.waits_for
         if wanted.settings and wanted.reason:
             self._count_attempt()
-            warnings = _attach(wanted.settings, self._signals, self._log)
-            self._log.info("%s (%s): %s", verb, wanted.reason, wanted.what)
+            warnings = _attach(wanted.settings, self._signals, self.log)
+            self.log.info("%s (%s): %s", verb, wanted.reason, wanted.what)
             for warning in warnings:
-                self._log.warning("%s", warning)
+                self.log.warning("%s", warning)
         return wanted
 
     def _count_attempt(self) -> None:
@@ -340,7 +351,7 @@ def _toml(settings: Settings) -> str:
     return "".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in settings.to_json().items()
-        if value
+        if value != []
     )
 
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from socket import inet_ntoa
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from moh_ebpf.registry import Attached
 _HEADER = 8  # bytes before each record: its length, and which page it is in
 _RECORD = _HEADER + layout.EVENT.size
 _BUSY = 1 << 31  # in the length: not written yet
-_NS = 1e-9
+_SECOND = 1e9  # ns
 
 # How long a hold waits for its music, so that its event can tell when it came.
 MUSIC_WITHIN_SECONDS = 1.0
@@ -242,6 +242,10 @@ class Story:
         # What CLOCK_MONOTONIC's 0 is in ns of the epoch.
         self.epoch = 0
 
+    def go_on(self, timeout_ns: int, interfaces: dict[int, str]) -> None:
+        """What is known stays; the settings are others."""
+        self._timeout, self._interfaces = timeout_ns, interfaces
+
     def know(self, key: Key, heard: bytes, since: int, last_seen: int) -> None:
         """An endpoint that is there from the start: no event, but its end will be one."""
         state = State(layout.HEARD.unpack(heard)[2])
@@ -262,11 +266,11 @@ class Story:
 
     def due(self, now: int) -> Iterator[Event]:
         """The events that time brings: holds without music, endpoints forgotten or evicted."""
-        if now - self._looked < _LOOK_SECONDS / _NS:
+        if now - self._looked < _LOOK_SECONDS * _SECOND:
             return
         self._looked = now
         for waits in list(self._known.values()) if self._holds else ():
-            if waits.hold and now - waits.since >= MUSIC_WITHIN_SECONDS / _NS:
+            if waits.hold and now - waits.since >= MUSIC_WITHIN_SECONDS * _SECOND:
                 yield from self._without_music(waits)
         while self._due and self._due[0][0] <= now:
             _, key = heapq.heappop(self._due)
@@ -277,10 +281,12 @@ class Story:
     def next_due(self, now: int) -> float:
         """Seconds until `due` has something to do, or may have; inf if nobody is known."""
         if self._holds:
-            return max(0.0, (self._looked - now) * _NS + _LOOK_SECONDS)
+            return max(0.0, (self._looked - now) / _SECOND + _LOOK_SECONDS)
         if not self._due:
             return math.inf
-        return max((self._due[0][0] - now) * _NS, (self._looked - now) * _NS + _LOOK_SECONDS, 0.0)
+        return max(
+            (self._due[0][0] - now) / _SECOND, (self._looked - now) / _SECOND + _LOOK_SECONDS, 0.0
+        )
 
     def _learned(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
         if known:  # it had been forgotten, and nobody has looked for it since
@@ -297,7 +303,7 @@ class Story:
         before = State(record.before)
         name = "hold" if made.state is State.MOH else "resume"
         event = self._event(name, record.time, key, record.heard, before, made.state)
-        event = event._replace(lasted=record.lasted * _NS)
+        event = event._replace(lasted=record.lasted / _SECOND)
         if made.state is State.MOH:
             self._hold(made, event)
         else:
@@ -306,7 +312,7 @@ class Story:
     def _music(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
         if known and known.hold:
             yield known.hold._replace(
-                time_to_music=record.lasted * _NS, dropped_before=record.dropped
+                time_to_music=record.lasted / _SECOND, dropped_before=record.dropped
             )
             self._hold(known, None)
 
@@ -350,14 +356,14 @@ class Story:
         yield from self._without_music(known)
         del self._known[key]
         event = self._event(name, at, key, known.heard, known.state, None)
-        yield event._replace(lasted=None if lasted is None else lasted * _NS)
+        yield event._replace(lasted=None if lasted is None else lasted / _SECOND)
 
     def _event(
         self, name: str, at: int, key: Key, heard: bytes, before: State | None, after: State | None
     ) -> Event:
         address, port, _, wan = layout.HEARD.unpack(heard)
         return Event(
-            (at + self.epoch) * _NS,
+            (at + self.epoch) / _SECOND,
             name,
             inet_ntoa(key[0]),
             int.from_bytes(key[1], "big"),
@@ -398,7 +404,7 @@ class Reader:
     def due(self) -> float:
         """Seconds after which to `read` even if nothing has come."""
         now = time.monotonic_ns()
-        return min(self._story.next_due(now), max(0.0, self._check_at - now * _NS))
+        return min(self._story.next_due(now), max(0.0, self._check_at - now / _SECOND))
 
     def read(self, wait: float = 0.0) -> list[Event | Lost]:
         """What has happened by now; waits up to so many seconds for something to."""
@@ -410,7 +416,7 @@ class Reader:
         for record in records:
             events += self._story.tell(record)
         events += self._story.due(now)
-        if now * _NS >= self._check_at:
+        if now / _SECOND >= self._check_at:
             self.check()
         return events
 
@@ -423,25 +429,21 @@ class Reader:
                 )
             self._ring = Ring(attached.maps["events"], history=history)
             stack.callback(self._ring.close)
-            peers = attached.maps["peers"]
-            fd = os.dup(peers.fd)
-            stack.callback(os.close, fd)
-            self._peers = libbpf.Map(
-                fd, peers.id, peers.name, peers.key_size, peers.value_size, peers.max_entries
+            self._peers = stack.enter_context(_Peers(attached))
+            self._story = Story(
+                lambda key: self._peers.look_up(key), _timeout(attached), attached.wan_names()
             )
-            self._ids = _ids(attached)
-            timeout = round(attached.record.settings.timeout / _NS)
-            self._story = Story(self._look_up, timeout, attached.wan_names())
             if not history:
-                self._know_all(attached, timeout)
+                self._know_all(attached)
+            self._maps = _ids(attached)
             self._close = stack.pop_all().close
         self._plan_check()
 
     def _plan_check(self) -> None:
         self._check_at = time.monotonic() + _CHECK_SECONDS if self._checks else math.inf
 
-    def _know_all(self, attached: Attached, timeout: int) -> None:
-        now = time.monotonic_ns()
+    def _know_all(self, attached: Attached) -> None:
+        now, timeout = time.monotonic_ns(), _timeout(attached)
         phantom_rtcp = attached.record.settings.port + 1
         for key, (heard, last_seen, since, *_) in attached.peers():
             public_port = int.from_bytes(layout.HEARD.unpack(heard)[1], "big")
@@ -453,21 +455,53 @@ class Reader:
         self._plan_check()
         try:
             with registry.attached_or_error() as attached:
-                same = _ids(attached) == self._ids
+                ids = _ids(attached)
+                if ids[0] == self._maps[0] and ids != self._maps:
+                    self._peers.replace(attached)
+                    self._story.go_on(_timeout(attached), attached.wan_names())
+                    self._maps = ids
         except NotAttachedError:
             raise NotAttachedError(
                 "detached meanwhile: nothing happens any more; attach with: moh-ebpf attach"
             ) from None
-        if not same:
+        if ids != self._maps:
             self._close()
             self._open()
 
-    def _look_up(self, key: Key) -> tuple[int, int] | None:
+
+class _Peers:
+    """The map of peers, for a look at one of them."""
+
+    def __init__(self, attached: Attached) -> None:
+        self._fd = -1
+        self.replace(attached)
+
+    def __enter__(self) -> "_Peers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def replace(self, attached: Attached) -> None:
+        """From now on, those of what is attached."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        peers = attached.maps["peers"]
+        self._fd = os.dup(peers.fd)
+        self._map = replace(peers, fd=self._fd)
+
+    def look_up(self, key: Key) -> tuple[int, int] | None:
+        """A peer's last_seen and since; None: it is not there."""
         with suppress(FileNotFoundError):
-            value = libbpf.lookup(self._peers, layout.ENDPOINT.pack(*key))
+            value = libbpf.lookup(self._map, layout.ENDPOINT.pack(*key))
             _, last_seen, since, *_ = layout.PEER.unpack(value)
             return last_seen, since
         return None
+
+
+def _timeout(attached: Attached) -> int:
+    """In ns."""
+    return round(attached.record.settings.timeout * _SECOND)
 
 
 def follow(
@@ -492,7 +526,8 @@ def follow(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _ids(attached: Attached) -> tuple[int, int, float]:
-    """What must be the same for a reader to go on."""
-    maps = attached.maps
-    return maps["events"].id, maps["peers"].id, attached.record.settings.timeout
+def _ids(attached: Attached) -> tuple[object, ...]:
+    """What a reader has read of it: the ring, and what must be the same to go on without a look."""
+    maps, record = attached.maps, attached.record
+    ring = maps.get("events")
+    return ring and ring.id, maps["peers"].id, record.settings.timeout, record.wan

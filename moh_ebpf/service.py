@@ -66,10 +66,11 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
     log = systemd.logger("moh-ebpf")
     with only_service(log.warning) as name, _changes() as changes, _signals() as signals:
         service = Service(load(), log, signals)
-        with suppress(_Stopped):
+        with suppress(_Stopped), selectors.DefaultSelector() as selector:
             service.begin()
-            systemd.notify(READY=1, STATUS=service.status())
-            _stay(service, load, name, changes, signals, sums or Sums())
+            with closing(Chronicle(log, selector, sums or Sums())) as chronicle:
+                systemd.notify(READY=1, STATUS=service.status())
+                _stay(service, load, name, changes, signals, selector, chronicle)
         systemd.notify(STOPPING=1)
         if keep or signals.keep:
             log.info("stopped; what is attached stays")
@@ -84,40 +85,37 @@ def _stay(
     name: socket.socket,
     changes: socket.socket,
     signals: "_Signals",
-    sums: Sums,
+    selector: selectors.BaseSelector,
+    chronicle: Chronicle,
 ) -> None:
     """Until a signal to stop. Raises _Stopped."""
     beat, deaf_until = _Beat(service), None
-    with (
-        selectors.DefaultSelector() as selector,
-        closing(Chronicle(service.log, selector, sums)) as chronicle,
-    ):
-        for each in (name, changes, signals.wakes):
-            selector.register(each, selectors.EVENT_READ)
-        while True:
-            times = (service.due, beat.due, deaf_until, chronicle.due)
-            due = min(each for each in times if each is not None)
-            timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
-            ready = {key.fileobj for key, _ in selector.select(timeout)}
-            if signals.reload_asked():
-                systemd.notify_reloading()
-                service.reload(load)
-                systemd.notify(READY=1)
-            if name in ready and not is_asked_by_root(name):
-                # Whoever may connect could keep us busy.
-                selector.unregister(name)
-                deaf_until = time.monotonic() + 1.0
-            elif deaf_until is not None and time.monotonic() >= deaf_until:
-                selector.register(name, selectors.EVENT_READ)
-                deaf_until = None
-            if changes in ready:
-                _drain(changes)
-                service.expect_change()
-                chronicle.look_around()
-            else:
-                chronicle.act()
-            service.act()
-            beat.act()
+    for each in (name, changes, signals.wakes):
+        selector.register(each, selectors.EVENT_READ)
+    while True:
+        times = (service.due, beat.due, deaf_until, chronicle.due)
+        due = min(each for each in times if each is not None)
+        timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
+        ready = {key.fileobj for key, _ in selector.select(timeout)}
+        if signals.reload_asked():
+            systemd.notify_reloading()
+            service.reload(load)
+            systemd.notify(READY=1)
+        if name in ready and not is_asked_by_root(name):
+            # Whoever may connect could keep us busy.
+            selector.unregister(name)
+            deaf_until = time.monotonic() + 1.0
+        elif deaf_until is not None and time.monotonic() >= deaf_until:
+            selector.register(name, selectors.EVENT_READ)
+            deaf_until = None
+        if changes in ready:
+            _drain(changes)
+            service.expect_change()
+            chronicle.look_around()
+        else:
+            chronicle.act()
+        service.act()
+        beat.act()
 
 
 class Service:
@@ -126,7 +124,7 @@ class Service:
 
     def __init__(self, settings: Settings, log: logging.Logger, signals: "_Signals") -> None:
         self._settings = settings
-        self.log = log
+        self._log = log
         self._signals = signals
         self._waits_for = ""
         self._failed = ""
@@ -138,7 +136,7 @@ class Service:
     def begin(self) -> None:
         """The first step, whose errors are the service's own: MohError, OSError."""
         if not self._step("attached", at_start=True).has_news:
-            self.log.info("what is attached already is right, and stays")
+            self._log.info("what is attached already is right, and stays")
 
     def reload(self, load: Load) -> None:
         """Take new settings. Where they are wrong or cannot be attached, the old ones stay."""
@@ -150,12 +148,12 @@ class Service:
             if not wanted.settings and _interfaces(self._settings) != _interfaces(before):
                 raise MohError(wanted.waits_for)
             if not wanted.reason:
-                self.log.info("config reloaded: nothing to change")
+                self._log.info("config reloaded: nothing to change")
         except _Stopped:
             raise
         except Exception as error:  # whatever a file may do to us, the old settings are good
             self._settings, self._waits_for = before, waited_for
-            self.log.error("config not reloaded, the old one stays in force: %s", _text(error))
+            self._log.error("config not reloaded, the old one stays in force: %s", _text(error))
 
     def expect_change(self) -> None:
         """Something may have to be done, when it has settled, and not too soon after the last."""
@@ -177,7 +175,7 @@ class Service:
             self._lengthen_pause()
             if _text(error) != self._failed:
                 self._failed = _text(error)
-                self.log.error("%s (trying again, every %.0f s at last)", self._failed,
+                self._log.error("%s (trying again, every %.0f s at last)", self._failed,
                                 _LONGEST_PAUSE_SECONDS)  # fmt: skip
             self.due = time.monotonic() + self._pause
 
@@ -200,16 +198,16 @@ class Service:
         self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
         if wanted.waits_for != self._waits_for:
             if wanted.waits_for:
-                self.log.warning("waiting for %s", wanted.waits_for)
+                self._log.warning("waiting for %s", wanted.waits_for)
             elif not wanted.reason:
-                self.log.info("%s is there again, and attached still", self._waits_for)
+                self._log.info("%s is there again, and attached still", self._waits_for)
             self._waits_for = wanted.waits_for
         if wanted.settings and wanted.reason:
             self._count_attempt()
-            warnings = _attach(wanted.settings, self._signals, self.log)
-            self.log.info("%s (%s): %s", verb, wanted.reason, wanted.what)
+            warnings = _attach(wanted.settings, self._signals, self._log)
+            self._log.info("%s (%s): %s", verb, wanted.reason, wanted.what)
             for warning in warnings:
-                self.log.warning("%s", warning)
+                self._log.warning("%s", warning)
         return wanted
 
     def _count_attempt(self) -> None:

@@ -47,7 +47,7 @@ def test_counters_of_the_decision_tables_are_all_there_are() -> None:
     named = {name for _, _, counters in decisions for name in re.findall(r"`(\w+)`", counters)}
     # Those go with any verdict.
     any_verdict = {"learn_failed"} | {
-        name for name in layout.COUNTERS if name.startswith(("rtp_", "sip_"))
+        name for name in layout.COUNTERS if name.startswith(("rtp_", "sip_", "events_"))
     }
     assert named | any_verdict == set(layout.COUNTERS)
 

@@ -82,7 +82,8 @@ class Column(NamedTuple):
     """A column of a table: of peers, or of anything else. Numbers stand at the `right`.
 
     `human` is the text for a terminal, where it is not that for a pipe. `key` is what `watch` sorts
-    by, the `largest` first where that is what one looks for; without it, it does not.
+    by, the `largest` first where that is what one looks for; without it, it does not. `rated`: the
+    key needs the row's rate, which costs a look-up for each.
     """
 
     title: str
@@ -92,6 +93,7 @@ class Column(NamedTuple):
     least: int = 0  # width, so that a live view does not jump
     key: Callable[[Any], Any] | None = None
     largest: bool = False
+    rated: bool = False
     human: Callable[[Any], str] | None = None
 
 
@@ -273,6 +275,7 @@ def _per_second(
         least=5,
         key=lambda row: rate(row.rate) if row.rate else -1.0,
         largest=True,
+        rated=True,
     )
 
 

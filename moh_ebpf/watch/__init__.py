@@ -69,7 +69,7 @@ def pictures(
 ) -> list[str]:
     """The view as it is after so many looks, as SVG; one for each, after the keys it names."""
     frames = _frames(look, no_events)
-    history = History()
+    history = History(interval)
     frame = next(frames)
     for tick, _ in zip(_ticks(interval), range(max(looks, 1)), strict=False):
         time.sleep(max(0.0, tick - time.monotonic()))
@@ -169,7 +169,7 @@ class _Shown:
         self._interval = interval
         self._console = console
         self._has_keys = has_keys
-        self._history = History()
+        self._history = History(interval)
 
     def lines(self) -> Lines:
         size = Size(*self._console.size, self._has_keys, not _draws_blocks(self._console))

@@ -15,10 +15,12 @@ _UNKNOWN = math.nan
 class History:
     """What each peer's rates were at each look, the latest last; NaN where it was not known.
 
-    Of more peers than it has room for, it keeps those that are asked for.
+    A look is due each `interval`, in seconds. Of more peers than it has room for, it keeps those
+    that are asked for.
     """
 
-    def __init__(self, samples: int = SAMPLES, peers: int = PEERS) -> None:
+    def __init__(self, interval: float = 1.0, samples: int = SAMPLES, peers: int = PEERS) -> None:
+        self.interval = interval
         self._samples = samples
         self._peers = peers
         self._looks = 0

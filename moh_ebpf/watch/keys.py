@@ -6,16 +6,17 @@ from codecs import getincrementaldecoder
 # (keys, what they do), as `?` and docs/watch.md show them.
 HELP = (
     ("s >", "sort by the next column"),
-    ("<", "by the one before"),
+    ("S <", "by the one before"),
     ("r", "reverse"),
-    ("i", "sort by interest again"),
+    ("i", "by interest again"),
     ("m t a", "MOH, TWO, all"),
-    ("/", "filter by address: its beginning, or CIDR"),
-    ("Esc", "drop the filter, then the selection"),
+    ("/", "filter by address or CIDR"),
+    ("Esc", "back: help, detail, filters, selection"),
     ("p Space", "pause, go on"),
     ("↑ ↓ k j", "select"),
-    ("PgUp PgDn Home End g G", "by the page, to an end"),
-    ("Enter d", "the selected peer's detail, and back"),
+    ("PgUp PgDn", "by the page"),
+    ("Home End g G", "first, last"),
+    ("Enter d", "detail, and back"),
     ("? h", "these lines"),
     ("q Ctrl-C", "quit"),
 )

@@ -98,7 +98,7 @@ def plain_line(frame: Frame) -> str:
 def screen(frame: Frame, view: View, history: History, size: Size) -> tuple[View, Lines]:
     """The lines, and the view as it is with them: where the selection went, what is scrolled to.
 
-    The less room, the less of all but hold music: the peers have at least half of it.
+    The less room, the less of all else: the peers have about half of it.
     """
     space: list[Line] = [[]] if size.height >= ROWS_FOR_SPACES else []
     header = [*_header(frame, view, size), *space]
@@ -112,6 +112,7 @@ def screen(frame: Frame, view: View, history: History, size: Size) -> tuple[View
         below = [*space, *counters, *below]
     room = max(room - len(below), 0)
     view, main = _main(frame, view, history, size, room)
+    foot = _foot(frame, view, size)  # Of as many lines; it says how many peers match.
     filled = [*main, *([[]] * (room - len(main)))]
     lines = [*header, *filled, *below, *foot]
     return view, Lines([cut(line, size.width) for line in lines[: size.height]])
@@ -196,15 +197,14 @@ def _prompt(typing: str) -> Line:
 
 
 def _help(width: int) -> list[Line]:
-    """The keys, in columns of one width."""
-    keys = max(len(names) for names, _ in HELP)
-    meanings = max(len(meaning) for _, meaning in HELP)
-    across = max((width + 3) // (keys + 2 + meanings + 3), 1)
-    cells: list[Line] = [
-        [Segment(f"{names:<{keys}}  ", TITLE), Segment(f"{meaning:<{meanings}}")]
-        for names, meaning in HELP
-    ]
-    return _downwards(cells, -(-len(cells) // across), across)
+    """The keys, as many to a line as fit."""
+    lines: list[Line] = [[]]
+    for names, meaning in HELP:
+        entry = [Segment(names, TITLE), Segment(f" {meaning}")]
+        if lines[-1] and length(lines[-1]) + 3 + length(entry) > width:
+            lines.append([])
+        lines[-1] = _joined([lines[-1], entry])
+    return lines
 
 
 def _looked_at(frame: Frame, view: View) -> Line:
@@ -213,8 +213,7 @@ def _looked_at(frame: Frame, view: View) -> Line:
     if view.filtered:
         filters = [view.state.name] if view.state else []
         filters += [view.address] if view.address else []
-        matching = sum(map(view.wanted, frame.snapshot.peers))
-        text = f"only {', '.join(filters)}: {matching} of {len(frame.snapshot.peers)}"
+        text = f"only {', '.join(filters)}: {view.matching} of {len(frame.snapshot.peers)}"
         parts.append([Segment(text, NOTICE)])
     back = "Esc back   " if view.detail or view.filtered else ""
     parts.append([Segment(f"{back}? keys   q quit", DIM)])
@@ -249,7 +248,7 @@ def _main(
     view, shown = settle(view, known, rates, WATCH_COLUMNS, room - 1)
     if view.detail:
         return view, _detail(frame, view, shown.selected, history, size)[:room]
-    if not shown.matching:
+    if not shown.rows:
         return view, _nobody(frame, view, size.width)[:room]
     return view, _peers(view, shown, size.width)[:room]
 
@@ -260,7 +259,7 @@ def _peers(view: View, shown: Shown, width: int) -> list[Line]:
     if shown.selected:
         at = shown.rows.index(shown.selected)
         lines[at] = _selected(lines[at], width)
-    more = shown.matching - len(shown.rows)
+    more = view.matching - len(shown.rows)
     if more > 0:
         above = f", {view.top} of them above" if view.top else ""
         lines.append([Segment(f"… and {more} more{above}", DIM)])
@@ -334,33 +333,39 @@ def _rates(
             ]
         )
     shared = per_cell(len(inbound), room)
-    each = f"; {shared} looks to a block" if shared > 1 else ""
-    lines.append([Segment(f"{'':<14}the last {len(inbound)} looks{each}; _ is none", DIM)])
+    each = f"; a block is {_span(shared * history.interval)}" if shared > 1 else ""
+    span = _span(len(inbound) * history.interval)
+    lines.append([Segment(f"{'':<14}the last {span}{each}; _ is none", DIM)])
     return lines
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.3g}s" if seconds < 60 else whole_time(seconds)
+
+
+# Columns of the detail's fields: name and value; name, in and out.
+_NAME, _VALUE, _WAY_NAME, _WAY = 16, 16, 18, 12
 
 
 def _fields(row: Row, width: int) -> list[Line]:
     """What `peers --json` has, whatever that is: names and values; in and out side by side."""
     fields = row.peer.to_json()
-    directions = [dict(_flat(fields.pop(name))) for name in ("inbound", "outbound")]
+    ways = [dict(_flat(fields.pop(name))) for name in ("inbound", "outbound")]
     single: list[Line] = [
-        [Segment(f"{name:<16}", DIM), Segment(f"{_value(name, value):<24}")]
+        [Segment(f"{name:<{_NAME}}", DIM), Segment(f"{_value(name, value):<{_VALUE}}")]
         for name, value in _flat(fields)
     ]
-    names = list(dict.fromkeys([*directions[0], *directions[1]]))
-    rows = [
-        (name, *(_value(name, each[name]) if name in each else "-" for each in directions))
-        for name in names
+    double: list[Line] = [
+        [Segment(f"{'':<{_WAY_NAME}}{'INBOUND':>{_WAY}}{'OUTBOUND':>{_WAY}}", TITLE)]
     ]
-    double: list[Line] = [[Segment(f"{'':<20}{'INBOUND':>14}{'OUTBOUND':>14}", TITLE)]]
-    double += [
-        [Segment(f"{name:<20}", DIM), Segment(f"{inbound:>14}{outbound:>14}")]
-        for name, inbound, outbound in rows
-    ]
-    if width >= 16 + 24 + 3 + 48:
-        blank: Line = [Segment(" " * 40)]
-        return [_joined([one or blank, other or []]) for one, other in zip_longest(single, double)]
-    return [*single, [], *double]
+    for name in dict.fromkeys([*ways[0], *ways[1]]):
+        values = (_value(name, way.get(name)) for way in ways)
+        text = "".join(f"{value:>{_WAY}}" for value in values)
+        double.append([Segment(f"{name:<{_WAY_NAME}}", DIM), Segment(text)])
+    if width < _NAME + _VALUE + 3 + _WAY_NAME + 2 * _WAY:
+        return [*double, [], *single]
+    blank: Line = [Segment(" " * (_NAME + _VALUE))]
+    return [_joined([one or blank, other or []]) for one, other in zip_longest(single, double)]
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

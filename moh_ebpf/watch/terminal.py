@@ -88,8 +88,8 @@ class Terminal:
 
     def _leave(self, received: int) -> None:
         """Give the terminal back and let the signal do what it does: end us, or stop us a while."""
-        self._live.stop()
         self._keyboard.leave()
+        self._live.stop()
         signal.signal(received, self._handlers[received])
         signal.raise_signal(received)
         signal.signal(received, _note)
@@ -115,10 +115,12 @@ def opened(live: Live, stdin: int | None) -> Iterator[Terminal]:
         with terminal.handlers():
             try:
                 keyboard.enter()
-                with live:
-                    yield terminal
+                live.start()
+                yield terminal
             finally:
+                # In this order: what is typed once the screen is left is for the shell.
                 keyboard.leave()
+                live.stop()
     finally:
         signal.set_wakeup_fd(before)
         os.close(reader)

@@ -26,7 +26,7 @@ class View:
 
     `selected` stays with its peer when the rows move; `index` and `top` are the row it was on and
     the first row shown, `page` how many there were, `step` how far to go from there. `seen` are the
-    endpoints on the screen.
+    endpoints on the screen, `matching` how many pass the filters.
     """
 
     sort: str = ""
@@ -44,6 +44,7 @@ class View:
     help: bool = False
     quit: bool = False
     seen: tuple[str, ...] = ()
+    matching: int = 0
 
     @cached_property
     def wanted(self) -> Callable[[Peer], bool]:
@@ -200,13 +201,9 @@ _ACTIONS: Mapping[str, Action] = {
 
 
 class Shown(NamedTuple):
-    """The rows that are seen (in detail, none), and how many peers pass the filters.
-
-    `selected` is the selected peer's row; None without one, or when it is gone.
-    """
+    """The rows that are seen, in detail none; the selected peer's, None without one or if gone."""
 
     rows: list[Row]
-    matching: int
     selected: Row | None
 
 
@@ -238,12 +235,12 @@ def settle(
         there = _find(known, view.selected)
         selected = Row(there, rates.get(there.endpoint)) if there else None
         seen = (there.endpoint,) if there else ()
-        return replace(view, seen=seen), Shown([], len(peers), selected)
+        return replace(view, seen=seen, matching=len(peers)), Shown([], selected)
     order = _Order(peers, rates, column_of(view, columns), descending(view, columns))
     if not peers or (view.selected is None and view.step <= 0):
         rows = order.first(room)
         view = replace(view, selected=None, step=0, index=0, top=0, page=room, detail=False)
-        return _seeing(view, rows), Shown(rows, len(peers), None)
+        return _seeing(view, rows, len(peers)), Shown(rows, None)
     index = min(max(_index(view, peers, order) + view.step, 0), len(peers) - 1)
     top = min(max(view.top, index - room + 1), index)
     top = max(min(top, len(peers) - room), 0)
@@ -251,11 +248,11 @@ def settle(
     row = rows[index - top]
     chosen = (row.peer.address, row.peer.port)
     view = replace(view, selected=chosen, index=index, top=top, page=room, step=0)
-    return _seeing(view, rows), Shown(rows, len(peers), row)
+    return _seeing(view, rows, len(peers)), Shown(rows, row)
 
 
-def _seeing(view: View, rows: Sequence[Row]) -> View:
-    return replace(view, seen=tuple(row.peer.endpoint for row in rows))
+def _seeing(view: View, rows: Sequence[Row], matching: int) -> View:
+    return replace(view, seen=tuple(row.peer.endpoint for row in rows), matching=matching)
 
 
 def _index(view: View, peers: Sequence[Peer], order: "_Order") -> int:
@@ -308,4 +305,5 @@ class _Order:
         last = peer.expired != self._descending
         if self._column is None or self._column.key is None:
             return last, peer.state, peer.since, peer.address, peer.port
-        return last, self._column.key(self._row(peer)), peer.address, peer.port
+        row = self._row(peer) if self._column.rated else Row(peer)
+        return last, self._column.key(row), peer.address, peer.port

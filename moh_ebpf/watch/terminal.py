@@ -3,6 +3,7 @@
 Rich's Live has the alternate screen and the cursor; this has the rest.
 """
 
+import errno
 import os
 import select
 import signal
@@ -22,7 +23,8 @@ from moh_ebpf.watch.keys import Decoder
 _ESCAPE = 0.05
 
 RESIZED, CONTINUED, INTERRUPTED = signal.SIGWINCH, signal.SIGCONT, signal.SIGINT
-_LEAVING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_LEAVING = (*_ENDING, signal.SIGTSTP)
 _SIGNALS = (RESIZED, CONTINUED, INTERRUPTED, *_LEAVING)
 
 _LFLAG, _CC = 3, 6  # in what tcgetattr returns
@@ -42,7 +44,13 @@ class Terminal:
         return self._keyboard.fd is not None
 
     def draw(self, renderable: RenderableType) -> None:
-        self._live.update(renderable, refresh=True)
+        """Raises OSError; where the terminal has gone, it ends us as its signal does."""
+        try:
+            self._live.update(renderable, refresh=True)
+        except OSError as error:
+            if error.errno == errno.EIO and signal.SIGHUP in self._handlers:
+                self._leave(signal.SIGHUP)
+            raise
 
     def events(self, deadline: float) -> Iterator[str | int]:
         """Keys by their names, and signals by their numbers, until the deadline (monotonic).
@@ -67,10 +75,11 @@ class Terminal:
         fd = self._keyboard.fd
         return [self._wakeup] if fd is None else [self._wakeup, fd]
 
-    def _signals(self) -> bytes:
+    def _signals(self) -> list[int]:
+        """What has come; first of all what ends us, for a hang-up comes with a SIGCONT."""
         with suppress(BlockingIOError):
-            return os.read(self._wakeup, 4096)
-        return b""
+            return sorted(os.read(self._wakeup, 4096), key=lambda number: number not in _ENDING)
+        return []
 
     @contextmanager
     def handlers(self) -> Iterator[None]:
@@ -89,7 +98,8 @@ class Terminal:
     def _leave(self, received: int) -> None:
         """Give the terminal back and let the signal do what it does: end us, or stop us a while."""
         self._keyboard.leave()
-        self._live.stop()
+        with suppress(OSError):  # It may have gone.
+            self._live.stop()
         signal.signal(received, self._handlers[received])
         signal.raise_signal(received)
         signal.signal(received, _note)
@@ -139,12 +149,18 @@ class _Keyboard:
     def enter(self) -> None:
         if self.fd is None:
             return
-        changed = termios.tcgetattr(self.fd)
+        try:
+            self._to_cbreak(self.fd)
+        except termios.error:  # It has gone, and SIGHUP is on its way, if it is not ignored.
+            self.fd = None
+
+    def _to_cbreak(self, fd: int) -> None:
+        changed = termios.tcgetattr(fd)
         if self._before is None:
-            self._before = termios.tcgetattr(self.fd)
+            self._before = termios.tcgetattr(fd)
         changed[_LFLAG] &= ~(termios.ICANON | termios.ECHO)
         changed[_CC][termios.VMIN], changed[_CC][termios.VTIME] = 1, 0
-        termios.tcsetattr(self.fd, termios.TCSADRAIN, changed)
+        termios.tcsetattr(fd, termios.TCSADRAIN, changed)
 
     def leave(self) -> None:
         """As it was. What was typed and not read is not for the shell."""

@@ -104,7 +104,8 @@ def per_cell(looks: int, width: int) -> int:
 def sparkline(values: Sequence[float], width: int, looks: int, *, ascii_only: bool = False) -> str:
     """A block for each look, or the mean of some; `_` for 0 and a blank where nothing is known.
 
-    `looks` is the number of the latest, so that those that share a cell go on sharing it.
+    The highest block is for the highest value. `looks` is the number of the latest, so that those
+    that share a cell go on sharing it.
     """
     blocks = _ASCII if ascii_only else _BLOCKS
     size = per_cell(len(values), width)
@@ -114,7 +115,7 @@ def sparkline(values: Sequence[float], width: int, looks: int, *, ascii_only: bo
         start = max(end - (looks % size or size if end == len(values) else size), 0)
         means.append(mean(values[start:end]))
         end = start
-    highest = max((value for value in means if value > 0), default=0.0)
+    highest = max((value for value in values if value > 0), default=0.0)
     return "".join(_block(value, highest, blocks) for value in reversed(means))
 
 

@@ -63,7 +63,7 @@ class Terminal:
     def see_that(self, right: Callable[[list[str]], bool], what: str = "it") -> list[str]:
         """The lines of the next whole view, or the one on the screen, that is right."""
         deadline = time.monotonic() + PATIENCE
-        while len(lines := self.view()) < self.height or not right(lines):
+        while len(lines := self.view()) != self.height or not right(lines):
             assert time.monotonic() < deadline, f"not seen: {what}, but {lines}"
             assert self._read(), f"it ended without {what}: {lines}"
         return lines

@@ -52,6 +52,30 @@ def test_the_columns_are_aligned() -> None:
     assert all(row[right - 1] != " " and row[right] == " " for row in rows)
 
 
+def test_peers_on_a_terminal_have_units_and_a_sum() -> None:
+    known = [
+        peer(1, State.TWO, expired=True, age=61.0),
+        peer(2, in_packets=1234567, in_bytes=987654321, out_packets=99999, out_bytes=12345),
+        peer(3, State.TWO, in_bytes=999, out_bytes=0),
+    ]
+    plain = {"width": 200, "force_terminal": True, "color_system": None}
+    words = [line.split() for line in shown(render.peers(known), **plain).splitlines()]
+    assert words[1][4:10] == ["1.23M", "988", "MB", "99999", "12.3", "kB"]
+    assert words[2][4:10] == ["600", "999", "B", "600", "0", "B"]
+    assert " ".join(words[-1]) == "1 on hold 1 two-way 1 forgotten"
+    coloured = shown(render.peers(known), width=200, **COLOUR).splitlines()
+    assert MAGENTA in coloured[1]
+    assert GREEN in coloured[2]
+    assert coloured[3].startswith(DIM)
+
+
+def test_three_digits_and_what_they_count() -> None:
+    numbers = (0, 999, 1000, 9994, 9996, 99949, 99951, 999499, 999501, 10**9, 5 * 10**15)
+    assert [render._short(number) for number in numbers] == [
+        "0", "999", "1.00k", "9.99k", "10.0k", "99.9k", "100k", "999k", "1.00M", "1.00G", "5000T",
+    ]  # fmt: skip
+
+
 def test_peers_on_a_narrow_terminal_lose_nothing() -> None:
     text = shown(render.peers([peer(1)]), width=40, **COLOUR)
     assert "LONGEST-GAP" in text

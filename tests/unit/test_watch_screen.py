@@ -9,10 +9,10 @@ from rich.segment import Segment
 
 from moh_ebpf import peers
 from moh_ebpf.layout import COUNTERS, State
-from moh_ebpf.peers import Peer, Rates, Snapshot
+from moh_ebpf.peers import Peer, PeerRate, Rates, Snapshot
 from moh_ebpf.render import WATCH_COLUMNS, Line
 from moh_ebpf.watch.history import History
-from moh_ebpf.watch.keys import Decoder
+from moh_ebpf.watch.keys import HELP, Decoder
 from moh_ebpf.watch.screen import Frame, Size, plain_line, screen
 from moh_ebpf.watch.view import View, pressed
 from tests.support.samples import DESCRIPTION, WITHOUT_BYPASS, later, peer, snapshot
@@ -202,6 +202,124 @@ def test_hold_music_that_nobody_sends_is_an_alarm(changes: dict[str, Any], alarm
     after = snapshot(peer(1, **{"in_packets": 650} | changes), time=101.0)
     lines = lines_of(DESCRIPTION, after, peers.rates(before, after), **COLOUR)
     assert (RED in line_with("203.0.113.1:20001", lines)) is alarmed
+
+
+# Keys
+
+
+def test_what_it_is_sorted_by_is_marked_and_said() -> None:
+    lines = view(many(5), keys="ss", **COLOUR)
+    assert "\x1b[1;4mSTATE" in line_with("ENDPOINT", lines)
+    assert "by STATE, smallest first" in lines[-1]
+    assert "by interest, reversed" in view(many(5), keys="r")[-1]
+
+
+def test_a_filter_says_how_many_pass_it() -> None:
+    lines = view(many(9), keys="m/203.0.113.4\n")
+    assert "only MOH, 203.0.113.4: 1 of 9" in lines[-1]
+    assert sum(line.startswith("203.0.113.") for line in lines) == 1
+    assert "None of 9 endpoints passes the filter; Esc drops it." in view(many(9), keys="/9\n")
+
+
+def test_an_address_that_is_typed_is_on_the_last_line_of_any_terminal() -> None:
+    for height in (40, 12, 3):
+        assert view(many(9), height=height, keys="/203.0")[-1].startswith("/203.0 ")
+    assert "no network (yet)" in view(many(9), keys="/203.0.113.0/")[-1]
+
+
+def test_a_pause_is_said_also_on_a_narrow_terminal() -> None:
+    assert view(many(3), keys="p")[0].endswith("PAUSED 12:00:00")
+    assert view(many(3), 30, 12, keys="p")[0].startswith("PAUSED 12:00:00")
+
+
+def test_the_selected_row_is_marked_over_its_width() -> None:
+    (line,) = [line for line in view([peer()], 80, keys="j", **COLOUR) if "203.0.113.1:" in line]
+    assert "\x1b[7m" in line
+    assert len(view([peer()], 80, keys="j")[5]) == 80
+
+
+def test_all_keys_are_told_and_peers_stay_in_view() -> None:
+    lines = view(many(9), 80, 24, keys="?")
+    text = " ".join(lines)
+    for names, meaning in HELP:
+        assert f"{names} {meaning}" in text
+    assert line_with("203.0.113.1:20001", lines)
+
+
+def test_without_keys_none_are_told() -> None:
+    assert "quit" not in " ".join(view(many(3), has_keys=False))
+
+
+def test_more_above_are_counted() -> None:
+    lines = view(many(30), 80, 12, keys="G")
+    assert lines[6].startswith("203.0.113.27:20027")
+    assert lines[7] == "… and 25 more, 25 of them above"
+
+
+# Detail
+
+
+def test_detail_has_rates_and_all_that_json_has() -> None:
+    held = peer(1, since=12.0)
+    for width in (120, 80, 60):
+        lines = view([held], width, 40, keys="\n")
+        text = " ".join(" ".join(lines).split())
+        assert "203.0.113.1:20001 on hold for 12s" in text
+        assert "IN/s 50 █ highest 50 OUT/s 50 █ highest 50" in text
+        for name, value in held.to_json().items():
+            if not isinstance(value, dict | float | bool):
+                assert f"{name.replace('_', ' ')} {value}".lower() in text.lower()
+        assert "longest gap 0.04s" in text
+        assert "packets 650 650" in text
+        assert "INBOUND OUTBOUND" in text
+        assert "learned_moh" not in text
+
+
+def test_detail_shows_what_json_will_have_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = peer().to_json()
+    more["codec"] = None
+    more["inbound"]["rtp"] = {"lost": 3, "jitter_ms": 1.5}
+    monkeypatch.setattr(Peer, "to_json", lambda self: more | {"inbound": dict(more["inbound"])})
+    text = " ".join(" ".join(view([peer()], 80, 40, keys="\n")).split())
+    assert "codec -" in text
+    assert "rtp lost 3 -" in text
+    assert "rtp jitter ms 1.5 -" in text
+
+
+def test_detail_of_the_forgotten_says_so() -> None:
+    lines = view([peer(1, expired=True, age=3.0)], keys="\n")
+    assert line_with("203.0.113.1:20001  forgotten; last heard 3s ago", lines)
+
+
+def test_detail_of_who_is_gone_keeps_its_history() -> None:
+    history = History()
+    history.add({"203.0.113.1:20001": PeerRate(50.0, 25.0)})
+    history.add({})
+    frame = Frame(AT, DESCRIPTION, snapshot(peer(2)), NO_RATES, 1.0)
+    gone = View(selected=("203.0.113.1", 20001), detail=True)
+    _, drawn = screen(frame, gone, history, Size(100, 30))
+    lines = shown(drawn).splitlines()
+    assert line_with("203.0.113.1:20001  forgotten; the next packet brings it back", lines)
+    assert line_with("OUT/s      -  █   highest 25", lines)
+
+
+# The last events
+
+
+@pytest.mark.parametrize(("height", "told"), [(40, 5), (24, 3), (12, 1), (6, 0)])
+def test_the_last_events_have_room_below_the_counters(height: int, told: int) -> None:
+    events = [[Segment(f"event {number}")] for number in range(5)]
+    before = snapshot(*many(3))
+    now = later(before, packets=50)
+    for keys in ("", "j\n"):
+        lines = lines_of(
+            DESCRIPTION, now, peers.rates(before, now), 120, height, keys, events=events
+        )
+        assert [line for line in lines if line.startswith("event")] == [
+            f"event {number}" for number in range(5 - told, 5)
+        ]
+        assert ("LAST EVENTS" in lines) is bool(told)
+        assert "203.0.113.1:20001" in " ".join(lines)
 
 
 # A line for each interval

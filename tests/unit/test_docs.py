@@ -91,7 +91,8 @@ def test_relative_links_lead_to_files(document: Path) -> None:
     assert missing == []
 
 
-def test_the_picture_needs_nothing_from_elsewhere() -> None:
-    picture = (ROOT / "docs/watch.svg").read_text()
+@pytest.mark.parametrize("name", ["watch", "watch-detail", "peers"])
+def test_the_pictures_need_nothing_from_elsewhere(name: str) -> None:
+    picture = (ROOT / f"docs/{name}.svg").read_text()
     ElementTree.fromstring(picture)  # is well-formed
     assert re.findall(r"https?://[^\"\s)]+", picture) == ["http://www.w3.org/2000/svg"]

@@ -410,7 +410,7 @@ def peers(
 def watch(
     interval: str = typer.Option("1s", metavar="DURATION", help="Time between two views."),
 ) -> None:
-    """Show states, rates and counters live. Ctrl-C ends it."""
+    """Show states, rates and counters live. ? shows the keys, q or Ctrl-C ends it."""
     seconds = settings.duration("--interval", interval)
     if not 0.1 <= seconds <= 3600:
         raise UsageError(f"--interval {interval} is out of range, 100ms to 60m")

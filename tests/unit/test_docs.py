@@ -9,9 +9,12 @@ import pytest
 import typer
 
 from moh_ebpf import cli, layout, settings
+from moh_ebpf.render import WATCH_COLUMNS
+from moh_ebpf.watch.keys import HELP
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+WATCH = (ROOT / "docs/watch.md").read_text()
 PACKET_FLOW = (ROOT / "docs/packet-flow.md").read_text()
 # Not rglob: build/ may hold whole root file systems.
 DOCUMENTS = [
@@ -76,6 +79,19 @@ def test_defaults_in_the_readme_are_those_of_the_code() -> None:
     assert written["rtp-ports"] == str(default.rtp_ports)
     assert written["timeout"] == f"{default.timeout:g}s"
     assert written["max-peers"] == str(default.max_peers)
+
+
+def test_the_keys_of_watch_are_those_of_its_help() -> None:
+    expected = [[" ".join(f"`{key}`" for key in keys.split()), does] for keys, does in HELP]
+    assert tables(WATCH, "key") == expected
+
+
+def test_the_columns_of_watch_are_those_of_the_code_in_its_order() -> None:
+    expected = [
+        (f"`{column.title}`", "largest" if column.largest else "smallest")
+        for column in WATCH_COLUMNS
+    ]
+    assert [(row[0], row[2]) for row in tables(WATCH, "column")] == expected
 
 
 def test_the_readmes_configuration_is_valid() -> None:

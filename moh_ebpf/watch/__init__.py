@@ -144,10 +144,9 @@ def _on_screen(frames: Iterator[Frame], interval: float, console: Console) -> No
     with terminal.opened(live, stdin) as opened:
         opened.draw(shown.lines())
         for tick in _ticks(interval):
-            for event in opened.events(tick):
-                if event == terminal.INTERRUPTED:
-                    return
-                if isinstance(event, str) and shown.press(event, frames):
+            for events in opened.events(tick):
+                keys = [event for event in events if isinstance(event, str)]
+                if terminal.INTERRUPTED in events or shown.press(keys, frames):
                     return
                 opened.draw(shown.lines())
             if not shown.view.paused:
@@ -185,10 +184,11 @@ class _Shown:
             self._history.add({})
         self._history.add(self._frame.rates.peers, self.view.seen)
 
-    def press(self, key: str, frames: Iterator[Frame]) -> bool:
-        """Whether the key ends it. After a pause, what it is now shows at once."""
+    def press(self, keys: Sequence[str], frames: Iterator[Frame]) -> bool:
+        """Whether they end it. After a pause, what it is now shows at once."""
         paused = self.view.paused
-        self.view = pressed(self.view, key, WATCH_COLUMNS)
+        for key in keys:
+            self.view = pressed(self.view, key, WATCH_COLUMNS)
         if paused and not self.view.paused:
             self.look(frames)
         return self.view.quit

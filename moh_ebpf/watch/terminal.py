@@ -38,6 +38,7 @@ class Terminal:
         self._keyboard = keyboard
         self._wakeup = wakeup
         self._handlers: dict[int, Any] = {}
+        self._came: list[int] = []
 
     @property
     def has_keys(self) -> bool:
@@ -52,20 +53,23 @@ class Terminal:
                 self._leave(signal.SIGHUP)
             raise
 
-    def events(self, deadline: float) -> Iterator[str | int]:
-        """Keys by their names, and signals by their numbers, until the deadline (monotonic).
+    def events(self, deadline: float) -> Iterator[list[str | int]]:
+        """Keys by their names and signals by their numbers, those that came together, until the
+        deadline (monotonic).
 
         A signal that ends or stops us does so in here, with the terminal given back meanwhile.
         """
         while True:
-            for received in self._signals():
+            signals = self._signals()
+            for received in signals:
                 if received in _LEAVING:
                     self._leave(received)
                 elif received == CONTINUED:
                     # After a SIGSTOP, the shell may have changed it.
                     self._keyboard.enter()
-                yield received
-            yield from self._keyboard.read()
+            came: list[str | int] = [*signals, *self._keyboard.read()]
+            if came:
+                yield came
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -77,9 +81,10 @@ class Terminal:
 
     def _signals(self) -> list[int]:
         """What has come; first of all what ends us, for a hang-up comes with a SIGCONT."""
+        came, self._came = self._came, []
         with suppress(BlockingIOError):
-            return sorted(os.read(self._wakeup, 4096), key=lambda number: number not in _ENDING)
-        return []
+            came += os.read(self._wakeup, 4096)
+        return sorted(came, key=lambda number: number not in _ENDING)
 
     @contextmanager
     def handlers(self) -> Iterator[None]:
@@ -100,11 +105,18 @@ class Terminal:
         self._keyboard.leave()
         with suppress(OSError):  # It may have gone.
             self._live.stop()
+        self._let(received)
+        # What was to end us while we were stopped: first, for the terminal may be another's now.
+        self._came = self._signals()
+        for other in filter(_ENDING.__contains__, self._came):
+            self._let(other)
+        self._keyboard.enter()
+        self._live.start()
+
+    def _let(self, received: int) -> None:
         signal.signal(received, self._handlers[received])
         signal.raise_signal(received)
         signal.signal(received, _note)
-        self._keyboard.enter()
-        self._live.start()
 
 
 def _note(received: int, frame: FrameType | None) -> None:
@@ -147,17 +159,21 @@ class _Keyboard:
         self._before: list[Any] | None = None
 
     def enter(self) -> None:
+        """In the background this stops us, as it does any job, until we are brought forward."""
         if self.fd is None:
             return
         try:
+            before = self._before or termios.tcgetattr(self.fd)
             self._to_cbreak(self.fd)
-        except termios.error:  # It has gone, and SIGHUP is on its way, if it is not ignored.
-            self.fd = None
+            self._before = before
+        except termios.error as error:
+            # After a stop, SIGCONT has us try again; else it has gone, and SIGHUP is on its way.
+            if error.args[0] != errno.EINTR:
+                self.fd = None
 
-    def _to_cbreak(self, fd: int) -> None:
+    @staticmethod
+    def _to_cbreak(fd: int) -> None:
         changed = termios.tcgetattr(fd)
-        if self._before is None:
-            self._before = termios.tcgetattr(fd)
         changed[_LFLAG] &= ~(termios.ICANON | termios.ECHO)
         changed[_CC][termios.VMIN], changed[_CC][termios.VTIME] = 1, 0
         termios.tcsetattr(fd, termios.TCSADRAIN, changed)
@@ -166,8 +182,9 @@ class _Keyboard:
         """As it was. What was typed and not read is not for the shell."""
         if self.fd is None or self._before is None:
             return
-        with suppress(termios.error):  # It may have gone.
-            termios.tcsetattr(self.fd, termios.TCSAFLUSH, self._before)
+        if not _in_background(self.fd):  # There it is the shell's, and we would be stopped.
+            with suppress(termios.error):  # It may have gone.
+                termios.tcsetattr(self.fd, termios.TCSAFLUSH, self._before)
         self._before = None
 
     def read(self) -> list[str]:
@@ -190,3 +207,11 @@ class _Keyboard:
 
     def patience(self, left: float) -> float:
         return min(left, _ESCAPE) if self._decoder.waiting else left
+
+
+def _in_background(fd: int) -> bool:
+    """Whether the terminal is ours, and in the hands of another job."""
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:  # Not ours, or gone.
+        return False

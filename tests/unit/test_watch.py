@@ -21,6 +21,7 @@ from tests.support.terminal import (
     PATIENCE,
     ROOT,
     SHOW_CURSOR,
+    Terminal,
     environment,
     terminal,
 )
@@ -240,6 +241,48 @@ def test_ctrl_z_leaves_the_terminal_sane_and_fg_brings_keys_back() -> None:
         assert term.modes() == before
         term.type("exit\n")
         assert term.end() == 0
+
+
+def test_a_job_in_the_background_waits_for_the_terminal_and_can_be_ended() -> None:
+    with terminal(["bash", "--norc", "--noediting", "-i"]) as term:
+        term.type("PS1='$ '; exec 2>&1; echo ready\n")
+        term.read_until("ready\r\n")
+        before = term.modes()
+        term.type(" ".join(map(_quoted, command(0.2))) + " &\n")
+        job_is(term, "Stopped")
+        assert term.modes() == before
+        assert ENTER not in term.written
+        term.type("fg\n")
+        term.see("203.0.113.1:20001", "q quit")
+        term.type("t")
+        term.see("only TWO", without="203.0.113.1:20001")
+        term.type("\x1a")
+        term.read_until("Stopped")
+        term.type("bg\n")
+        job_is(term, "Stopped")
+        assert term.modes() == before
+        term.type("fg\n")
+        term.read_until(ENTER)
+        term.type("a")
+        term.see("by interest", "203.0.113.1:20001", without="only TWO")
+        term.type("\x1a")
+        term.read_until("Stopped")
+        term.type("kill %1\n")
+        job_is(term, "Terminated")
+        assert term.modes() == before
+
+
+def job_is(term: Terminal, state: str) -> None:
+    """Wait until the shell's only job is in this state."""
+    deadline = time.monotonic() + PATIENCE
+    asked = 0
+    while True:
+        asked += 1
+        term.type(f"jobs; echo asked-{asked}-\n")
+        if state in term.read_until(f"\nasked-{asked}-"):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_after_a_stop_that_cannot_be_caught_the_keys_come_back() -> None:

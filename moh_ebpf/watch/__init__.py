@@ -54,8 +54,9 @@ def watch(
 ) -> None:
     """Show a view each interval, in seconds; lines where the console is no terminal to draw on.
 
-    q or Ctrl-C ends it, and so does a reader who has had enough. Raises NotAttachedError, also when
-    what is watched is detached.
+    `last_events` is asked for lines with each look; the screen has room for those below the
+    counters. q or Ctrl-C ends it, and so does a reader who has had enough. Raises NotAttachedError,
+    also when what is watched is detached.
     """
     frames = _frames(look, last_events)
     if console.is_interactive:

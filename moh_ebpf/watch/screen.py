@@ -58,7 +58,7 @@ SELECTED = Style(reverse=True)
 class Frame(NamedTuple):
     """One look, and the rates of the `seconds` since the one before; the first has none.
 
-    `events` are the last of them, as lines, the latest last.
+    `events` are the last of them, as lines, the latest last: as many as there may be room for.
     """
 
     at: datetime
@@ -228,13 +228,10 @@ def _sorting(view: View) -> str:
 
 
 def _events(events: Sequence[Line], most: int, space: Sequence[Line]) -> list[Line]:
-    """The last events that there is room for."""
-    shown = list(events)[-most:] if most > 0 else []
-    return (
-        [*space, [Segment("LAST EVENTS", TITLE)], *shown[-(most - 1) :]]
-        if most > 1 and shown
-        else []
-    )
+    """A title, and the last events in `most` lines with it; nothing where there are none."""
+    if not events or most < 2:
+        return []
+    return [*space, [Segment("LAST EVENTS", TITLE)], *events[-(most - 1) :]]
 
 
 # Peers

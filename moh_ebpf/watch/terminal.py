@@ -40,10 +40,6 @@ class Terminal:
         self._handlers: dict[int, Any] = {}
         self._came: list[int] = []
 
-    @property
-    def has_keys(self) -> bool:
-        return self._keyboard.fd is not None
-
     def draw(self, renderable: RenderableType) -> None:
         """Raises OSError; where the terminal has gone, it ends us as its signal does."""
         try:

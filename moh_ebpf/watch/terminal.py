@@ -22,10 +22,10 @@ from moh_ebpf.watch.keys import Decoder
 # How long the rest of an escape sequence may take, in seconds; after that it was Esc alone.
 _ESCAPE = 0.05
 
-RESIZED, CONTINUED, INTERRUPTED = signal.SIGWINCH, signal.SIGCONT, signal.SIGINT
+INTERRUPTED = signal.SIGINT
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LEAVING = (*_ENDING, signal.SIGTSTP)
-_SIGNALS = (RESIZED, CONTINUED, INTERRUPTED, *_LEAVING)
+_SIGNALS = (signal.SIGWINCH, signal.SIGCONT, INTERRUPTED, *_LEAVING)
 
 _LFLAG, _CC = 3, 6  # in what tcgetattr returns
 
@@ -60,8 +60,9 @@ class Terminal:
             for received in signals:
                 if received in _LEAVING:
                     self._leave(received)
-                elif received == CONTINUED:
-                    # After a SIGSTOP, the shell may have changed it.
+                else:
+                    # After a SIGSTOP, the shell may have changed it; and any signal may have
+                    # kept us from changing it.
                     self._keyboard.enter()
             came: list[str | int] = [*signals, *self._keyboard.read()]
             if came:
@@ -163,7 +164,7 @@ class _Keyboard:
             self._to_cbreak(self.fd)
             self._before = before
         except termios.error as error:
-            # After a stop, SIGCONT has us try again; else it has gone, and SIGHUP is on its way.
+            # The signal that kept us from it has us try again; else it has gone, and SIGHUP comes.
             if error.args[0] != errno.EINTR:
                 self.fd = None
 

@@ -275,13 +275,12 @@ def test_a_job_in_the_background_waits_for_the_terminal_and_can_be_ended() -> No
 def job_is(term: Terminal, state: str) -> None:
     """Wait until the shell's only job is in this state."""
     deadline = time.monotonic() + PATIENCE
-    asked = 0
-    while True:
+    asked, seen = 0, ""
+    while state not in seen:  # The shell says only once that it has ended, in whatever pieces.
+        assert time.monotonic() < deadline, seen
         asked += 1
         term.type(f"jobs; echo asked-{asked}-\n")
-        if state in term.read_until(f"\nasked-{asked}-"):
-            return
-        assert time.monotonic() < deadline
+        seen += term.read_until(f"\nasked-{asked}-")
         time.sleep(0.05)
 
 

@@ -7,6 +7,7 @@ import sys
 import termios
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -267,16 +268,30 @@ def test_a_job_in_the_background_waits_for_the_terminal_and_can_be_ended() -> No
         term.see("by interest", "203.0.113.1:20001", without="only TWO")
         term.type("\x1a")
         term.read_until("Stopped")
+        (watching,) = children(term.process.pid)
         term.type("kill %1\n")
-        job_is(term, "Terminated")
+        has_ended(watching)
         assert term.modes() == before
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def has_ended(pid: int) -> None:
+    """Wait until it has; asked of the kernel, for a shell may be late to see what became of it."""
+    deadline = time.monotonic() + PATIENCE
+    status = Path(f"/proc/{pid}/status")
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline, status.read_text()
+        time.sleep(0.02)
 
 
 def job_is(term: Terminal, state: str) -> None:
     """Wait until the shell's only job is in this state."""
     deadline = time.monotonic() + PATIENCE
     asked, seen = 0, ""
-    while state not in seen:  # The shell says only once that it has ended, in whatever pieces.
+    while state not in seen:
         assert time.monotonic() < deadline, seen
         asked += 1
         term.type(f"jobs; echo asked-{asked}-\n")

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -465,7 +465,7 @@ def show_events(
 def watch(
     interval: str = typer.Option("1s", metavar="DURATION", help="Time between two views."),
 ) -> None:
-    """Show states, rates and counters live. Ctrl-C ends it."""
+    """Show states, rates and counters live. ? shows the keys, q or Ctrl-C ends it."""
     seconds = settings.duration("--interval", interval)
     if not 0.1 <= seconds <= 3600:
         raise UsageError(f"--interval {interval} is out of range, 100ms to 60m")
@@ -473,5 +473,7 @@ def watch(
     from rich.console import Console
 
     from moh_ebpf import watch as view
+    from moh_ebpf.watch.recent import Recent
 
-    view.watch(seconds, Console())
+    with closing(Recent()) as recent:
+        view.watch(seconds, Console(), last_events=recent)

@@ -5,11 +5,11 @@ view made of lines can be cut to the terminal's height, and 65,536 of them cost 
 colour says is said by a word, too.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import zip_longest
+from socket import inet_aton
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -17,7 +17,8 @@ from rich.segment import Segment
 from rich.style import Style
 
 from moh_ebpf.layout import COUNTERS, State
-from moh_ebpf.peers import Peer, PeerRate, Rates, Snapshot, by_interest
+from moh_ebpf.peers import Peer, PeerRate, by_interest
+from moh_ebpf.rtp import Rtp, estimated_mos
 
 if TYPE_CHECKING:
     from moh_ebpf.doctor import Finding
@@ -27,14 +28,11 @@ Line = Sequence[Segment]
 
 PLAIN = Style()
 TITLE = Style(bold=True)
+SORTED = Style(bold=True, underline=True)
 DIM = Style(dim=True)
 ALARM = Style(color="red", bold=True)
 NOTICE = Style(color="yellow")
 STATES = {State.MOH: Style(color="magenta", bold=True), State.TWO: Style(color="green")}
-
-# A terminal of fewer rows is small: the watch view leaves out settings, or the lines between.
-ROWS_FOR_SETTINGS = 16
-ROWS_FOR_SPACES = 20
 
 # Counters that ought not to grow, or not for long.
 TROUBLE = ("dropped_", "learn_failed", "passed_unnatted")
@@ -62,7 +60,7 @@ class Explained:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for line, (text, style, _) in self.lines:
-            indent = _length(line)
+            indent = length(line)
             room = max(options.max_width - indent, 20)
             parts = textwrap.wrap(text, room) if console.is_terminal else [text]
             yield from line
@@ -83,25 +81,43 @@ def _plain(row: Any) -> Style:
 
 
 class Column(NamedTuple):
-    """A column of a table: of peers, or of programs. Numbers stand at the `right`."""
+    """A column of a table: of peers, or of anything else. Numbers stand at the `right`.
+
+    `human` is the text for a terminal, where it is not that for a pipe. `key` is what `watch` sorts
+    by, the `largest` first where that is what one looks for; without it, it does not. `rated`: the
+    key needs the row's rate, which costs a look-up for each.
+    """
 
     title: str
     text: Callable[[Any], str]
     right: bool = False
     style: Callable[[Any], Style] = _plain
     least: int = 0  # width, so that a live view does not jump
+    key: Callable[[Any], Any] | None = None
+    largest: bool = False
+    rated: bool = False
+    human: Callable[[Any], str] | None = None
 
 
-def _table(columns: Sequence[Column], rows: Sequence[Any], width: int | None = None) -> list[Line]:
+def table(
+    columns: Sequence[Column],
+    rows: Sequence[Any],
+    width: int | None = None,
+    *,
+    human: bool = False,
+    sorted_by: Column | None = None,
+) -> list[Line]:
     """Titles and rows; the last columns are left out where all together exceed the width."""
     titles = [column.title for column in columns]
-    texts = [[column.text(row) for column in columns] for row in rows]
+    texts_of = [(human and column.human) or column.text for column in columns]
+    texts = [[text(row) for text in texts_of] for row in rows]
     widths = [
         max(column.least, *map(len, cells))
         for column, cells in zip(columns, zip(titles, *texts, strict=True), strict=True)
     ]
     columns = columns[: _fitting(widths, width) if width else None]
-    lines = [_aligned(columns, widths, titles, [TITLE] * len(columns))]
+    titled = [SORTED if column is sorted_by else TITLE for column in columns]
+    lines = [_aligned(columns, widths, titles, titled)]
     for row, cells in zip(rows, texts, strict=True):
         lines.append(_aligned(columns, widths, cells, [column.style(row) for column in columns]))
     return lines
@@ -135,13 +151,13 @@ def _aligned(
     return line
 
 
-def _length(line: Line) -> int:
+def length(line: Line) -> int:
     return sum(segment.cell_length for segment in line)
 
 
-def _cut(line: Line, width: int) -> Line:
+def cut(line: Line, width: int) -> Line:
     """The line, with an ellipsis where it is too long."""
-    if _length(line) <= width:
+    if length(line) <= width:
         return line
     return [*Segment.adjust_line_length(list(line), max(width - 1, 0)), Segment("…")]
 
@@ -149,7 +165,7 @@ def _cut(line: Line, width: int) -> Line:
 # Words
 
 
-def _whole_time(seconds: float) -> str:
+def whole_time(seconds: float) -> str:
     """42s, 3m05s, 1h02m, 2d03h."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
@@ -161,41 +177,211 @@ def _whole_time(seconds: float) -> str:
     return f"{minutes}m{second:02}s" if minutes else f"{second}s"
 
 
-def _fine_time(seconds: float) -> str:
+def fine_time(seconds: float) -> str:
     """0.02s as long as hundredths matter."""
-    return f"{seconds:.2f}s" if seconds < 10 else _whole_time(seconds)
+    return f"{seconds:.2f}s" if seconds < 10 else whole_time(seconds)
 
 
-def _rate(rate: float) -> str:
+def rate_text(rate: float) -> str:
     """A decimal only where the rate is small."""
     return f"{rate:.0f}" if rate == 0 or rate >= 9.95 else f"{rate:.1f}"
 
 
-def _state(peer: Peer) -> str:
+def _short(number: float) -> str:
+    """Three digits and what they count: 999, 1.50k, 12.3M, 123G."""
+    units = ["", "k", "M", "G", "T"]
+    while number >= 999.5 and len(units) > 1:
+        number /= 1000
+        del units[0]
+    unit = units[0]
+    places = 0 if not unit or number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{places}f}{unit}"
+
+
+def _packets(number: int) -> str:
+    """As they are while one can still read them."""
+    return str(number) if number < 100_000 else _short(number)
+
+
+def _bytes(number: int) -> str:
+    """999 B, 1.50 kB, 12.3 MB."""
+    text = _short(number)
+    digits = text.rstrip("kMGT")
+    return f"{digits} {text[len(digits) :]}B"
+
+
+# Columns of peers
+
+
+class Row(NamedTuple):
+    """A row of a table of peers; no rate where there was no earlier look, or is only one."""
+
+    peer: Peer
+    rate: PeerRate | None = None
+
+
+def _state(row: Row) -> str:
     """MOH or TWO; in parentheses when forgotten."""
-    return f"({peer.state.name})" if peer.expired else peer.state.name
+    return f"({row.peer.state.name})" if row.peer.expired else row.peer.state.name
 
 
-def _state_style(peer: Peer) -> Style:
-    return DIM if peer.expired else STATES[peer.state]
+def _state_style(row: Row) -> Style:
+    return DIM if row.peer.expired else STATES[row.peer.state]
 
 
-def _peer_style(peer: Peer) -> Style:
-    return DIM if peer.expired else PLAIN
+def _peer_style(row: Row) -> Style:
+    return DIM if row.peer.expired else PLAIN
 
 
-def _peer_column(
-    title: str, text: Callable[[Peer], str], right: bool = False, least: int = 0
+def _outbound_style(row: Row) -> Style:
+    """On hold, and nothing is sent: that is the dead air we are here to prevent."""
+    peer, rate = row
+    dead_air = rate and not rate.outbound and peer.state is State.MOH and not peer.expired
+    return ALARM if dead_air else _peer_style(row)
+
+
+def _text(title: str, text: Callable[[Peer], str], key: Callable[[Peer], Any]) -> Column:
+    return Column(title, lambda row: text(row.peer), style=_peer_style, key=lambda row: key(row[0]))
+
+
+def _number(
+    title: str,
+    number: Callable[[Peer], float],
+    text: Callable[[Any], str] = str,
+    *,
+    human: Callable[[Any], str] | None = None,
+    least: int = 0,
+    largest: bool = True,
 ) -> Column:
-    return Column(title, text, right, _peer_style, least)
+    """A column of a number of a peer's, and how it is written."""
+    return Column(
+        title,
+        lambda row: text(number(row.peer)),
+        right=True,
+        style=_peer_style,
+        least=least,
+        key=lambda row: number(row[0]),
+        largest=largest,
+        human=human and (lambda row: human(number(row.peer))),
+    )
 
 
-ENDPOINT = _peer_column("ENDPOINT", lambda peer: peer.endpoint)
-STATE = Column("STATE", _state, style=_state_style)
-FOR = _peer_column("FOR", lambda peer: _whole_time(peer.since), right=True, least=6)
-AGE = _peer_column("AGE", lambda peer: _fine_time(peer.age), right=True, least=5)
-PUBLIC = _peer_column("PUBLIC", lambda peer: peer.public)
-WAN = _peer_column("WAN", lambda peer: peer.interface)
+def _per_second(
+    title: str, rate: Callable[[PeerRate], float], style: Callable[[Any], Style] = _peer_style
+) -> Column:
+    return Column(
+        title,
+        lambda row: rate_text(rate(row.rate)) if row.rate else "-",
+        right=True,
+        style=style,
+        least=5,
+        key=lambda row: rate(row.rate) if row.rate else -1.0,
+        largest=True,
+        rated=True,
+    )
+
+
+def _numeric(address: str, port: int) -> tuple[bytes, int]:
+    """To sort addresses by: 9.0.0.1 comes before 10.0.0.1."""
+    return inet_aton(address), port
+
+
+# Of a stream that was not seen, or whose quality is not kept, nothing is known.
+_UNKNOWN = -1.0
+
+
+def _codec(peer: Peer) -> str:
+    """That of what it sends; of what is sent to it, where that is another one."""
+    names = dict.fromkeys(each.codec for each in (peer.in_rtp, peer.out_rtp) if each)
+    return "/".join(names) or "-"
+
+
+def _loss(stream: Rtp | None) -> float:
+    return stream.loss if stream else _UNKNOWN
+
+
+def _percent(share: float) -> str:
+    return "-" if share < 0 else f"{share:.1%}"
+
+
+def _jitter(stream: Rtp | None) -> float:
+    return _UNKNOWN if stream is None or stream.jitter is None else stream.jitter
+
+
+def _milliseconds(seconds: float) -> str:
+    return "-" if seconds < 0 else f"{seconds * 1e3:.1f}ms"
+
+
+def _worst_mos(peer: Peer) -> float:
+    """The estimate for the worse direction; what has none is last when sorted."""
+    known = [estimated_mos(each) for each in (peer.in_rtp, peer.out_rtp) if each]
+    return min((each for each in known if each is not None), default=math.inf)
+
+
+def _mos(score: float) -> str:
+    return "-" if score == math.inf else f"{score:.1f}"
+
+
+ENDPOINT = _text(
+    "ENDPOINT", lambda peer: peer.endpoint, lambda peer: _numeric(peer.address, peer.port)
+)
+STATE = Column("STATE", _state, style=_state_style, key=lambda row: row.peer.state)
+FOR = _number("FOR", lambda peer: peer.since, whole_time, least=6, largest=False)
+AGE = _number("AGE", lambda peer: peer.age, fine_time, least=5, largest=False)
+IN_RATE = _per_second("IN/s", lambda rate: rate.inbound)
+OUT_RATE = _per_second("OUT/s", lambda rate: rate.outbound, _outbound_style)
+PUBLIC = _text(
+    "PUBLIC",
+    lambda peer: peer.public,
+    lambda peer: _numeric(peer.public_address, peer.public_port),
+)
+WAN = _text("WAN", lambda peer: peer.interface, lambda peer: peer.interface)
+IN_PACKETS = _number("IN-PACKETS", lambda peer: peer.in_packets, human=_packets)
+IN_BYTES = _number("IN-BYTES", lambda peer: peer.in_bytes, human=_bytes)
+OUT_PACKETS = _number("OUT-PACKETS", lambda peer: peer.out_packets, human=_packets)
+OUT_BYTES = _number("OUT-BYTES", lambda peer: peer.out_bytes, human=_bytes)
+CODEC = _text("CODEC", lambda peer: _codec(peer), lambda peer: _codec(peer))
+IN_LOSS = _number("IN-LOSS", lambda peer: _loss(peer.in_rtp), _percent)
+OUT_LOSS = _number("OUT-LOSS", lambda peer: _loss(peer.out_rtp), _percent)
+IN_JITTER = _number("IN-JITTER", lambda peer: _jitter(peer.in_rtp), _milliseconds)
+OUT_JITTER = _number("OUT-JITTER", lambda peer: _jitter(peer.out_rtp), _milliseconds)
+MOS = _number("MOS~", lambda peer: _worst_mos(peer), _mos, largest=False)
+LONGEST_GAP = _number("LONGEST-GAP", lambda peer: peer.longest_gap, fine_time)
+
+# The most important first: a narrow terminal shows no more than fit, and sorts by all the same.
+WATCH_COLUMNS = (
+    ENDPOINT,
+    STATE,
+    FOR,
+    AGE,
+    IN_RATE,
+    OUT_RATE,
+    PUBLIC,
+    CODEC,
+    IN_LOSS,
+    OUT_LOSS,
+    IN_JITTER,
+    OUT_JITTER,
+    MOS,
+    WAN,
+    LONGEST_GAP,
+    IN_PACKETS,
+    OUT_PACKETS,
+)
+
+PEERS_COLUMNS = (
+    ENDPOINT,
+    STATE,
+    FOR,
+    AGE,
+    IN_PACKETS,
+    IN_BYTES,
+    OUT_PACKETS,
+    OUT_BYTES,
+    PUBLIC,
+    WAN,
+    LONGEST_GAP,
+)
 
 
 # status
@@ -227,11 +413,11 @@ PROGRAM_COLUMNS = (
 
 
 def _programs(description: Description) -> list[Line]:
-    lines = _table(PROGRAM_COLUMNS, [*description["programs"], *description["missing"]])
-    return lines + _missing(description)
+    lines = table(PROGRAM_COLUMNS, [*description["programs"], *description["missing"]])
+    return lines + missing(description)
 
 
-def _missing(description: Description) -> list[Line]:
+def missing(description: Description) -> list[Line]:
     """One line, if programs are missing: which, and what to do."""
     places = [f"{place['role']} on {place['interface']}" for place in description["missing"]]
     if not places:
@@ -242,14 +428,16 @@ def _missing(description: Description) -> list[Line]:
 def _explained_settings(settings: Mapping[str, Any]) -> list[tuple[Line, Segment]]:
     names = max(map(len, settings))
     return [
-        ([Segment(f"{name:<{names}}  ")], Segment(_setting_text(name, value)))
+        ([Segment(f"{name:<{names}}  ")], Segment(setting_text(name, value)))
         for name, value in settings.items()
     ]
 
 
-def _setting_text(name: str, value: Any) -> str:
+def setting_text(name: str, value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value) or EMPTY_SETTINGS.get(name, "")
+        return ", ".join(map(str, value)) or EMPTY_SETTINGS.get(name, "")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}s" if name == "timeout" else str(value)
 
 
@@ -267,208 +455,42 @@ def _explained_counters(counters: Mapping[str, int]) -> list[tuple[Line, Segment
 
 # peers
 
-PEERS_COLUMNS = (
-    ENDPOINT,
-    STATE,
-    FOR,
-    AGE,
-    _peer_column("IN-PACKETS", lambda peer: str(peer.in_packets), right=True),
-    _peer_column("IN-BYTES", lambda peer: str(peer.in_bytes), right=True),
-    _peer_column("OUT-PACKETS", lambda peer: str(peer.out_packets), right=True),
-    _peer_column("OUT-BYTES", lambda peer: str(peer.out_bytes), right=True),
-    PUBLIC,
-    WAN,
-    _peer_column("LONGEST-GAP", lambda peer: _fine_time(peer.longest_gap), right=True),
-)
 
+@dataclass(frozen=True)
+class PeersTable:
+    """A line for each peer, hold music first, and a line of titles.
 
-def peers(shown: Collection[Peer]) -> Lines:
-    """A line for each peer, hold music first, and a line of titles."""
-    return Lines(_table(PEERS_COLUMNS, by_interest(shown)))
-
-
-# watch
-
-
-def plain_line(
-    at: datetime, description: Description, snapshot: Snapshot, rates: Rates, seconds: float
-) -> str:
-    """An interval's line: packets/s in and out, and how far each counter went in its seconds."""
-    total = _total(rates)
-    fields = {
-        "moh": _count(snapshot, State.MOH),
-        "two": _count(snapshot, State.TWO),
-        "in": f"{total.inbound:.1f}",
-        "out": f"{total.outbound:.1f}",
-        **{name: round(rate * seconds) for name, rate in rates.counters.items()},
-        "missing": len(description["missing"]),
-    }
-    values = " ".join(f"{name}={value}" for name, value in fields.items())
-    return f"{at.isoformat(timespec='milliseconds')} {values}"
-
-
-def watch(
-    description: Description, snapshot: Snapshot, rates: Rates, width: int, height: int
-) -> Lines:
-    """The view, no larger than the terminal: header, peers, and at its foot the counters.
-
-    The less room, the less of all but hold music: the peers have at least half of it.
+    A pipe gets numbers to reckon with; a terminal those with units, and a line that sums up.
     """
-    space: list[Line] = [[]] if height >= ROWS_FOR_SPACES else []
-    header = [*_header(description, snapshot, rates, height), *space]
-    room = height - len(header) - len(space)
-    spare = room - max(len(snapshot.peers), 1) - 1
-    counters = _counters(snapshot.counters, rates.counters, width, max(spare, height // 4))
-    room = max(room - len(counters), 0)
-    table = _watched_peers(description, snapshot.peers, rates.peers, width, room)
-    filled = [*table, *([[]] * (room - len(table)))]
-    lines = [*header, *filled, *space, *counters]
-    return Lines([_cut(line, width) for line in lines[:height]])
+
+    shown: Collection[Peer]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        human = console.is_terminal
+        rows = [Row(peer) for peer in by_interest(self.shown)]
+        yield Lines(table(PEERS_COLUMNS, rows, human=human))
+        if human:
+            yield Lines([[], counts(self.shown)])
 
 
-def _count(snapshot: Snapshot, state: State) -> int:
-    return sum(peer.state is state and not peer.expired for peer in snapshot.peers)
+def peers(shown: Collection[Peer]) -> PeersTable:
+    return PeersTable(shown)
 
 
-def _total(rates: Rates) -> PeerRate:
-    inbound = sum(rate.inbound for rate in rates.peers.values())
-    return PeerRate(inbound, sum(rate.outbound for rate in rates.peers.values()))
-
-
-def _header(description: Description, snapshot: Snapshot, rates: Rates, height: int) -> list[Line]:
-    lines = [_summary(snapshot, rates), *_missing(description)]
-    if height >= ROWS_FOR_SETTINGS:
-        lines += [_interfaces(description), _settings(description["settings"])]
-    return lines
-
-
-def _summary(snapshot: Snapshot, rates: Rates) -> Line:
-    total = _total(rates)
-    packets = f"in {total.inbound:.0f}  out {total.outbound:.0f}" if rates.counters else "…"
+def counts(shown: Collection[Peer]) -> Line:
+    """`2 on hold  1 two-way`, and how many are forgotten."""
+    forgotten = sum(peer.expired for peer in shown)
     return [
-        Segment(f"{_count(snapshot, State.MOH)} on hold", STATES[State.MOH]),
+        Segment(f"{count(shown, State.MOH)} on hold", STATES[State.MOH]),
         Segment("  "),
-        Segment(f"{_count(snapshot, State.TWO)} two-way", STATES[State.TWO]),
-        Segment("   packets/s: "),
-        Segment(packets, TITLE),
+        Segment(f"{count(shown, State.TWO)} two-way", STATES[State.TWO]),
+        *([Segment(f"  {forgotten} forgotten", DIM)] if forgotten else []),
     ]
 
 
-def _interfaces(description: Description) -> Line:
-    """`eth1 (learn, enforce)  eth0 (bypass)`"""
-    roles: dict[str, list[str]] = {}
-    for program in description["programs"]:
-        roles.setdefault(program["interface"], []).append(program["role"])
-    return [Segment("  ".join(f"{name} ({', '.join(each)})" for name, each in roles.items()))]
-
-
-def _settings(settings: Mapping[str, Any]) -> Line:
-    """What may be long, and be cut, last."""
-    text = {name: _setting_text(name, value) for name, value in settings.items()}
-    return [
-        Segment(
-            f"port {text['port']}  timeout {text['timeout']}  "
-            f"UCM {text['ucm']}  public {text['public']}"
-        )
-    ]
-
-
-def _watched_peers(
-    description: Description,
-    known: Sequence[Peer],
-    rates: Mapping[str, PeerRate],
-    width: int,
-    room: int,
-) -> list[Line]:
-    """The table of peers in so many lines, the last of which tells how many are not shown."""
-    if not known:
-        return _nobody(description["settings"], width)
-    fitting = len(known) if len(known) < room else max(room - 2, 0)
-    lines = _table(_watch_columns(rates), by_interest(known, fitting), width)
-    more = len(known) - fitting
-    if more:
-        lines.append([Segment(f"… and {more} more", DIM)])
-    return lines[:room]
-
-
-def _nobody(settings: Mapping[str, Any], width: int) -> list[Line]:
-    text = (
-        "No endpoint is known: within the last "
-        f"{_setting_text('timeout', settings['timeout'])}, none has sent RTP to a public "
-        "address. A call shows here with the provider's first packet."
-    )
-    return [[Segment(part)] for part in textwrap.wrap(text, max(width, 20))]
-
-
-def _watch_columns(rates: Mapping[str, PeerRate]) -> tuple[Column, ...]:
-    """The most important first: a narrow terminal shows no more than fit."""
-
-    def inbound(peer: Peer) -> str:
-        rate = rates.get(peer.endpoint)
-        return _rate(rate.inbound) if rate else "-"
-
-    def outbound(peer: Peer) -> str:
-        rate = rates.get(peer.endpoint)
-        return _rate(rate.outbound) if rate else "-"
-
-    def outbound_style(peer: Peer) -> Style:
-        """On hold, and nothing is sent: that is the dead air we are here to prevent."""
-        rate = rates.get(peer.endpoint)
-        dead_air = rate and not rate.outbound and peer.state is State.MOH and not peer.expired
-        return ALARM if dead_air else _peer_style(peer)
-
-    return (
-        ENDPOINT,
-        STATE,
-        FOR,
-        AGE,
-        _peer_column("IN/s", inbound, right=True, least=5),
-        Column("OUT/s", outbound, right=True, style=outbound_style, least=5),
-        PUBLIC,
-        WAN,
-    )
-
-
-def _counters(
-    counters: Mapping[str, int], rates: Mapping[str, float], width: int, room: int
-) -> list[Line]:
-    """The counters in columns downwards, as many as there is room for."""
-    cells = _counter_cells(counters, rates)
-    across = max((width + 3) // (_length(cells[0]) + 3), 1)
-    rows = min(-(-len(cells) // across), room)
-    if rows < 1:
-        return []
-    columns = [cells[start : start + rows] for start in range(0, rows * across, rows)]
-    return [_joined([cell for cell in row if cell is not None]) for row in zip_longest(*columns)]
-
-
-def _counter_cells(counters: Mapping[str, int], rates: Mapping[str, float]) -> list[Line]:
-    """A cell for each counter, those that are not 0 first, and of them those that mean trouble."""
-
-    def order(name: str) -> tuple[bool, bool]:
-        return not counters[name], not name.startswith(TROUBLE)
-
-    names = max(map(len, counters))
-    values = max(7, *(len(str(value)) for value in counters.values()))
-    return [
-        [
-            Segment(f"{name:<{names}} {counters[name]:>{values}}", None if counters[name] else DIM),
-            _growth(name, rates.get(name, 0.0)),
-        ]
-        for name in sorted(counters, key=order)
-    ]
-
-
-def _growth(name: str, rate: float) -> Segment:
-    text = f"+{_rate(rate)}/s" if rate else ""
-    return Segment(f" {text:<8}", NOTICE if name.startswith(TROUBLE) else PLAIN)
-
-
-def _joined(cells: Sequence[Line]) -> Line:
-    line: list[Segment] = []
-    for cell in cells:
-        line += [*([Segment("   ")] if line else []), *cell]
-    return line
+def count(known: Collection[Peer], state: State) -> int:
+    """How many are in the state, and not forgotten."""
+    return sum(peer.state is state and not peer.expired for peer in known)
 
 
 # doctor

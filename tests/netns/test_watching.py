@@ -1,16 +1,14 @@
 """status, peers and watch on real packets: the fields that scripts rely on, the view people see."""
 
 import json
-import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
+import termios
 
 from moh_ebpf import layout
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.terminal import ENTER, LEAVE, SHOW_CURSOR, terminal
 from tests.support.wire import udp
 
 HOLD = f"{PUBLIC}:4000"
@@ -60,7 +58,7 @@ def test_status_json(fw: Firewall) -> None:
     assert shown["settings"] == {
         "wan": ["wan"], "lan": ["lan"], "ucm": [UCM], "public": [PUBLIC], "port": 4000,
         "rtp_ports": "16384-32767", "provider": [], "timeout": 60.0, "max_peers": 65536,
-        "quality": True,
+        "quality": True, "flip_hold": False, "sip_ports": [5060],
     }  # fmt: skip
     ids = [program.pop("id") for program in shown["programs"]]
     assert len(set(ids)) == 3
@@ -96,32 +94,129 @@ def test_watch_in_a_pipe(fw: Firewall) -> None:
         assert watching.wait(timeout=30) == 0
 
 
+def watching_on(fw: Firewall, *arguments: str) -> list[str]:
+    return ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf", "watch",
+            *arguments]  # fmt: skip
+
+
 def test_watch_on_a_terminal(fw: Firewall) -> None:
     """Drawn on the alternate screen; Ctrl-C gives the terminal back as it was."""
     one_on_hold_and_one_talking(fw)
-    terminal, end = pty.openpty()
-    os.set_blocking(terminal, False)
-    command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf", "watch",
-               "--interval", "200ms"]  # fmt: skip
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment) as watching:
-        os.close(end)
-        seen = read_until(terminal, [PROVIDER, TALKER, "MOH", "TWO", "1 on hold", HOLD])
-        assert "\x1b[?1049h" in seen
-        watching.send_signal(signal.SIGINT)
-        left = read_until(terminal, ["\x1b[?1049l", "\x1b[?25h"])
-        assert watching.wait(timeout=30) == 0
-        assert "Traceback" not in seen + left
-    os.close(terminal)
+    with terminal(watching_on(fw, "--interval", "200ms"), 100, 30) as term:
+        before = term.modes()
+        term.see(PROVIDER, TALKER, "MOH", "TWO", "1 on hold", HOLD)
+        assert ENTER in term.written
+        term.process.send_signal(signal.SIGINT)
+        assert term.end() == 0
+        assert LEAVE in term.written
+        assert term.written.rindex(SHOW_CURSOR) > term.written.rindex(PROVIDER)
+        assert term.modes() == before
+        assert "Traceback" not in term.written
 
 
-def read_until(terminal: int, wanted: list[str]) -> str:
-    text, deadline = "", time.monotonic() + 30
-    while not all(each in text for each in wanted):
-        ready, _, _ = select.select([terminal], [], [], max(0, deadline - time.monotonic()))
-        assert ready, f"not all of {wanted} came: {text!r}"
-        text += os.read(terminal, 65536).decode(errors="replace")
-    return text
+def test_keys_of_watch_on_real_peers(fw: Firewall) -> None:
+    one_on_hold_and_one_talking(fw)
+    with terminal(watching_on(fw, "--interval", "200ms"), 120, 40) as term:
+        before = term.modes()
+        assert order(term.see(PROVIDER, TALKER, "IN-JITTER")) == [PROVIDER, TALKER]
+
+        term.type("m")
+        term.see(PROVIDER, "only MOH: 1 of 2", without=f"\n{TALKER}")
+        term.type("a/203.0.113.16/28")
+        term.see("/203.0.113.16/28", TALKER, without=f"\n{PROVIDER}")
+        term.type("\r")
+        term.see("only 203.0.113.16/28: 1 of 2", without=f"\n{PROVIDER}")
+        term.type("\x1b")
+        term.see(f"\n{PROVIDER}", f"\n{TALKER}", "by interest")
+
+        term.type("s")
+        assert order(term.see("by ENDPOINT, smallest first")) == [PROVIDER, TALKER]
+        term.type("r")
+        assert order(term.see("by ENDPOINT, largest first")) == [TALKER, PROVIDER]
+
+        term.type("ij\n")
+        detail = " ".join(" ".join(term.see("INBOUND", f"{PROVIDER}  on hold")).split())
+        assert "packets 4 23" in detail
+        assert "public port 4000" in detail
+        term.see_that(lambda lines: any("OUT/s" in line and "_" in line for line in lines))
+        term.type("\n")
+        term.see("ENDPOINT")
+
+        term.resize(60, 14)
+        term.see(PROVIDER, TALKER, "OUT/s", without="PUBLIC")
+        assert max(map(len, term.view())) <= 60
+        term.type("q")
+        assert term.end() == 0
+        assert term.modes() == before
+
+
+def order(lines: list[str]) -> list[str]:
+    return [line.split()[0] for line in lines if line.startswith("203.0.113.")]
+
+
+def test_watch_paused_shows_what_was(fw: Firewall) -> None:
+    one_on_hold_and_one_talking(fw)
+    with terminal(watching_on(fw, "--interval", "100ms"), 100, 30) as term:
+        term.see("1 on hold  1 two-way", "q quit")
+        term.type("p")
+        term.see("PAUSED")
+        fw.wan.send(udp(PROVIDER, f"{PUBLIC}:24600"))
+        states = {each["state"] for each in json.loads(fw.moh("peers", "--json").stdout)}
+        assert states == {"two"}
+        term.type("s")
+        term.see("1 on hold  1 two-way", "PAUSED", "by ENDPOINT")
+        term.type(" ")
+        term.see("0 on hold  2 two-way", without="PAUSED")
+
+
+def test_watch_stopped_by_ctrl_z_leaves_the_terminal_sane(fw: Firewall) -> None:
+    one_on_hold_and_one_talking(fw)
+    # Without readline, which would change the terminal's modes itself.
+    with terminal(["bash", "--norc", "--noediting", "-i"], 100, 30) as term:
+        term.type("PS1='$ '; echo ready\n")
+        term.read_until("ready\r\n")
+        before = term.modes()
+        term.type(" ".join(watching_on(fw, "--interval", "200ms")) + "\n")
+        term.see(PROVIDER, TALKER, "q quit")
+        assert not term.modes()[3] & (termios.ECHO | termios.ICANON)
+        term.type("\x1a")
+        term.read_until("Stopped")
+        assert term.modes() == before
+        term.type("fg\n")
+        term.read_until(ENTER)
+        term.type("m")
+        term.see(PROVIDER, "only MOH", without=f"\n{TALKER}")
+        term.type("q")
+        term.read_until(LEAVE)
+        term.type("echo status=$?\n")
+        term.read_until("status=0")
+        assert term.modes() == before
+
+
+def test_watch_ended_by_sigterm_leaves_the_terminal_as_it_was(fw: Firewall) -> None:
+    one_on_hold_and_one_talking(fw)
+    with terminal(watching_on(fw), 100, 30) as term:
+        before = term.modes()
+        term.see(PROVIDER)
+        assert term.modes() != before
+        term.process.terminate()
+        assert term.end() == -signal.SIGTERM
+        assert LEAVE in term.written
+        assert term.modes() == before
+
+
+def test_peers_on_a_terminal(fw: Firewall) -> None:
+    one_on_hold_and_one_talking(fw)
+    command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf", "peers"]
+    with terminal(command, 160, 30) as term:
+        assert term.end() == 0
+        lines = term.view()
+        assert order(lines) == [PROVIDER, TALKER]
+        held = " ".join(next(line for line in lines if line.startswith(PROVIDER)).split())
+        size = len(udp(PROVIDER, HOLD))
+        assert f" 4 {4 * size} B 23 " in held
+        assert "kB" in held
+        assert "1 on hold  1 two-way" in lines
 
 
 def test_watch_notices_detach(fw: Firewall) -> None:

@@ -18,6 +18,9 @@ DESCRIPTION: dict[str, Any] = {
         "provider": [],
         "timeout": 1.0,
         "max_peers": 65536,
+        "quality": True,
+        "flip_hold": False,
+        "sip_ports": [5060],
     },
     "programs": [
         {"interface": "eth1", "hook": "ingress", "role": "learn", "id": 21},

@@ -9,9 +9,12 @@ import pytest
 import typer
 
 from moh_ebpf import cli, layout, settings
+from moh_ebpf.render import WATCH_COLUMNS
+from moh_ebpf.watch.keys import HELP
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+WATCH = (ROOT / "docs/watch.md").read_text()
 PACKET_FLOW = (ROOT / "docs/packet-flow.md").read_text()
 # Not rglob: build/ may hold whole root file systems.
 DOCUMENTS = [
@@ -86,6 +89,19 @@ def test_defaults_in_the_readme_are_those_of_the_code() -> None:
     assert written["max-peers"] == str(default.max_peers)
 
 
+def test_the_keys_of_watch_are_those_of_its_help() -> None:
+    expected = [[" ".join(f"`{key}`" for key in keys.split()), does] for keys, does in HELP]
+    assert tables(WATCH, "key") == expected
+
+
+def test_the_columns_of_watch_are_those_of_the_code_in_its_order() -> None:
+    expected = [
+        (f"`{column.title}`", "largest" if column.largest else "smallest")
+        for column in WATCH_COLUMNS
+    ]
+    assert [(row[0], row[2]) for row in tables(WATCH, "column")] == expected
+
+
 def test_the_readmes_configuration_is_valid() -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     settings.from_values(tomllib.loads(example))
@@ -99,7 +115,8 @@ def test_relative_links_lead_to_files(document: Path) -> None:
     assert missing == []
 
 
-def test_the_picture_needs_nothing_from_elsewhere() -> None:
-    picture = (ROOT / "docs/watch.svg").read_text()
+@pytest.mark.parametrize("name", ["watch", "watch-detail", "peers"])
+def test_the_pictures_need_nothing_from_elsewhere(name: str) -> None:
+    picture = (ROOT / f"docs/{name}.svg").read_text()
     ElementTree.fromstring(picture)  # is well-formed
     assert re.findall(r"https?://[^\"\s)]+", picture) == ["http://www.w3.org/2000/svg"]

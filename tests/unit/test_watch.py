@@ -1,17 +1,11 @@
 """The loop: on a real pseudo-terminal and into real pipes, with looks made by hand."""
 
-import fcntl
 import os
-import pty
-import select
 import signal
-import struct
 import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,16 +16,24 @@ from moh_ebpf.errors import ExitStatus, NotAttachedError
 from moh_ebpf.peers import Snapshot
 from moh_ebpf.render import Description
 from tests.support.samples import DESCRIPTION, peer, snapshot
+from tests.support.terminal import (
+    ENTER,
+    LEAVE,
+    PATIENCE,
+    ROOT,
+    SHOW_CURSOR,
+    Terminal,
+    environment,
+    terminal,
+)
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0  # seconds
-ENTER, LEAVE, SHOW_CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
-
-# Looks at 50 packets/s; with a life, what it looks at is detached after so many looks.
+# Looks at 50 packets/s on hold and a call in silence; `learned_moh` counts the looks. With a life,
+# what it looks at is detached after so many.
 WATCHED = """
 import itertools, sys, time
 from rich.console import Console
 from moh_ebpf.errors import MohError, NotAttachedError
+from moh_ebpf.layout import State
 from moh_ebpf.watch import watch
 from tests.support.samples import DESCRIPTION, peer, snapshot
 
@@ -39,10 +41,13 @@ interval, life = map(float, sys.argv[1:])
 looks = itertools.count(1)
 
 def look():
-    if next(looks) > life:
+    number = next(looks)
+    if number > life:
         raise NotAttachedError("not attached")
     now = time.monotonic()
-    return DESCRIPTION, snapshot(peer(in_packets=int(50 * now)), time=now, rewritten=int(50 * now))
+    sent = int(50 * now)
+    known = [peer(in_packets=sent), peer(2, State.TWO)]
+    return DESCRIPTION, snapshot(*known, time=now, rewritten=sent, learned_moh=number)
 
 try:
     watch(interval, Console(), look)
@@ -54,88 +59,6 @@ except MohError as error:
 
 def command(interval: float, life: float = float("inf")) -> list[str]:
     return [sys.executable, "-c", WATCHED, str(interval), str(life)]
-
-
-def environment() -> dict[str, str]:
-    ignored = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED")
-    kept = {name: value for name, value in os.environ.items() if name not in ignored}
-    return kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
-
-
-class Terminal:
-    """A process on a terminal of its own, and all that it wrote there."""
-
-    def __init__(self, argv: list[str], width: int, height: int) -> None:
-        self.process, self._fd = _on_terminal(argv, width, height)
-        self.written = ""
-
-    def resize(self, width: int, height: int) -> None:
-        """As a terminal emulator does: the kernel then sends SIGWINCH."""
-        _set_size(self._fd, width, height)
-
-    def type(self, keys: str) -> None:
-        os.write(self._fd, keys.encode())
-
-    def read_until(self, text: str) -> str:
-        """What was written from now on up to the text."""
-        start = len(self.written)
-        deadline = time.monotonic() + PATIENCE
-        while text not in self.written[start:]:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.written[start:]!r}"
-            assert self._read(), f"it ended without {text!r}: {self.written[start:]!r}"
-        return self.written[start:]
-
-    def end(self) -> int:
-        """Read to the end; the exit status."""
-        while self._read():
-            pass
-        return self.process.wait(PATIENCE)
-
-    def _read(self) -> bool:
-        try:
-            if select.select([self._fd], [], [], 0.1)[0]:
-                data = os.read(self._fd, 65536)
-                self.written += data.decode(errors="replace")
-                return bool(data)
-        except OSError:  # EIO: the process has closed the terminal.
-            return False
-        return True
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._fd)
-
-
-def _on_terminal(argv: list[str], width: int, height: int) -> tuple[subprocess.Popen[bytes], int]:
-    ours, theirs = pty.openpty()
-    try:
-        _set_size(ours, width, height)
-        process = subprocess.Popen(
-            # With a terminal of its own, Ctrl-C and a new size reach it as signals.
-            ["setsid", "--ctty", *argv],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            cwd=ROOT,
-            env=environment(),
-        )
-    finally:
-        os.close(theirs)
-    return process, ours
-
-
-def _set_size(fd: int, width: int, height: int) -> None:
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-
-
-@contextmanager
-def terminal(argv: list[str], width: int = 80, height: int = 24) -> Iterator[Terminal]:
-    made = Terminal(argv, width, height)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def screen_is_left_clean(written: str) -> bool:
@@ -210,6 +133,207 @@ def test_a_terminal_that_cannot_be_drawn_on_gets_lines() -> None:
     with terminal(argv) as term:
         term.read_until("missing=0")
         assert "\x1b" not in term.written
+
+
+def test_keys_change_what_is_seen_and_look_no_more_often() -> None:
+    with terminal(command(interval=600), 100, 30) as term:
+        term.see("203.0.113.1:20001", "203.0.113.2:20002", "by interest")
+        term.type("t")
+        term.see("only TWO: 1 of 2", without="203.0.113.1:20001")
+        term.type("a/203.0.113.1:")
+        term.see("/203.0.113.1:", without="203.0.113.2:20002")
+        term.type("\n")
+        term.see("only 203.0.113.1:: 1 of 2", without="203.0.113.2:20002")
+        term.type("\x1b")
+        term.see("203.0.113.2:20002", "by interest", without="only")
+        term.type("ss")
+        term.see("by STATE, smallest first")
+        term.type("r")
+        lines = term.see("by STATE, largest first")
+        assert [line.split()[1] for line in lines if line.startswith("203.")] == ["TWO", "MOH"]
+        term.type("?")
+        term.see("q Ctrl-C quit")
+        term.type("?i\x1b[B\r")
+        term.see("203.0.113.1:20001  on hold", "INBOUND", without="ENDPOINT")
+        term.type("\x1b")
+        lines = term.see("203.0.113.1:20001", "ENDPOINT")
+        (looks,) = [line for line in lines if "learned_moh" in line]
+        assert looks.split()[looks.split().index("learned_moh") + 1] == "1"
+        term.type("q")
+        assert term.end() == ExitStatus.OK
+        assert screen_is_left_clean(term.written)
+
+
+def counted(lines: list[str]) -> int:
+    """The number of looks."""
+    words = " ".join(lines).split()
+    return int(words[words.index("learned_moh") + 1])
+
+
+def test_a_pause_freezes_the_view_until_it_goes_on() -> None:
+    with terminal(command(0.1), 100, 30) as term:
+        term.see("+50/s")
+        term.type("p")
+        frozen = term.see("PAUSED")
+        for key in "mams":  # Drawn anew each time, for what would be several looks.
+            term.type(key)
+            time.sleep(0.1)
+        assert counted(term.see("by ENDPOINT", "PAUSED")) == counted(frozen)
+        term.type(" ")
+        term.see_that(lambda lines: counted(lines) > counted(frozen) + 1)
+        assert "PAUSED" not in "".join(term.view())
+
+
+def test_the_terminal_is_as_it_was_after_any_end() -> None:
+    ends: list[tuple[str, int, float]] = [
+        ("q", ExitStatus.OK, 600),
+        ("\x03", ExitStatus.OK, 600),
+        ("TERM", -signal.SIGTERM, 600),
+        ("HUP", -signal.SIGHUP, 600),
+        ("", ExitStatus.NOT_ATTACHED, 0.1),
+    ]
+    for how, status, interval in ends:
+        with terminal(command(interval, life=3)) as term:
+            before = term.modes()
+            assert before[3] & termios.ECHO
+            if how:
+                term.see("203.0.113.1:20001")
+                during = term.modes()
+                assert not during[3] & (termios.ECHO | termios.ICANON), how
+                assert during[3] & termios.ISIG
+            if len(how) > 1:
+                term.process.send_signal(signal.Signals[f"SIG{how}"])
+            else:
+                term.type(how)
+            assert term.end() == status, how
+            assert screen_is_left_clean(term.written), how
+            assert term.modes() == before, how
+
+
+def test_the_terminal_is_as_it_was_when_drawing_fails() -> None:
+    broken = WATCHED.replace("def look():", "DESCRIPTION['programs'] = 7\n\ndef look():")
+    with terminal([sys.executable, "-c", broken, "0.1", "inf"]) as term:
+        before = term.modes()
+        assert term.end() == ExitStatus.FAILURE
+        assert "TypeError" in term.written[term.written.rindex(LEAVE) :]
+        assert term.modes() == before
+
+
+def test_ctrl_z_leaves_the_terminal_sane_and_fg_brings_keys_back() -> None:
+    # Without readline, which would change the terminal's modes itself.
+    with terminal(["bash", "--norc", "--noediting", "-i"]) as term:
+        term.type("PS1='$ '; exec 2>&1; echo ready\n")
+        term.read_until("ready\r\n")
+        before = term.modes()
+        term.type(" ".join(map(_quoted, command(0.2))) + "\n")
+        term.see("203.0.113.1:20001", "q quit")
+        assert term.modes() != before
+        term.type("\x1a")
+        term.read_until("Stopped")
+        assert term.modes() == before
+        term.type("fg\n")
+        term.read_until(ENTER)
+        term.type("t")
+        term.see("only TWO", without="203.0.113.1:20001")
+        term.type("q")
+        term.read_until(LEAVE)
+        term.type("echo status=$?\n")
+        term.read_until("status=0")
+        assert term.modes() == before
+        term.type("exit\n")
+        assert term.end() == 0
+
+
+def test_a_job_in_the_background_waits_for_the_terminal_and_can_be_ended() -> None:
+    with terminal(["bash", "--norc", "--noediting", "-i"]) as term:
+        term.type("PS1='$ '; exec 2>&1; echo ready\n")
+        term.read_until("ready\r\n")
+        before = term.modes()
+        term.type(" ".join(map(_quoted, command(0.2))) + " &\n")
+        job_is(term, "Stopped")
+        assert term.modes() == before
+        assert ENTER not in term.written
+        term.type("fg\n")
+        term.see("203.0.113.1:20001", "q quit")
+        term.type("t")
+        term.see("only TWO", without="203.0.113.1:20001")
+        term.type("\x1a")
+        term.read_until("Stopped")
+        term.type("bg\n")
+        job_is(term, "Stopped")
+        assert term.modes() == before
+        term.type("fg\n")
+        term.read_until(ENTER)
+        term.type("a")
+        term.see("by interest", "203.0.113.1:20001", without="only TWO")
+        term.type("\x1a")
+        term.read_until("Stopped")
+        (watching,) = children(term.process.pid)
+        term.type("kill %1\n")
+        has_ended(watching)
+        assert term.modes() == before
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def has_ended(pid: int) -> None:
+    """Wait until it has; asked of the kernel, for a shell may be late to see what became of it."""
+    deadline = time.monotonic() + PATIENCE
+    status = Path(f"/proc/{pid}/status")
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline, status.read_text()
+        time.sleep(0.02)
+
+
+def job_is(term: Terminal, state: str) -> None:
+    """Wait until the shell's only job is in this state."""
+    deadline = time.monotonic() + PATIENCE
+    asked, seen = 0, ""
+    while state not in seen:
+        assert time.monotonic() < deadline, seen
+        asked += 1
+        term.type(f"jobs; echo asked-{asked}-\n")
+        seen += term.read_until(f"\nasked-{asked}-")
+        time.sleep(0.05)
+
+
+def test_after_a_stop_that_cannot_be_caught_the_keys_come_back() -> None:
+    with terminal(command(600)) as term:
+        term.see("203.0.113.1:20001", "q quit")
+        sane = term.modes()
+        during = term.modes()
+        term.process.send_signal(signal.SIGSTOP)
+        os.waitpid(term.process.pid, os.WUNTRACED)
+        sane[3] |= termios.ECHO | termios.ICANON
+        term.set_modes(sane)  # as a shell does
+        term.process.send_signal(signal.SIGCONT)
+        term.type("\n")
+        deadline = time.monotonic() + PATIENCE
+        while term.modes() != during:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        term.type("t")
+        term.see("only TWO")
+
+
+def test_without_a_terminal_for_keys_it_lives_without_them() -> None:
+    argv = ["bash", "-c", '"$@" < /dev/null', "-", *command(0.1)]
+    with terminal(argv) as term:
+        before = term.modes()
+        term.see("+50/s", without="q quit")
+        assert term.modes() == before
+        term.type("\x03")
+        term.end()
+        assert screen_is_left_clean(term.written)
+
+
+def test_a_terminal_that_hangs_up_ends_it() -> None:
+    with terminal(command(0.1)) as term:
+        term.see("203.0.113.1:20001")
+        term.hang_up()
+        assert term.process.wait(PATIENCE) == -signal.SIGHUP
 
 
 def piped(interval: float, life: float = float("inf")) -> subprocess.Popen[str]:

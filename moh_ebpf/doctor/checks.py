@@ -684,6 +684,15 @@ def _plain(value: object) -> str:
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
+def _flip_remedy(facts: Facts) -> str:
+    flipped = facts.total("sip_flipped")
+    if not facts.settings.flip_hold:
+        return "moh-ebpf attach … --flip-hold, or a SIP proxy (docs/kamailio.md)"
+    if flipped:
+        return f"--flip-hold has changed {flipped} holds: does the provider heed them?"
+    return "--flip-hold has seen no hold: is SIP encrypted, or on a port that --sip-ports lacks?"
+
+
 def _unidentified(facts: Facts) -> Findings:
     dropped, music = facts.grown("dropped_unidentified"), facts.grown("consumed")
     if not dropped:
@@ -700,7 +709,7 @@ def _unidentified(facts: Facts) -> Findings:
             f"UCM sends RTP, and no RTP has ever come in to port {port}: sendonly is probably not "
             "turned into sendrecv on the way to the provider",
             evidence,
-            f"the SIP proxy: docs/kamailio.md; see what comes in: tcpdump -ni "
+            f"{_flip_remedy(facts)}; see what comes in: tcpdump -ni "
             f"{facts.wan_names[0] if facts.wan else 'WAN'} udp dst port {port}; --provider and "
             "--public must have what is sent from and to",
         )

@@ -18,6 +18,7 @@ _MAPS = {
     "per-CPU array maps": (6, "4.6"),
     "LRU hash maps": (9, "4.10"),
     "LPM trie maps": (11, "4.11"),
+    "ring buffer maps": (27, "5.8"),
 }
 _HELPERS = {
     "bpf_skb_store_bytes": (9, "4.1"),

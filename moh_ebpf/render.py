@@ -249,7 +249,7 @@ def _explained_settings(settings: Mapping[str, Any]) -> list[tuple[Line, Segment
 
 def _setting_text(name: str, value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value) or EMPTY_SETTINGS.get(name, "")
+        return ", ".join(map(str, value)) or EMPTY_SETTINGS.get(name, "")
     return f"{value:g}s" if name == "timeout" else str(value)
 
 

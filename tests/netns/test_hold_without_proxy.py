@@ -14,6 +14,7 @@ from tests.support.direct import (
     HEARD,
     DirectCall,
     Sdp,
+    call_by_steps,
     direct_call,
     missing_programs,
     sdps,
@@ -135,6 +136,25 @@ def test_the_provider_hears_agent_and_music(ended: DirectCall) -> None:
     heard = ended.baresip.heard()
     assert heard[Sound.MUSIC] >= 0.8
     assert heard[Sound.AGENT] >= 1.2
+
+
+def test_a_hold_that_stops_the_media_first(tmp_path: Path) -> None:
+    """The answers to inactive are left alone; by when it resumes, the hold is over."""
+    with direct_call(tmp_path, "--flip-hold", scenario=call_by_steps()) as ended:
+        ended.talk()
+        ended.stop()
+        ended.hold("sendrecv")
+        ended.play(ended.music)
+        ended.stop()
+        ended.resume(ended.agent_again)
+        ended.hang_up()
+        seen = [each.direction for each in once(sdps(ended.at_provider))]
+        sent = [each.direction for each in once(sdps(ended.at_ucm))]
+        talking, stopped = ["sendrecv", "sendrecv"], ["inactive", "inactive"]
+        assert seen == talking + stopped + talking + stopped + talking
+        assert sent == [*talking, *stopped, "sendrecv", "sendonly", *stopped, *talking]
+        assert ended.counters()["sip_restored"] == 0
+        assert ended.refused() == 0
 
 
 @pytest.mark.parametrize("way", ["udp", "tcp"])

@@ -115,7 +115,7 @@ _RECEIVED = """
 <recv response="200" rrs="true">
   <action>
     <ereg regexp="m=audio ([0-9]+) " search_in="body" check_it="true" assign_to="line,port" />
-    <ereg regexp="a=((send|recv)[a-z]+)" search_in="body" assign_to="line,direction" />
+    <ereg regexp="a=(sendrecv|recvonly|inactive)" search_in="body" assign_to="line,direction" />
   </action>
 </recv>
 """
@@ -185,6 +185,18 @@ def whole_call(*, tcp: bool = False) -> Scenario:
     return made
 
 
+def call_by_steps() -> Scenario:
+    """As UCM does it by default: each change stops the media first, then asks for an offer."""
+    made = Scenario()
+    made.exchange("talking", "[agent]", "sendrecv")
+    made.exchange("stopped", "[agent]", "inactive")
+    made.exchange("held", str(PHANTOM), "sendonly", delayed=True)
+    made.exchange("stopped", str(PHANTOM), "inactive")
+    made.exchange("resumed", "[agent_again]", "sendrecv", delayed=True)
+    made.hang_up()
+    return made
+
+
 # baresip
 
 
@@ -218,7 +230,10 @@ class Baresip(Program):
         super().__init__(place, directory, "baresip", *command, cwd=self._directory)
 
     def heard(self) -> dict[Sound, float]:
-        """Seconds of each sound in what it has decoded, once a call is over."""
+        """Seconds of each sound in what it has decoded, once a call is over.
+
+        After a pause in what it sends, baresip 1.0 decodes no more ("discard old frame").
+        """
         found: dict[Sound, float] = {}
         for file in self._directory.glob("dump-*-dec.wav"):
             with wave.open(str(file)) as sound:
@@ -325,6 +340,10 @@ class DirectCall:
     def hold(self, seen: str = "recvonly") -> None:
         """`seen` is the direction of baresip's SDP, as UCM sees it."""
         self._press("held", seen)
+
+    def stop(self) -> None:
+        """No media, either way."""
+        self._press("stopped", "inactive")
 
     def play(self, port: int) -> None:
         """Hold music, once baresip has turned to the phantom port."""

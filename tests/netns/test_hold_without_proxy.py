@@ -11,7 +11,6 @@ import pytest
 
 from moh_ebpf.lab.audio import Sound
 from tests.support.direct import (
-    HEARD,
     DirectCall,
     Sdp,
     call_by_steps,
@@ -167,4 +166,4 @@ def test_without_it_the_hold_is_dead_air(tmp_path: Path, way: str) -> None:
         assert sdps(ended.at_provider) == sdps(ended.at_ucm)
         talked = {(PUBLIC, port) for port in (ended.agent, ended.agent_again, ended.agent_at_last)}
         assert {source for source, to in ended.at_provider.flows() if to == ended.rtp} == talked
-        assert ended.counters()["dropped_unidentified"] >= 2 * HEARD
+        assert ended.counters()["dropped_unidentified"] >= 2 * DirectCall.HEARD

@@ -7,13 +7,10 @@ test: what it answers to a hold, and where it sends RTP, is its own decision.
 """
 
 import array
-import json
 import math
 import random
-import re
 import shutil
 import subprocess
-import sys
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -23,18 +20,17 @@ from typing import NamedTuple
 import pytest
 
 from moh_ebpf.lab.audio import SAMPLE_RATE, Sound, measure
-from moh_ebpf.lab.call import Phone
 from tests.support.firewall import GATEWAY, PUBLIC, UCM
-from tests.support.hosts import Address, Hosts, hosts
+from tests.support.hosts import Hosts, hosts
 from tests.support.namespace import Namespace
 from tests.support.telephony import (
     FIREWALL_RULES,
     HELPER_RULES,
-    NOWHERE,
     PHANTOM,
     PROVIDER_ADDRESS,
     PROVIDER_RULES,
     UCM_PORTS,
+    Call,
     Capture,
     Program,
     Sipp,
@@ -43,7 +39,6 @@ from tests.support.telephony import (
 from tests.support.waiting import until
 
 PROGRAMS = {"sipp": "sip-tester", "baresip": "baresip-core", "tshark": "tshark"}
-HEARD = 40  # packets each way, before the call goes on
 DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 _SECONDS = 120  # of what the caller says; a call is over long before
 
@@ -258,7 +253,7 @@ class Sdp(NamedTuple):
     direction: str
 
 
-class DirectCall:
+class DirectCall(Call):
     """A call from UCM to baresip, step by step; afterwards, what the captures show of it.
 
     UCM's devices listen before an SDP names their port. They speak when baresip has turned to them,
@@ -284,14 +279,6 @@ class DirectCall:
         self._speech = (self.agent, Sound.AGENT)
         self.rtp = self._step("talking", "sendrecv")
 
-    def _start_media(self, directory: Path, stack: ExitStack) -> Phone:
-        control = directory / "media.sock"
-        command = (sys.executable, "-m", "moh_ebpf.lab.endpoint", UCM, str(control))
-        started = Program(self.hosts.ucm, directory, "media", *command)
-        stack.enter_context(closing(started))
-        started.says("ready")
-        return Phone(control)
-
     def _start_ucm(
         self, directory: Path, stack: ExitStack, scenario: Scenario, helped: bool
     ) -> Sipp:
@@ -313,15 +300,9 @@ class DirectCall:
         stack.enter_context(closing(started))
         return started
 
-    def _step(self, name: str, direction: str) -> Address:
-        """Wait for UCM to take a step. Returns where baresip wants its RTP."""
-        step, port, answered = self._steps.next()
-        assert (step, answered) == (name, direction)
-        return PROVIDER_ADDRESS, int(port)
-
     def _press(self, step: str, direction: str) -> None:
         self._ucm.press()
-        assert self._step(step, direction) == self.rtp
+        assert self._step(step, direction) == self.rtp, "baresip has moved"
 
     def whole(self, play: Callable[["DirectCall", int], None]) -> None:
         """Talk, hold, resume; the same by the provider's offers; hang up. `play` is for holds."""
@@ -337,30 +318,15 @@ class DirectCall:
     def talk(self) -> None:
         self._converse(self.agent)
 
-    def hold(self, seen: str = "recvonly") -> None:
-        """`seen` is the direction of baresip's SDP, as UCM sees it."""
-        self._press("held", seen)
-
     def stop(self) -> None:
         """No media, either way."""
         self._press("stopped", "inactive")
-
-    def play(self, port: int) -> None:
-        """Hold music, once baresip has turned to the phantom port."""
-        self._turned(PHANTOM)
-        self._speak(port, Sound.MUSIC)
-        before = self.at_provider.count((PUBLIC, PHANTOM), self.rtp)
-        until(
-            "hold music is heard",
-            lambda: self.at_provider.count((PUBLIC, PHANTOM), self.rtp) >= before + HEARD,
-        )
-        self._hush()
 
     def play_unheard(self, port: int) -> None:
         """Hold music for a provider that has fallen silent, and was forgotten."""
         until("the provider is forgotten", lambda: self.peers() == [])
         self._speak(port, Sound.MUSIC)
-        until("UCM speaks", lambda: self.at_ucm.count((UCM, port), self.rtp) >= HEARD)
+        self.sends(port)
         self._hush()
 
     def resume(self, port: int) -> None:
@@ -373,44 +339,12 @@ class DirectCall:
         self._ucm.succeeds()
         self.baresip.says("session closed")
 
-    def refused(self) -> int:
-        """UDP packets that the provider's firewall has dropped."""
-        said = self.hosts.provider.run("nft", "list", "counter", "ip", "provider", "refused").stdout
-        return int(re.findall(r"packets (\d+)", said)[0])
-
-    def counters(self) -> dict[str, int]:
-        return json.loads(self.hosts.firewall.moh("status", "--json").stdout)["counters"]
-
-    def peers(self) -> list[dict[str, object]]:
-        return json.loads(self.hosts.firewall.moh("peers", "--json").stdout)
-
     def _converse(self, port: int) -> None:
         """The agent listens, and speaks when baresip does."""
         self._turned(port)
         self._speak(port, Sound.AGENT)
-        until(
-            f"both hear each other, port {port}",
-            lambda: (
-                self.at_provider.count((PUBLIC, port), self.rtp) >= HEARD
-                and self.at_ucm.count(self.rtp, (UCM, port)) >= HEARD
-            ),
-        )
+        self._heard_both_ways(port)
         self._hush()
-
-    def _speak(self, port: int, sound: Sound) -> None:
-        self._speech = (port, sound)
-        self._media.play(port, sound, self.rtp)
-
-    def _hush(self) -> None:
-        self._media.play(*self._speech, NOWHERE)
-
-    def _turned(self, port: int) -> None:
-        """Wait until baresip sends to this port of UCM's SDP."""
-        before = self.at_provider.count(self.rtp, (PUBLIC, port))
-        until(
-            f"baresip turns to {port}",
-            lambda: self.at_provider.count(self.rtp, (PUBLIC, port)) > before,
-        )
 
 
 def sdps(capture: Capture) -> list[Sdp]:

@@ -382,7 +382,7 @@ class Call:
     def _step(self, name: str, direction: str) -> Address:
         """Wait for UCM to take a step. Returns where the provider wants its RTP."""
         step, port, answered = self._steps.next()
-        assert (step, answered) == (name, direction)
+        assert (step, answered) == (name, direction), f"UCM: {step}, and sees {answered}"
         return PROVIDER_ADDRESS, int(port)
 
     def whole(self) -> None:

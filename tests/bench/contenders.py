@@ -210,6 +210,12 @@ MOH_NO_QUALITY = Contender(
     MOH_ENDPOINT,
     lambda: moh("--lan", "lan", "--no-quality"),
 )
+MOH_FLIP = Contender(
+    "moh-flip",
+    "moh_ebpf, LAN + WAN, --flip-hold",
+    MOH_ENDPOINT,
+    lambda: moh("--lan", "lan", "--flip-hold"),
+)
 MOH_WAN = Contender("moh-wan", "moh_ebpf, WAN only", MOH_ENDPOINT, lambda: moh(masquerade=False))
 
 
@@ -221,8 +227,9 @@ def usable_article() -> list[Contender]:
 def contenders() -> list[Contender]:
     """All that work on this machine."""
     queues = [QUEUE_C] + [QUEUE_PYTHON] * (not article.why_no_rewriter())
-    kernel = [DROP, REDIRECT, MOH, MOH_NO_QUALITY, PLAIN, NFT_NETDEV, MOH_WAN, NFT_IP, MASQUERADE]
-    return [*kernel, *usable_article(), *queues]
+    ours = [MOH, MOH_NO_QUALITY, MOH_FLIP, MOH_WAN]
+    others = [PLAIN, NFT_NETDEV, NFT_IP, MASQUERADE]
+    return [DROP, REDIRECT, *ours, *others, *usable_article(), *queues]
 
 
 @contextmanager

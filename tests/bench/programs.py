@@ -8,6 +8,8 @@ The TTL ends after 255 hops, so runs of bypass are short, and many.
 Three paths change the peers and are run once a time, on peers made for each run, after others that
 warm the caches: an endpoint that is new, a peer whose next hop is to be looked up (at 50 packets/s,
 every fifth packet's), and one whose whole route is (once in half a second).
+
+So is a hold that is flipped, after the same packet as it is then, which is read as often and left.
 """
 
 import ctypes
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
@@ -28,6 +31,7 @@ from moh_ebpf.registry import Role
 from tests.bench import native
 from tests.bench.contenders import LIFETIME
 from tests.bench.limits import Limits, limits
+from tests.packets import test_flip as sip
 from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState, bench, run_program
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.wire import Wire, udp
@@ -35,6 +39,7 @@ from tests.support.wire import Wire, udp
 _TTL = 255
 _REPEAT = 200
 _RENEWED = "MOH, next hop looked up"
+_FLIP = ", --flip-hold"
 
 MOH_PEER, TWO_PEER, STRANGER = PROVIDER, "203.0.113.11:21000", "203.0.113.12:21000"
 UCM_ENDPOINT = f"{UCM}:24576"
@@ -51,15 +56,23 @@ class Way:
     verdict: int
     kind: str  # of a goal: not ours, TWO, rewritten; or none
     once: bool = False
+    flips: bool = False  # with --flip-hold
 
     @property
     def name(self) -> str:
-        return f"{self.role}: {self.what}"
+        return f"{self.role}{_FLIP * self.flips}: {self.what}"
 
 
 def _out(source: str, destination: str) -> Packet:
     return udp(source, destination, ttl=_TTL)
 
+
+def _out_tcp(port: int) -> Packet:
+    return IP(src=PUBLIC, dst=sip.PROVIDER) / TCP(sport=40000, dport=port) / (b"x" * 500)
+
+
+_CALL, _HOLD = sip.message(sip.CALL), sip.message(sip.HOLD)
+_FLIPPED = "SIP, a hold flipped"
 
 PATHS = [
     Way(Role.LEARN, "no IP", Ether(dst="ff:ff:ff:ff:ff:ff") / ARP(), UNSPEC, "not ours"),
@@ -78,14 +91,21 @@ PATHS = [
     Way(Role.ENFORCE, "MOH", _out(UCM_ENDPOINT, MOH_PEER), UNSPEC, "rewritten"),
     Way(Role.ENFORCE, "TWO", _out(UCM_ENDPOINT, TWO_PEER), UNSPEC, "TWO"),
     Way(Role.ENFORCE, "unidentified", _out(UCM_ENDPOINT, STRANGER), SHOT, ""),
+    # Media are told apart before SIP is thought of; other TCP is, by its ports.
+    Way(Role.LEARN, "TWO, known", udp(TWO_PEER, f"{PUBLIC}:24576"), UNSPEC, "", flips=True),
+    Way(Role.ENFORCE, "MOH", _out(UCM_ENDPOINT, MOH_PEER), UNSPEC, "", flips=True),
+    Way(Role.ENFORCE, "no SIP", _out_tcp(80), UNSPEC, "", flips=True),
+    Way(Role.ENFORCE, "SIP, a call", sip.out_udp(_CALL), UNSPEC, "", flips=True),
+    Way(Role.ENFORCE, _FLIPPED, sip.out_udp(_HOLD), UNSPEC, "", once=True, flips=True),
 ]
 
 
 class Programs:
     """moh_ebpf's programs and the empty one, for packets of one firewall."""
 
-    def __init__(self, fw: Firewall, ours: Bench, limit: Limits) -> None:
-        self._fw, self._ours, self._limit = fw, ours, limit
+    def __init__(self, fw: Firewall, ours: Bench, flipping: Bench, limit: Limits) -> None:
+        self._fw, self._limit = fw, limit
+        self._with = {False: ours, True: flipping}  # --flip-hold
         self._numbers = itertools.count()
         unidentified = _out(UCM_ENDPOINT, STRANGER)
         self._warming = bytes(fw.lan.frame(unidentified))  # to learn, nothing that it learns from
@@ -99,26 +119,25 @@ class Programs:
 
     def samples(self, path: Way, frame: bytes) -> tuple[float, float]:
         """ns of one run of the empty program and of this one, with the test run's own cost."""
-        ifindex = self._ours.ifindex[self._wire(path).interface]
+        ours = self._with[path.flips]
+        ifindex = ours.ifindex[self._wire(path).interface]
         repeat = 1 if path.once else _REPEAT
         empty = run_program(self._limit.fd["empty"], frame, ifindex, repeat)
         if path.what == "MOH, new":
             frame = self._of_a_new_endpoint(frame)
-        self._set_peers()
-        fd = self._ours.programs[path.role]
+        _set_peers(ours)
+        fd = ours.programs[path.role]
         if not path.once or path.what == _RENEWED:
             run_program(fd, frame, ifindex)  # a peer that was set has no next hop yet
         if path.what == _RENEWED:
-            self._ours.age_all(0.15)  # past the next hop's life, mostly within the route's period
+            ours.age_all(0.15)  # past the next hop's life, mostly within the route's period
         if path.once:
-            run_program(fd, self._warming, ifindex, _REPEAT)
+            warming = frame if path.what == _FLIPPED else self._warming
+            run_program(fd, warming, ifindex, _REPEAT)
         run = run_program(fd, frame, ifindex, repeat)
         assert run.verdict == path.verdict, f"{path.name}: {run.verdict}"
+        assert path.what != _FLIPPED or b"a=sendrecv" in run.frame
         return empty.ns, run.ns
-
-    def _set_peers(self) -> None:
-        self._ours.set_peer(MOH_PEER, PeerState(State.MOH, UCM_ENDPOINT))
-        self._ours.set_peer(TWO_PEER, PeerState(State.TWO, UCM_ENDPOINT))
 
     def _of_a_new_endpoint(self, frame: bytes) -> bytes:
         """The same from 11.0.0.0 and up."""
@@ -126,7 +145,16 @@ class Programs:
         return frame[:26] + (0x0B000000 + number).to_bytes(4, "big") + frame[30:]
 
     def instructions(self) -> dict[str, dict[str, int]]:
-        return {str(role): _instructions(fd) for role, fd in self._ours.programs.items()}
+        return {
+            f"{role}{_FLIP * flips}": _instructions(fd)
+            for flips, ours in self._with.items()
+            for role, fd in ours.programs.items()
+        }
+
+
+def _set_peers(ours: Bench) -> None:
+    ours.set_peer(MOH_PEER, PeerState(State.MOH, UCM_ENDPOINT))
+    ours.set_peer(TWO_PEER, PeerState(State.TWO, UCM_ENDPOINT))
 
 
 def _instructions(fd: int) -> dict[str, int]:
@@ -154,9 +182,10 @@ def programs() -> Iterator[Programs]:
         firewall(masquerade=False) as fw,
         limits(fw) as limit,
         bench(fw, timeout=LIFETIME) as ours,
+        bench(fw, timeout=LIFETIME, flip_hold=True) as flipping,
         fw.namespace.entered(),
     ):
-        yield Programs(fw, ours, limit)
+        yield Programs(fw, ours, flipping, limit)
 
 
 def measure(rounds: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ LABELS: dict[str, str] = {
         contenders.REDIRECT,
         contenders.MOH,
         contenders.MOH_NO_QUALITY,
+        contenders.MOH_FLIP,
         contenders.MOH_WAN,
         contenders.PLAIN,
         contenders.NFT_NETDEV,

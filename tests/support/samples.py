@@ -4,24 +4,19 @@ from typing import Any
 
 from moh_ebpf.layout import COUNTERS, State
 from moh_ebpf.peers import Peer, Snapshot
+from moh_ebpf.settings import from_values
 
 DESCRIPTION: dict[str, Any] = {
     "attached": True,
     "version": "0.1.0",
-    "settings": {
-        "wan": ["eth1"],
-        "ucm": ["10.10.10.10", "10.10.10.11"],
-        "lan": ["eth0"],
-        "public": ["198.51.100.2"],
-        "port": 4000,
-        "rtp_ports": "16384-32767",
-        "provider": [],
-        "timeout": 1.0,
-        "max_peers": 65536,
-        "quality": True,
-        "flip_hold": False,
-        "sip_ports": [5060],
-    },
+    "settings": from_values(
+        {
+            "wan": ["eth1"],
+            "ucm": ["10.10.10.10", "10.10.10.11"],
+            "lan": ["eth0"],
+            "public": ["198.51.100.2"],
+        }
+    ).to_json(),
     "programs": [
         {"interface": "eth1", "hook": "ingress", "role": "learn", "id": 21},
         {"interface": "eth1", "hook": "egress", "role": "enforce", "id": 22},

@@ -228,14 +228,25 @@ class Sipp(Program):
 
     CALL_ID = "call"
 
-    def __init__(self, place: Namespace, at: str, directory: Path, name: str, *more: str) -> None:
-        scenario = str(SCENARIOS / f"{name}.xml")
+    def __init__(
+        self,
+        place: Namespace,
+        at: str,
+        directory: Path,
+        name: str,
+        *more: str,
+        scenarios: Path = SCENARIOS,
+        tcp: bool = False,
+    ) -> None:
+        scenario = str(scenarios / f"{name}.xml")
         options = ["-sf", scenario, "-i", at, "-mi", at, "-p", "5060", "-m", "1", "-nostdin"]
         traces = ["-trace_err", "-error_file", f"{name}-errors.log"]
-        command = ("sipp", *options, *traces, *more)
+        transport = ("-t", "t1" if tcp else "u1")
+        command = ("sipp", *options, *transport, *traces, *more)
         # Its files, and the one that it plays, are where it runs.
         super().__init__(place, directory, f"sipp-{name}", *command, cwd=directory)
         self._place, self._at, self._presses = place, at, 0
+        self._kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
 
     def listens(self) -> None:
         """Wait until it does."""
@@ -245,19 +256,21 @@ class Sipp(Program):
     def press(self) -> None:
         """A finger on a key of its phone."""
         self._presses += 1
-        with self._place.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as finger:
+        name = "UDP" if self._kind == socket.SOCK_DGRAM else "TCP"
+        with self._place.entered(), socket.socket(socket.AF_INET, self._kind) as finger:
             finger.bind((self._at, 0))
+            finger.connect((self._at, 5060))
             port = finger.getsockname()[1]
             headers = (
                 f"INFO sip:phone@{self._at} SIP/2.0",
-                f"Via: SIP/2.0/UDP {self._at}:{port};branch=z9hG4bK-{self._presses}",
+                f"Via: SIP/2.0/{name} {self._at}:{port};branch=z9hG4bK-{self._presses}",
                 f"From: <sip:finger@{self._at}>;tag=finger",
                 f"To: <sip:phone@{self._at}>",
                 f"Call-ID: {self.CALL_ID}",
                 f"CSeq: {self._presses} INFO",
                 "Content-Length: 0",
             )
-            finger.sendto("\r\n".join((*headers, "", "")).encode(), (self._at, 5060))
+            finger.sendall("\r\n".join((*headers, "", "")).encode())
 
 
 class Steps:
@@ -369,7 +382,7 @@ class Call:
     def _step(self, name: str, direction: str) -> Address:
         """Wait for UCM to take a step. Returns where the provider wants its RTP."""
         step, port, answered = self._steps.next()
-        assert (step, answered) == (name, direction)
+        assert (step, answered) == (name, direction), f"UCM: {step}, and sees {answered}"
         return PROVIDER_ADDRESS, int(port)
 
     def whole(self) -> None:

@@ -97,6 +97,7 @@ def test_status_shows_programs_settings_and_what_counters_count() -> None:
     assert ["eth1", "egress", "enforce", "id", "22"] in words
     assert ["ucm", "10.10.10.10,", "10.10.10.11"] in words
     assert ["timeout", "1s"] in words
+    assert ["sip_ports", "5060"] in words
     assert ["provider", "any", "global", "address"] in words
     assert ["rewritten", "12345", *COUNTERS["rewritten"].split()] in words
     assert "MISSING" not in "".join(lines)

@@ -138,21 +138,23 @@ static inline bool is_live(struct peer *peer, u64 now)
  */
 
 /* Before a packet's text: nothing is known, or what the segment before has left. */
-static inline void begin_reading(struct sip *sip, bool begun)
+static inline void begin_reading(struct sip *sip, bool begins)
 {
-	struct sip_segment segment = sip->place.segment;
 	struct sip_context *before = NULL;
 
-	sip->context = (struct sip_context){ .line_begins = 1, .begun = begun };
-	if (sip->place.is_tcp)
-		before = segments.lookup(&segment);
-	if (before && !(begun && before->line_begins && !before->tail_length))
+	sip->context.message = (struct sip_message){};
+	sip->context.tail_length = 0;
+	sip->context.line_begins = !sip->place.is_tcp || begins;
+	if (sip->place.is_tcp && !begins)
+		before = segments.lookup(&sip->place.segment);
+	if (before)
 		sip->context = *before;
-	else if (sip->place.is_tcp && !begun)
-		sip->context.line_begins = 0;
 }
 
-/* The packet's text is read, and what it says is in what is returned; NULL: it cannot be. */
+/*
+ * The packet's text is read, and its messages are in what is returned, the last one behind the
+ * `count` before it; NULL: it cannot be.
+ */
 static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *place,
 				   struct sip_search *search)
 {
@@ -162,38 +164,52 @@ static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *plac
 	if (!sip)
 		return NULL;
 	sip->place = *place;
-	begin_reading(sip, begins_message(skb, place));
+	LOAD_AGAIN();
+	begin_reading(sip, begins_message(skb, &sip->place));
 	if (!load_text(skb, sip))
 		return NULL;
 	read_text(sip, search);
-	if (sip->call_id)
-		hash_call_id(sip);
+	sip->context.message.ends = !sip->place.is_tcp && !sip->place.goes_on;
+	sip->messages[sip->count & (SIP_MESSAGES - 1)] = sip->context.message;
 	return sip;
 }
 
-/* The next segment of this message goes on with what is known by now. */
+static inline bool is_read_whole(struct sip *sip)
+{
+	return sip->length - sip->tail == sip->place.length;
+}
+
+/* The next segment goes on with what is known of the last message by now. */
 static inline void remember_segment(struct sip *sip)
 {
-	struct sip_segment segment = sip->place.segment;
-	struct sip_context context;
-
-	if (!sip->place.is_tcp || sip->length - sip->tail != sip->place.length)
+	if (!sip->place.is_tcp || !is_read_whole(sip))
 		return;
 	keep_tail(sip);
-	context = sip->context;
-	segment.sequence += sip->place.length;
-	segments.update(&segment, &context);
+	sip->context.message = sip->messages[sip->count & (SIP_MESSAGES - 1)];
+	sip->context.message.call_id_at = 0;
+	sip->context.message.word = 0;
+	sip->context.message.session_word = 0;
+	sip->context.message.more_words = 0;
+	sip->context.message.stray_words = 0;
+	sip->place.segment.sequence += sip->place.length;
+	segments.update(&sip->place.segment, &sip->context);
+}
+
+static inline void note_dialog(struct sip *sip, struct sip_message *message)
+{
+	if (message->call_id_at)
+		message->call_id = hash_call_id(sip, message->call_id_at - 1);
 }
 
 /*
  * The word that is to be changed: of the media section, or of the whole session if there is one
  * media section only, without a direction of its own. Offset in the text plus 1; 0: none.
  */
-static inline u32 word_of(struct sip *sip)
+static inline u32 word_of(struct sip_message *message)
 {
-	if (sip->word || sip->context.section != SECTION_OPEN || sip->context.media != 1)
-		return sip->word;
-	return sip->session_word;
+	if (message->word || message->section != SECTION_OPEN || message->media != 1)
+		return message->word;
+	return message->session_word;
 }
 
 /* Has the word begun in the segment before? Then it is left, for half of it is gone already. */
@@ -202,12 +218,21 @@ static inline bool is_cut(struct sip *sip, u32 word)
 	return word && word <= sip->tail;
 }
 
-/* What cannot be changed: a word that is cut, a second one, one that nothing is known of, and one
- * that may follow in another fragment. */
-static inline bool is_split(struct sip *sip, u32 word)
+/* May the word that is looked for, or its m= line, be where it cannot be read? */
+static inline bool is_open(struct sip *sip, struct sip_message *message)
 {
-	return is_cut(sip, word) || sip->more_words || sip->stray_words ||
-	       (sip->place.goes_on && sip->context.section == SECTION_OPEN);
+	if (message->section == SECTION_NONE)
+		return message->session_word && !message->ends;
+	return message->section == SECTION_OPEN && (sip->place.goes_on || !is_read_whole(sip)) &&
+	       !message->ends;
+}
+
+/* What cannot be changed: a word that is cut, a second one, one that nothing is known of, and one
+ * that may follow where it is not read. */
+static inline bool is_split(struct sip *sip, struct sip_message *message, u32 word)
+{
+	return is_cut(sip, word) || message->more_words || message->stray_words ||
+	       is_open(sip, message);
 }
 
 /* Change the word's last eight letters, if the word is in this packet. */
@@ -217,26 +242,49 @@ static inline bool change_word(struct __sk_buff *skb, struct sip *sip, u32 word,
 	       change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
 }
 
-static inline void forget_dialog(struct sip *sip)
+static inline void forget_dialog(struct sip_message *message)
 {
-	u64 call_id = sip->context.call_id;
-
-	if (call_id)
-		dialogs.delete(&call_id);
+	if (message->call_id)
+		dialogs.delete(&message->call_id);
 }
 
-static inline void remember_dialog(struct sip *sip)
+static inline void remember_dialog(struct sip_message *message)
 {
-	u64 call_id = sip->context.call_id, one = 1;
+	u64 one = 1;
 
-	if (call_id)
-		dialogs.update(&call_id, &one);
+	if (message->call_id)
+		dialogs.update(&message->call_id, &one);
+}
+
+/* Does UCM hold no more? Or does it ask the provider for an offer, which it is to see as it is? */
+static inline bool ends_hold(struct sip_message *message)
+{
+	if (message->section == SECTION_CLOSED)
+		return !message->held;
+	return message->section == SECTION_NONE && message->invite &&
+	       (message->no_body || message->ends);
+}
+
+static inline void flip_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
+				struct sip_message *message)
+{
+	u32 word = word_of(message);
+
+	note_dialog(sip, message);
+	if (change_word(skb, sip, word, SENDONLY, SENDRECV)) {
+		count->sip_flipped++;
+		message->held = 1;
+		remember_dialog(message);
+	} else if (ends_hold(message)) {
+		forget_dialog(message);
+	}
+	if (is_split(sip, message, word))
+		count->sip_split++;
 }
 
 /*
  * SIP on its way to the provider: after netfilter, so its source is public where the firewall
- * NATs. What UCM's next SDP in the dialog says decides whether the way back is changed; an INVITE
- * without SDP asks the provider for an offer, which UCM is to see as it is.
+ * NATs. What UCM's next SDP in the dialog says decides whether the way back is changed.
  */
 static inline void flip_hold(struct __sk_buff *skb)
 {
@@ -249,7 +297,6 @@ static inline void flip_hold(struct __sk_buff *skb)
 	struct sip_place place;
 	struct counters *count;
 	struct sip *sip;
-	u32 word;
 
 	if (!find_text(skb, &place))
 		return;
@@ -259,16 +306,26 @@ static inline void flip_hold(struct __sk_buff *skb)
 	count = this_cpu_counters();
 	if (!sip || !count)
 		return;
-	word = word_of(sip);
-	if (change_word(skb, sip, word, SENDONLY, SENDRECV)) {
-		count->sip_flipped++;
-		remember_dialog(sip);
-	} else if (sip->context.section == SECTION_CLOSED || (sip->invite && sip->no_body)) {
-		forget_dialog(sip);
+	for (u32 i = 0; i < SIP_MESSAGES; i++) {
+		flip_message(skb, count, sip, &sip->messages[i]);
+		if (i >= sip->count)
+			break;
 	}
-	if (is_split(sip, word))
-		count->sip_split++;
 	remember_segment(sip);
+}
+
+static inline void restore_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
+				   struct sip_message *message)
+{
+	u32 word = word_of(message);
+
+	note_dialog(sip, message);
+	if (!word || !message->call_id || !dialogs.lookup(&message->call_id))
+		return;
+	if (change_word(skb, sip, word, SENDRECV, RECVONLY))
+		count->sip_restored++;
+	else
+		count->sip_split++;
 }
 
 /* SIP that comes from the provider: in a dialog whose hold was flipped, sendrecv is recvonly. */
@@ -278,8 +335,6 @@ static inline void restore_hold(struct __sk_buff *skb)
 	struct sip_place place;
 	struct counters *count;
 	struct sip *sip;
-	u64 call_id;
-	u32 word;
 
 	if (!find_text(skb, &place))
 		return;
@@ -289,13 +344,10 @@ static inline void restore_hold(struct __sk_buff *skb)
 	count = this_cpu_counters();
 	if (!sip || !count)
 		return;
-	word = word_of(sip);
-	call_id = sip->context.call_id;
-	if (word && call_id && dialogs.lookup(&call_id)) {
-		if (change_word(skb, sip, word, SENDRECV, RECVONLY))
-			count->sip_restored++;
-		else
-			count->sip_split++;
+	for (u32 i = 0; i < SIP_MESSAGES; i++) {
+		restore_message(skb, count, sip, &sip->messages[i]);
+		if (i >= sip->count)
+			break;
 	}
 	remember_segment(sip);
 }

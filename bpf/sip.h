@@ -21,8 +21,10 @@
 #endif
 
 #define SIP_TEXT 4096	   /* bytes that are read; a power of two */
-#define SIP_TAIL 16	   /* of them, a line's that the segment before has begun */
-#define SIP_TURNS 640	   /* one for each eight bytes, and one for each line */
+#define SIP_TAIL 128	   /* of them, a line's that the segment before has begun */
+#define SIP_SHORT_LINE 16  /* a longer one has told what it is */
+#define SIP_TURNS 448	   /* one for each sixteen bytes, and one for each line */
+#define SIP_MESSAGES 8	   /* that are told apart in one packet; a power of two */
 #define CALL_ID_LENGTH 128 /* characters that tell one Call-ID from another */
 
 /* Eight characters or fewer as the number that they are when loaded from the text. */
@@ -35,7 +37,11 @@
 /* To the compiler: what was stored must be loaded again, and none of it is known. */
 #define LOAD_AGAIN() asm volatile("" ::: "memory")
 
-#define LOWER 0x2020202020202020ULL
+/* Of eight bytes each: what is found is a mark, the highest bit of a byte. */
+#define ALL(byte) (0x0101010101010101ULL * (byte))
+#define MARKS ALL(0x80)
+
+#define LOWER ALL(' ')
 
 #define M_AUDIO TEXT8('m', '=', 'a', 'u', 'd', 'i', 'o', ' ')
 #define A_SENDON TEXT8('a', '=', 's', 'e', 'n', 'd', 'o', 'n')
@@ -49,6 +55,7 @@
 #define CALL_ID TEXT8('c', 'a', 'l', 'l', '-', 'i', 'd', 0)
 #define CONTENT_ TEXT8('c', 'o', 'n', 't', 'e', 'n', 't', '-')
 #define LENGTH TEXT8('l', 'e', 'n', 'g', 't', 'h', 0, 0)
+#define SIP_2_0 TEXT8('S', 'I', 'P', '/', '2', '.', '0', ' ')
 #define INVITE TEXT8('I', 'N', 'V', 'I', 'T', 'E', ' ', 0)
 
 /* Where the reader is: before any m= line, in the media section that matters, or in another. */
@@ -58,17 +65,34 @@ enum section {
 	SECTION_CLOSED, /* its direction was seen, or it is one that does not matter */
 };
 
-/* What is known of a message, from one TCP segment to the next. */
+/*
+ * What is known of a message. Offsets are into the packet's text, plus 1; 0: not in this packet.
+ * All else goes on in the next TCP segment.
+ */
+struct sip_message {
+	u64 call_id;	  /* a hash; 0: not known */
+	u32 call_id_at;	  /* behind the header's name */
+	u32 word;	  /* the direction to be changed, in its media section */
+	u32 session_word; /* the same before any m= line */
+	u8 section;	  /* enum section */
+	u8 media;	  /* one bit for each m= line, eight at most */
+	u8 begun;	  /* its first line was seen, so that all before the m= lines is known */
+	u8 invite;
+	u8 no_body;
+	u8 held;	/* its direction was changed */
+	u8 more_words;	/* in another section that matters */
+	u8 stray_words; /* directions in a section whose m= line is in no packet that we know */
+	u8 ends;	/* nothing of it follows */
+	u8 zero[3];
+};
+
+/* What is known where a TCP segment ends. */
 struct sip_context {
-	u64 call_id;	/* a hash; 0: not seen */
-	u64 tail[2];	/* the unfinished line, if it is so short that it may yet matter */
+	u8 tail[SIP_TAIL]; /* the unfinished line, if it may yet matter */
+	struct sip_message message;
 	u8 tail_length; /* bytes */
-	u8 section;	/* enum section */
 	u8 line_begins; /* the tail, or the next byte, is a line's first */
-	u8 begun;	/* its first line was seen, so that all before the m= lines is known */
-	u8 audio;	/* number of m=audio lines, 255 at most */
-	u8 media;	/* number of m= lines, 255 at most */
-	u8 zero[2];
+	u8 zero[6];
 };
 
 /* A TCP segment: the one that begins there goes on with the context. */
@@ -92,23 +116,17 @@ struct sip_place {
 	struct sip_segment segment;
 };
 
-/* A packet's text, and what was found in it. Offsets are into `text`, plus 1; 0: not found. */
+/* A packet's text, and what was found in it. */
 struct sip {
-	u8 text[SIP_TEXT + 64]; /* the tail, the packet's text, zeros */
+	u8 text[SIP_TEXT + SIP_TAIL]; /* the tail, the packet's text, zeros */
 	u32 length;
 	u32 at;
-	u32 line; /* where the present line begins; `length`: in an earlier segment */
-	u32 tail; /* bytes of the text that were the segment's before */
-	u32 call_id;
-	u32 word;	  /* the direction to be changed, in its media section */
-	u32 session_word; /* the same before any m= line */
-	u32 more_words;
-	u32 stray_words; /* directions in a section whose m= line is in no packet that we know */
-	u32 invite;
-	u32 no_body;
-	u32 colon;
-	u64 hash;
-	struct sip_context context;
+	u32 line;  /* where the present line begins; `length`: in an earlier segment */
+	u32 tail;  /* bytes of the text that were the segment's before */
+	u32 whole; /* the last line that must be read whole, plus 1 */
+	u32 count; /* of messages */
+	struct sip_message messages[SIP_MESSAGES];
+	struct sip_context context; /* its message is the present one */
 	struct sip_place place;
 };
 
@@ -120,13 +138,13 @@ struct sip_search {
 	u16 rest;   /* and the last two */
 };
 
+/* Loaded in one instruction, wherever it lies. */
+typedef u64 __attribute__((may_alias)) text8;
+
 /* Eight bytes of the text, `further` than at: up to 24. */
 static __always_inline u64 load8(struct sip *sip, u32 at, u32 further)
 {
-	u64 word;
-
-	__builtin_memcpy(&word, sip->text + (at & (SIP_TEXT - 1)) + further, sizeof(word));
-	return word;
+	return *(text8 *)(sip->text + (at & (SIP_TEXT - 1)) + further);
 }
 
 /* Is the first of text's m= lines one for this port? The number is followed by a blank or "/". */
@@ -143,7 +161,7 @@ static __always_inline bool is_section(struct sip_search *search, u64 second)
 static __always_inline bool ends_in(u64 word, u32 bytes)
 {
 	word |= ~FIRST(bytes);
-	return (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+	return (word - ALL(1)) & ~word & MARKS;
 }
 
 /* A line that the packet's end cuts off before it has told is read in the next one. */
@@ -154,9 +172,8 @@ static __always_inline void note_media(struct sip *sip, struct sip_search *searc
 
 	if (ends_in(first, 8) || (is_audio && ends_in(second, search->digits + 1)))
 		return;
-	sip->context.media++;
-	sip->context.audio += is_audio;
-	sip->context.section =
+	sip->context.message.media = sip->context.message.media << 1 | 1;
+	sip->context.message.section =
 		is_audio && is_section(search, second) ? SECTION_OPEN : SECTION_CLOSED;
 }
 
@@ -170,17 +187,19 @@ static __always_inline bool is_line_of(u64 first, u64 second, u64 word, u16 rest
 
 static __always_inline void note_word(struct sip *sip, u32 at)
 {
-	if (sip->context.section == SECTION_OPEN) {
-		if (sip->word)
-			sip->more_words = 1;
+	struct sip_message *message = &sip->context.message;
+
+	if (message->section == SECTION_OPEN) {
+		if (message->word)
+			message->more_words = 1;
 		else
-			sip->word = at + 1;
-		sip->context.section = SECTION_CLOSED;
-	} else if (sip->context.section == SECTION_NONE) {
-		if (sip->context.begun)
-			sip->session_word = at + 1;
+			message->word = at + 1;
+		message->section = SECTION_CLOSED;
+	} else if (message->section == SECTION_NONE) {
+		if (message->begun)
+			message->session_word = at + 1;
 		else
-			sip->stray_words = 1;
+			message->stray_words = 1;
 	}
 }
 
@@ -191,8 +210,49 @@ static __always_inline void note_attribute(struct sip *sip, struct sip_search *s
 		note_word(sip, at);
 	else if ((first == A_SENDON || first == A_SENDRE || first == A_RECVON ||
 		  first == A_INACTI) &&
-		 !ends_in(second, 2) && sip->context.section == SECTION_OPEN)
-		sip->context.section = SECTION_CLOSED;
+		 !ends_in(second, 2) && sip->context.message.section == SECTION_OPEN)
+		sip->context.message.section = SECTION_CLOSED;
+}
+
+/*
+ * Is it the first line of a message? "SIP/2.0 ", or a method: three capitals or more, and a blank
+ * or the end of the eight bytes. No header's name is like that, and SDP's lines begin in lower
+ * case. Without branches: it is asked of each line.
+ */
+static __always_inline u64 is_first_line(u64 first)
+{
+	u64 seven = first & ALL(0x7f), blank = first ^ ALL(' '), status = first ^ SIP_2_0;
+	u64 capitals = (seven + ALL(0x80 - 'A')) & ~(seven + ALL(0x80 - 'Z' - 1)) & ~first;
+	u64 others = ~capitals & MARKS;
+	u64 blanks = ~(((blank & ALL(0x7f)) + ALL(0x7f)) | blank) & MARKS;
+	u64 method_ends = others & -others & blanks & ~FIRST(3);
+
+	return method_ends | (~others & (others - 1)) >> 63 | (~(status | -status)) >> 63;
+}
+
+/* All that follows is of another message, unless there is no more room: then it is not read. */
+static __always_inline void next_message(struct sip *sip, u32 at)
+{
+	u32 count = sip->count, is_behind_another = (at + 0x7fffffff) >> 31;
+
+	if (count >= SIP_MESSAGES - 1) {
+		sip->length = at;
+		return;
+	}
+	sip->context.message.ends = 1;
+	sip->messages[count & (SIP_MESSAGES - 1)] = sip->context.message;
+	sip->count = count + is_behind_another;
+	sip->context.message = (struct sip_message){ .begun = 1 };
+}
+
+/* A second one after a body: where that has no line's end, the next message's first line is none.
+ */
+static __always_inline void note_call_id(struct sip *sip, u32 at, u32 name)
+{
+	if (sip->context.message.media)
+		next_message(sip, at);
+	sip->context.message.call_id_at = at + name + 1;
+	sip->whole = at + 1;
 }
 
 /* "Content-Length: 0": of the value, its first digit tells. */
@@ -200,20 +260,24 @@ static __always_inline void note_length(struct sip *sip, u32 at, u32 name)
 {
 	u64 value = load8(sip, at, name);
 
+	sip->whole = at + 1;
 	if ((value & 0xff) == ':')
 		value >>= 8;
 	if ((value & 0xff) == ' ')
 		value >>= 8;
 	if ((value & 0xff) == ' ')
 		value >>= 8;
-	sip->no_body = (value & 0xff) == '0';
+	sip->context.message.no_body = (value & 0xff) == '0';
 }
 
 /* Header names are read without regard to case, those of SDP are lower case (RFC 8866, 5). */
 static __always_inline void note_line(struct sip *sip, struct sip_search *search, u32 at)
 {
 	u64 first = load8(sip, at, 0), second = load8(sip, at, 8);
+	u32 call_id = 0;
 
+	if (is_first_line(first))
+		next_message(sip, at);
 	switch ((u16)(first | LOWER)) {
 	case TEXT2('m', '='):
 		if ((u16)first == TEXT2('m', '='))
@@ -223,14 +287,14 @@ static __always_inline void note_line(struct sip *sip, struct sip_search *search
 		note_attribute(sip, search, at, first, second);
 		break;
 	case TEXT2('i', ':'):
-		sip->call_id = at + 1 + 1;
+		call_id = 1;
 		break;
 	case TEXT2('l', ':'):
 		note_length(sip, at, 1);
 		break;
 	case TEXT2('c', 'a'):
 		if (((first | LOWER) & FIRST(7)) == CALL_ID)
-			sip->call_id = at + 7 + 1;
+			call_id = 7;
 		break;
 	case TEXT2('c', 'o'):
 		if ((first | LOWER) == CONTENT_ && ((second | LOWER) & FIRST(6)) == LENGTH)
@@ -238,19 +302,29 @@ static __always_inline void note_line(struct sip *sip, struct sip_search *search
 		break;
 	case TEXT2('i', 'n'):
 		if ((first & FIRST(7)) == INVITE)
-			sip->invite = 1;
+			sip->context.message.invite = 1;
 		break;
 	}
+	if (call_id)
+		note_call_id(sip, at, call_id);
 }
 
-/* Eight bytes further, or to the line's end. The sum is of Anderson's "Bit Twiddling Hacks" kind:
- * the lowest marked byte is the first newline. */
+static __always_inline u64 newlines_in(u64 word)
+{
+	word ^= ALL('\n');
+	return (word - ALL(1)) & ~word & MARKS;
+}
+
+/* Sixteen bytes further, or to the line's end: the lowest mark is the first newline's. */
 static __always_inline void go_on(struct sip *sip, u32 at)
 {
-	u64 word = load8(sip, at, 0) ^ 0x0a0a0a0a0a0a0a0aULL;
-	u64 newlines = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
-	u64 first = (newlines & -newlines) >> 7;
+	u64 newlines = newlines_in(load8(sip, at, 0)), first;
 
+	if (!newlines) {
+		newlines = newlines_in(load8(sip, at, 8));
+		at += 8;
+	}
+	first = (newlines & -newlines) >> 7;
 	if (newlines) {
 		sip->at = at + (first * 0x0001020304050607ULL >> 56) + 1;
 		sip->line = sip->at;
@@ -264,35 +338,47 @@ static __always_inline void go_on(struct sip *sip, u32 at)
 static __always_inline void read_text(struct sip *sip, struct sip_search *search)
 {
 	for (u32 turn = 0; turn < SIP_TURNS; turn++) {
+		bool line_begins;
 		u32 at;
 
 		LOAD_AGAIN();
 		at = sip->at;
 		if (at >= sip->length)
 			break;
-		if (sip->context.line_begins)
-			note_line(sip, search, at);
+		line_begins = sip->context.line_begins;
 		go_on(sip, at);
+		LOAD_AGAIN();
+		if (line_begins)
+			note_line(sip, search, at);
 	}
 	LOAD_AGAIN();
 }
 
-/* FNV-1a of the Call-ID's value, without blanks; 0 is none. */
-static __always_inline void hash_call_id(struct sip *sip)
+/* A hash of the Call-ID, from the first visible character to the last, in FNV's manner; 0 is none.
+ */
+static __always_inline u64 hash_call_id(struct sip *sip, u32 at)
 {
-	sip->hash = 0xcbf29ce484222325ULL;
-	sip->colon = 0;
-	for (u32 i = 0; i < CALL_ID_LENGTH; i++) {
-		u8 c = sip->text[(sip->call_id - 1 + i) & (SIP_TEXT - 1)];
+	u64 hash = 0xcbf29ce484222325ULL;
 
-		if (c == '\r' || c == '\n' || !c)
+	for (u32 i = 0; i < 8; i++, at++) {
+		u8 c = sip->text[at & (SIP_TEXT - 1)];
+
+		if (c != ':' && c != ' ' && c != '\t')
 			break;
-		if (sip->colon && c > ' ')
-			sip->hash = (sip->hash ^ c) * 0x100000001b3ULL;
-		if (c == ':')
-			sip->colon = 1;
 	}
-	sip->context.call_id = sip->hash;
+	for (u32 i = 0; i < CALL_ID_LENGTH / 8; i++) {
+		u64 word = load8(sip, at + 8 * i, 0);
+		u64 blanks = ~(((word & ALL(0x7f)) + ALL(0x7f - ' ')) | word) & MARKS;
+		u64 end = (blanks & -blanks) >> 7;
+
+		if (!i && end == 1)
+			return 0;
+		hash = (hash ^ (word & (end - 1))) * 0x100000001b3ULL;
+		hash ^= hash >> 32;
+		if (end)
+			break;
+	}
+	return hash;
 }
 
 /*
@@ -332,6 +418,9 @@ static __always_inline bool find_text(struct __sk_buff *skb, struct sip_place *p
 	if (!IS_SIP_PORT(udp->source) && !IS_SIP_PORT(udp->dest))
 		return false;
 	headers = sizeof(*udp);
+	/* What is behind the datagram is not in its checksum. */
+	if (!place->is_tcp && !place->goes_on && place->l4 + bpf_ntohs(udp->len) < total)
+		total = place->l4 + bpf_ntohs(udp->len);
 	place->check = place->l4 + offsetof(struct udphdr, check);
 	place->has_check = place->is_tcp || udp->check;
 	place->segment.sequence = 0;
@@ -340,6 +429,8 @@ static __always_inline bool find_text(struct __sk_buff *skb, struct sip_place *p
 		if (!tcp)
 			return false;
 		headers = tcp->doff * 4;
+		if (headers < sizeof(*tcp))
+			return false;
 		place->check = place->l4 + offsetof(struct tcphdr, check);
 		place->segment.sequence = bpf_ntohl(tcp->seq);
 	}
@@ -360,7 +451,7 @@ static __always_inline bool load_text(struct __sk_buff *skb, struct sip *sip)
 	asm volatile("" : "+r"(length));
 	length = (length & (SIP_TEXT - 1)) + 1;
 	tail = sip->context.tail_length & (SIP_TAIL - 1);
-	__builtin_memcpy(sip->text, sip->context.tail, sizeof(sip->context.tail));
+	__builtin_memcpy(sip->text, sip->context.tail, SIP_TAIL);
 	if (bpf_skb_load_bytes(skb, sip->place.payload, sip->text + tail, length))
 		return false;
 	__builtin_memset(sip->text + tail + length, 0, 32);
@@ -368,41 +459,52 @@ static __always_inline bool load_text(struct __sk_buff *skb, struct sip *sip)
 	sip->tail = tail;
 	sip->at = 0;
 	sip->line = sip->context.line_begins ? 0 : sip->length;
-	sip->call_id = 0;
-	sip->word = 0;
-	sip->session_word = 0;
-	sip->more_words = 0;
-	sip->stray_words = 0;
-	sip->invite = 0;
-	sip->no_body = 0;
+	sip->whole = 0;
+	sip->count = 0;
 	return true;
 }
 
-static __always_inline bool is_capital(u8 letter)
-{
-	return letter >= 'A' && letter <= 'Z';
-}
-
-/* A request or a response: it begins with three capitals, other lines of SIP and SDP hardly do. */
+/*
+ * Is the packet's first line that of a message? A segment may begin within a line, so "AVP 0" or a
+ * CSeq's method will not do: "SIP/2.0 ", or capitals and a URI.
+ */
 static __always_inline bool begins_message(struct __sk_buff *skb, struct sip_place *place)
 {
-	u8 first[3];
+	struct {
+		u64 first;
+		u64 second;
+	} line = {};
+	u64 capitals;
 
-	if (bpf_skb_load_bytes(skb, place->payload, first, sizeof(first)))
+	if (bpf_skb_load_bytes(skb, place->payload, &line, sizeof("SIP/2.0 200 OK") - 1))
 		return false;
-	return is_capital(first[0]) && is_capital(first[1]) && is_capital(first[2]);
+	if (line.first == SIP_2_0)
+		return true;
+	capitals = line.first & TEXT8(0xe0, 0xe0, 0xe0, 0, 0, 0, 0, 0);
+	if (capitals != TEXT8(0x40, 0x40, 0x40, 0, 0, 0, 0, 0))
+		return false;
+#pragma unroll
+	for (u32 method = 3; method <= 9; method++) {
+		u32 uri = method < 8 ? line.first >> 8 * method | line.second << (64 - 8 * method)
+				     : line.second >> 8 * (method - 8);
+
+		if (uri == TEXT4(' ', 's', 'i', 'p') || uri == TEXT4(' ', 't', 'e', 'l'))
+			return true;
+	}
+	return false;
 }
 
-/* For the next segment: an unfinished line that is long has told what it is by now. */
+/* For the next segment: a line that is long has told what it is by now, but for some headers. */
 static __always_inline void keep_tail(struct sip *sip)
 {
 	u32 length = sip->length - sip->line;
 
 	sip->context.tail_length = 0;
-	if (sip->context.line_begins || length >= SIP_TAIL)
+	if (sip->context.line_begins)
 		return;
-	sip->context.tail[0] = load8(sip, sip->line, 0);
-	sip->context.tail[1] = load8(sip, sip->line, 8);
+	if (length >= SIP_TAIL || (length >= SIP_SHORT_LINE && sip->whole != sip->line + 1))
+		return;
+	__builtin_memcpy(sip->context.tail, sip->text + (sip->line & (SIP_TEXT - 1)), SIP_TAIL);
 	sip->context.tail_length = length;
 	sip->context.line_begins = length > 0;
 }

@@ -109,7 +109,7 @@ COUNTERS = {
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
 # struct sip_segment and struct sip_context (bpf/sip.h), which no command reads.
-SIP = struct.Struct("=4s4s2s2sI3Q8B")
+SIP = struct.Struct("=4s4s2s2sI128sQ3I12B8B")
 
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
 _ALL = [ENDPOINT.format, HEARD.format, RTP_FIELDS, PEER_FIELDS, *COUNTERS, SIP.format, EVENT_FIELDS]

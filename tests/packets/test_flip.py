@@ -398,12 +398,149 @@ def test_a_hold_within_a_first_fragment(sip: Bench) -> None:
     assert sip.run(Role.ENFORCE, frame) == (UNSPEC, expected)
 
 
+# Several messages in one packet: a connection carries all calls of a trunk, and GRO merges segments
+
+
+def restores(sip: Bench, call_id: str) -> bool:
+    """Is the provider's sendrecv changed in this dialog?"""
+    answer = message(ANSWER, start="SIP/2.0 200 OK", call_id=call_id)
+    return restore(sip, in_udp(answer)) != answer
+
+
 def test_two_holds_in_one_packet(sip: Bench) -> None:
+    payload = message(HOLD, call_id="Call-ID: A") + message(HOLD, call_id="Call-ID: B")
+    text = flip(sip, out_tcp(payload))
+    assert text == payload.replace(b"a=sendonly", b"a=sendrecv")
+    assert sip.counters() == {"sip_flipped": 2}
+    assert restores(sip, "i: A")
+    assert restores(sip, "i: B")
+
+
+def test_two_sections_in_one_message(sip: Bench) -> None:
     """The first is changed, the second counted."""
-    payload = message(HOLD)
-    text = flip(sip, out_tcp(payload + message(HOLD, call_id="Call-ID: other")))
+    text = flip(sip, out_udp(message([*HOLD, *HOLD])))
     assert text.count(b"a=sendrecv") == 1
     assert sip.counters() == {"sip_flipped": 1, "sip_split": 1}
+
+
+OTHERS = [
+    message([], start="OPTIONS sip:x SIP/2.0", call_id="Call-ID: B"),
+    message([], start="SUBSCRIBE sip:x SIP/2.0", call_id="Call-ID: B"),
+    message([], start="REGISTER sip:x SIP/2.0", call_id="Call-ID: B"),
+    message([], start="SIP/2.0 100 Trying", call_id="i: B"),
+    message(CALL, call_id="Call-ID: B"),
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda text: text[:7].decode())
+def test_a_hold_is_of_its_own_dialog(sip: Bench, other: bytes) -> None:
+    hold = message(HOLD, call_id="Call-ID: A")
+    for payload in (hold + other, other + hold, hold[:-2] + other):
+        sip.clear()
+        flip(sip, out_udp(message(CALL, call_id="Call-ID: A")))
+        text = flip(sip, out_tcp(payload))
+        if payload.startswith(hold[:-1]):
+            assert text == payload.replace(hold, flipped(hold))
+        elif b"a=sendonly" in text:  # cut off from its line's end by a message that follows
+            continue
+        assert not restores(sip, "Call-ID: B")
+        assert restores(sip, "Call-ID: A")
+
+
+def test_the_end_of_a_hold_is_of_its_own_dialog(sip: Bench) -> None:
+    for call_id in ("A", "B"):
+        flip(sip, out_udp(message(HOLD, call_id=f"Call-ID: {call_id}")))
+    ack = message([], start="ACK sip:x SIP/2.0", call_id="Call-ID: B")
+    flip(sip, out_tcp(message(CALL, call_id="Call-ID: A") + ack))
+    assert not restores(sip, "Call-ID: A")
+    assert restores(sip, "Call-ID: B")
+
+
+def test_a_direction_of_the_session_behind_another_message(sip: Bench) -> None:
+    hold = message(HOLD[:3], session=("a=sendonly",), call_id="Call-ID: B")
+    call = message(CALL, call_id="Call-ID: A")
+    assert flip(sip, out_tcp(call + hold)) == call + flipped(hold)
+
+
+def test_a_body_without_a_line_end_before_the_next_message(sip: Bench) -> None:
+    """Its segment ends there, too; what comes is a message, whatever was before."""
+    notify = message([], start="NOTIFY sip:x SIP/2.0", call_id="i: B") + b"<xml/>"
+    hold = message(HOLD, call_id="i: A")
+    assert flip(sip, out_tcp(notify)) == notify
+    assert flip(sip, out_tcp(hold, 1000 + len(notify))) == flipped(hold)
+    assert restores(sip, "i: A")
+    flip(sip, out_tcp(notify + message(HOLD, call_id="i: C")))
+    assert restores(sip, "i: C")
+    assert not restores(sip, "i: B")
+
+
+def test_more_messages_than_are_told_apart(sip: Bench) -> None:
+    ack = b"ACK sip:x SIP/2.0\r\ni: B\r\nl: 0\r\n\r\n"
+    hold = message(HOLD, call_id="i: A")
+    for count in range(12):
+        sip.clear()
+        text = flip(sip, out_tcp(ack * count + hold))
+        assert text == ack * count + (flipped(hold) if count < 8 else hold)
+        assert not restores(sip, "i: B")
+
+
+# What the next segment goes on with
+
+
+def test_a_direction_that_is_not_the_last_line(sip: Bench) -> None:
+    """Wherever the message is cut, the dialog is remembered, and the way back changed."""
+    payload = message([HOLD[0], "a=sendonly", "a=ptime:20"])
+    word = payload.index(b"a=sendonly")
+    for cut in range(1, len(payload)):
+        sip.clear()
+        for each in segments(payload, cut):
+            flip(sip, each)
+        assert restores(sip, "i: a1b2c3@10.10.10.10") == (not word < cut < word + 10), cut
+        flip(sip, out_udp(message(CALL)))
+
+
+@pytest.mark.parametrize("length", ["Content-Length: {}", "l: {}"])
+def test_an_invite_without_sdp_cut_anywhere(sip: Bench, length: str) -> None:
+    payload = message([], length=length)
+    for cut in range(len("SIP/2.0 200 OK"), len(payload)):
+        sip.clear()
+        flip(sip, out_udp(message(HOLD)))
+        for each in segments(payload, cut):
+            flip(sip, each)
+        assert not restores(sip, "i: a1b2c3@10.10.10.10"), cut
+
+
+def test_a_segment_that_looks_like_a_message(sip: Bench) -> None:
+    """Cut within a line, before a word in capitals."""
+    for words in (b"AVP 0 101", b"UCM 1 1", b"INVITE\r\nContent"):
+        sip.clear()
+        payload = message(HOLD).replace(b"o=UCM", b"o=x UCM")
+        texts = [flip(sip, each) for each in segments(payload, payload.index(words))]
+        assert b"".join(texts) == flipped(payload)
+        assert restores(sip, "i: a1b2c3@10.10.10.10")
+        flip(sip, out_udp(message(CALL)))
+
+
+def test_an_invite_without_a_length(sip: Bench) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    flip(sip, out_udp(message([], length="X: {}")))
+    assert not restores(sip, "i: a1b2c3@10.10.10.10")
+
+
+def test_what_is_behind_a_datagram(sip: Bench) -> None:
+    """Is no part of it, nor of its checksum."""
+    payload = message(HOLD)
+    packet = IP(src=PUBLIC, dst=PROVIDER) / UDP(sport=5060, dport=5060, len=108) / Raw(payload)
+    frame = bytes(sip.firewall.wan.frame(packet))
+    assert sip.run(Role.ENFORCE, frame) == (UNSPEC, frame)
+
+
+@pytest.mark.parametrize("call_id", ["Call-ID:", "Call-ID:          x", "i:\t\t", "i: :", "i:\x01"])
+def test_a_call_id_that_is_none(sip: Bench, call_id: str) -> None:
+    """All of those are not one dialog."""
+    flip(sip, out_udp(message(HOLD, call_id=call_id)))
+    assert sip.counters() == {"sip_flipped": 1}
+    assert not restores(sip, "Call-ID:           y")
 
 
 TEXTS = st.lists(

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 
 from tests.packets.test_flip import ANSWER, CALL, HOLD, flipped, message
-from tests.support.firewall import PROVIDER, UCM
+from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.hosts import Hosts, address, ethtool, hosts
 
 SIP = 5060
@@ -28,6 +28,22 @@ table ip sip {{
         type filter hook forward priority filter;
     }}
 }}
+"""
+# The kernel reads UCM's SIP, and writes what NAT makes of its addresses.
+HELPER = """
+table ip helper {
+    ct helper sip_udp {
+        type "sip" protocol udp;
+    }
+    ct helper sip_tcp {
+        type "sip" protocol tcp;
+    }
+    chain prerouting {
+        type filter hook prerouting priority filter;
+        udp dport 5060 ct helper set "sip_udp"
+        tcp dport 5060 ct helper set "sip_tcp"
+    }
+}
 """
 
 
@@ -141,6 +157,38 @@ def test_messages_longer_than_a_segment(place: Hosts, gro: bool) -> None:
     assert whole >= 50
 
 
+def test_several_calls_in_one_packet(place: Hosts) -> None:
+    """As a trunk's connection has them: written at once, they leave UCM as one packet."""
+    names = [f"{n}@several" for n in range(5)]
+    texts = [
+        message(HOLD if n % 2 else CALL, call_id=f"Call-ID: {name}") for n, name in enumerate(names)
+    ]
+    with connected(place) as (ucm, provider):
+        written = b"".join(texts)
+        assert through(ucm, provider, written) == written.replace(b"a=sendonly", b"a=sendrecv")
+        answers = [message(ANSWER, start="SIP/2.0 200 OK", call_id=f"i: {name}") for name in names]
+        back = through(provider, ucm, b"".join(answers))
+        for n, answer in enumerate(answers):
+            restored = answer.replace(b"a=sendrecv", b"a=recvonly") if n % 2 else answer
+            assert back.startswith(restored), n
+            back = back[len(restored) :]
+
+
+def test_a_direction_beyond_what_is_read(place: Hosts) -> None:
+    """A packet to be cut, of over 4,000 bytes within the section."""
+    ethtool(place.firewall, "lan", gro=True)
+    lines = [f"a=x:{'y' * 90}{n:02}" for n in range(50)]
+    hold = message([HOLD[0], *lines, "a=sendonly"])
+    before = counters(place)
+    with connected(place) as (ucm, provider):
+        assert through(ucm, provider, hold) == hold
+        # Another one on that connection is changed.
+        assert through(ucm, provider, message(HOLD)) == flipped(message(HOLD))
+    ethtool(place.firewall, "lan", gro=False)
+    after = counters(place)
+    assert after["sip_split"] > before["sip_split"]
+
+
 def test_written_byte_by_byte(place: Hosts) -> None:
     """Whatever segments come of it: left alone, or changed as a whole."""
     hold = message(HOLD)
@@ -182,6 +230,44 @@ def test_a_replacement_remembers_the_holds(nat: Hosts) -> None:
         nat.attach("--lan", "lan", "--ucm", UCM, "--flip-hold", "--max-peers", "1000")
         answer = message(ANSWER, start="SIP/2.0 200 OK", call_id="Call-ID: replaced")
         assert through(provider, ucm, answer) == answer.replace(b"a=sendrecv", b"a=recvonly")
+
+
+def test_behind_the_sip_helper() -> None:
+    """nf_nat_sip writes the public address into UCM's SDP, before it leaves; the lengths change."""
+    with hosts() as made:
+        made.firewall.nft(TO_UCM)
+        done = made.firewall.run("nft", "-f", "-", input=HELPER, check=False)
+        if done.returncode:
+            pytest.skip(f"this kernel has no nf_conntrack_sip: {done.stderr}")
+        made.attach("--lan", "lan", "--ucm", UCM, "--flip-hold")
+        hold, call = message(HOLD, call_id="i: helped"), message(CALL, call_id="i: helped")
+        answer = message(ANSWER, start="SIP/2.0 200 OK", call_id="i: helped")
+        with (
+            closing(made.provider_socket((PROVIDER_ADDRESS, SIP))) as provider,
+            closing(made.ucm_socket(SIP, (PROVIDER_ADDRESS, SIP))) as ucm,
+        ):
+            for sent, direction in ((hold, b"a=recvonly"), (call, b"a=sendrecv")):
+                ucm.send(sent)
+                text, source = provider.recvfrom(65536)
+                helped = sent.replace(UCM.encode(), PUBLIC.encode())
+                assert sdp(text) == sdp(helped.replace(b"a=sendonly", b"a=sendrecv"))
+                provider.sendto(answer.replace(UCM.encode(), PUBLIC.encode()), source)
+                assert direction in ucm.recv(65536)
+        hold = message(HOLD, call_id="i: helped2").replace(b"Via: SIP/2.0/UDP", b"Via: SIP/2.0/TCP")
+        with connected(made) as (ucm, provider):
+            for _ in range(3):  # the helper changes the lengths, and so all sequence numbers
+                ucm.sendall(hold)
+                text = b""
+                while not text.endswith(b"a=sendrecv\r\n"):
+                    part = provider.recv(65536)
+                    assert part
+                    text += part
+                assert UCM.encode() not in sdp(text)
+                assert sdp(text).endswith(sdp(flipped(hold)).partition(b"t=0 0")[2])
+
+
+def sdp(text: bytes) -> bytes:
+    return text.partition(b"\r\n\r\n")[2]
 
 
 def test_off_unless_asked_for() -> None:

@@ -151,6 +151,11 @@ static inline void begin_reading(struct sip *sip, bool begins)
 		sip->context = *before;
 }
 
+static inline bool is_read_whole(struct sip *sip)
+{
+	return sip->length - sip->tail == sip->place.length;
+}
+
 /*
  * The packet's text is read, and its messages are in what is returned, the last one behind the
  * `count` before it; NULL: it cannot be.
@@ -169,14 +174,9 @@ static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *plac
 	if (!load_text(skb, sip))
 		return NULL;
 	read_text(sip, search);
-	sip->context.message.ends = !sip->place.is_tcp && !sip->place.goes_on;
+	sip->context.message.ends = !sip->place.is_tcp && !sip->place.goes_on && is_read_whole(sip);
 	sip->messages[sip->count & (SIP_MESSAGES - 1)] = sip->context.message;
 	return sip;
-}
-
-static inline bool is_read_whole(struct sip *sip)
-{
-	return sip->length - sip->tail == sip->place.length;
 }
 
 /* The next segment goes on with what is known of the last message by now. */

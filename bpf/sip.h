@@ -335,6 +335,7 @@ static __always_inline void go_on(struct sip *sip, u32 at)
 	}
 }
 
+/* `length` is that of what was read, afterwards. */
 static __always_inline void read_text(struct sip *sip, struct sip_search *search)
 {
 	for (u32 turn = 0; turn < SIP_TURNS; turn++) {
@@ -352,6 +353,8 @@ static __always_inline void read_text(struct sip *sip, struct sip_search *search
 			note_line(sip, search, at);
 	}
 	LOAD_AGAIN();
+	if (sip->at < sip->length)
+		sip->length = sip->at;
 }
 
 /* A hash of the Call-ID, from the first visible character to the last, in FNV's manner; 0 is none.

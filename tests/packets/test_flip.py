@@ -235,6 +235,16 @@ def test_many_short_lines(sip: Bench) -> None:
     assert flip(sip, out_udp(payload)) == flipped(payload)
 
 
+def test_more_lines_than_are_read(sip: Bench) -> None:
+    """Left, and counted; so is what the next segment has, of which nothing is known."""
+    payload = message([HOLD[0], *["a="] * 500, "a=sendonly"])
+    assert flip(sip, out_udp(payload)) == payload
+    assert sip.counters() == {"sip_split": 1}
+    for each in segments(payload, len(payload) - 20):
+        flip(sip, each)
+    assert sip.counters() == {"sip_split": 3}
+
+
 # The way back
 
 

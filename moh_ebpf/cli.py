@@ -226,7 +226,7 @@ def attach(
         if process not in (None, os.getppid()) and not dry_run:
             _notify(f"warning: moh-ebpf run (process {process}) will put its own settings back; "
                     "change its config and reload it instead")  # fmt: skip
-        _tell(report, chosen.port, dry_run)
+        _tell(report, dry_run)
 
 
 @contextmanager
@@ -240,15 +240,14 @@ def _done_already(verb: str) -> Iterator[None]:
         ) from error
 
 
-def _tell(report: "Report", port: int, dry_run: bool) -> None:
+def _tell(report: "Report", dry_run: bool) -> None:
     from moh_ebpf.registry import interface_name
 
     verb = "would attach" if dry_run else "replaced" if report.replaced else "attached"
     for place in report.places:
         name = interface_name(place.ifindex)
         typer.echo(f"{verb} {place.role} on {name} {place.role.hook}")
-    sources = ", ".join(f"{address}:{port}" for address in report.public)
-    typer.echo(f"hold music leaves as {sources}")
+    typer.echo(report.settings.leaves_as())
 
 
 @app.command()
@@ -268,7 +267,7 @@ def run(
     from moh_ebpf import service
 
     with _served(metrics):
-        service.run(lambda: settings.from_values(settings.load_config(config)), keep=keep)
+        service.run(lambda: settings.load_file(config), keep=keep)
 
 
 @contextmanager

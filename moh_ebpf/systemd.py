@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 # Python's levels as syslog priorities, which journald takes from "<N>" at the head of a line.
 _PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
 
-
 # Lines that wait for a reader. What comes after them is lost, and counted.
 _MOST_LINES = 1000
 # How long the last ones may take.

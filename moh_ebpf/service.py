@@ -50,6 +50,8 @@ _STATUS_SECONDS, _STATUS_SHARE = 10.0, 0.005
 # What looking for changes may take of a core, and how late a change may be seen for that.
 _LOOKING_SHARE, _LONGEST_LAG_SECONDS = 0.05, 5.0
 
+# Not /dev/stdin, which a small /dev has not; /proc is there, for the lock is in it.
+_STDIN = "/proc/self/fd/0"
 _LONG_ATTACH_SECONDS = 10
 _LONGEST_ERROR = 1000  # characters, of a compiler's or verifier's many lines
 
@@ -335,7 +337,7 @@ def _attach(settings: Settings, signals: "_Signals", log: logging.Logger) -> lis
     """Run `attach`; its warnings. Raises MohError with its error, _Stopped if that is asked for
     meanwhile."""
     with subprocess.Popen(
-        [sys.executable, "-m", "moh_ebpf", "attach", "--config", "/dev/stdin"],
+        [sys.executable, "-m", "moh_ebpf", "attach", "--config", _STDIN],
         cwd=Path(__file__).parent.parent,  # where this very package is found
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -350,7 +352,7 @@ def _attach(settings: Settings, signals: "_Signals", log: logging.Logger) -> lis
         errors = [line for line in said if not line.startswith(("warning: ", "waiting for "))]
         if errors and errors[0].startswith("Traceback"):
             errors = errors[-1:]
-        text = " ".join(errors).replace("--config /dev/stdin: ", "")
+        text = " ".join(errors).replace(f"--config {_STDIN}: ", "")
         raise MohError(text[:_LONGEST_ERROR] or f"attach ended with status {process.returncode}")
     return [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
 

@@ -15,10 +15,13 @@ LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 #endif
 
 #if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) || \
-	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(SETTINGS_SIZE)
+	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(SETTINGS_SIZE) || \
+	!defined(PAGE_SIZE)
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
-TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps. \
+TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps; PAGE_SIZE: the kernel's. \
 MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
+IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
+flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
 QUALITY, if defined: loss and jitter of each stream are kept. \
 COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11), and its ticks \
 will do."
@@ -34,5 +37,8 @@ will do."
 
 /* A longer silence than this is no pause within a call, but the time between two of them. */
 #define LONGEST_PAUSE_NS 10000000000ULL
+
+/* The ring of events, in pages of memory: of 4 KiB, some 5,000 events. */
+#define EVENTS_PAGES 64
 
 #endif

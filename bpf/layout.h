@@ -70,6 +70,7 @@ struct peer {
 	u64 out_packets;
 	u64 out_bytes;
 	u64 out_last;	 /* the last packet sent to it; 0: none */
+	u64 out_first;	 /* the first one in the present state; 0: none */
 	u64 hop_checked; /* when the next hop was looked up */
 	u64 hop_dst;	 /* struct hop_dst */
 	u64 hop_src;	 /* struct hop_src */
@@ -116,6 +117,36 @@ struct counters {
 	u64 rtp_out_expected;
 	u64 rtp_out_lost;
 	u64 rtp_out_late;
+	u64 sip_flipped;
+	u64 sip_restored;
+	u64 sip_split;
+	u64 events_unread;
+};
+
+/* UCM's RTP to an endpoint that is not known (yet), dropped: since when, until when, how much. */
+struct waiting {
+	u64 first;
+	u64 last;
+	u64 packets;
+};
+
+enum event_kind {
+	EVENT_LEARNED = 1, /* an endpoint became known, or known again */
+	EVENT_CHANGED,	   /* it went from the one state to the other */
+	EVENT_MUSIC,	   /* on hold, it was sent the first packet of music */
+};
+
+/* One record of the ring. All are of this size, so that a reader can tell how many it has missed.
+ */
+struct event {
+	u64 time;	/* ns of CLOCK_MONOTONIC */
+	u64 heard;	/* struct heard, as it is now */
+	u64 lasted;	/* ns: the state before; music: from the first packet dropped to this one */
+	u64 dropped;	/* music: the packets dropped before it */
+	__be32 address; /* the endpoint */
+	__be16 port;
+	u8 kind;
+	u8 before; /* enum state; 0: none */
 };
 
 /* A provider network, as the kernel's LPM trie wants its keys. */

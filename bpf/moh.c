@@ -20,6 +20,9 @@
 #include "rewrite.h"
 #include "forward.h"
 #include "rtp.h"
+#ifdef IS_SIP_PORT
+#include "sip.h"
+#endif
 
 #ifdef COARSE_CLOCK
 static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
@@ -27,6 +30,11 @@ static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
 BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS);
 BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
+
+/* What happened, for any number of readers; see moh_ebpf/events.py. */
+BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
+/* Who UCM sends to without being heard, for the time until the music is. */
+BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 4096);
 
 /* JSON for `status` and `detach`. No program reads it; it lives as long as they do. */
 struct settings {
@@ -36,6 +44,14 @@ BPF_TABLE("array", u32, struct settings, settings, 1);
 
 #ifdef MAX_PROVIDERS
 BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
+#endif
+
+#ifdef IS_SIP_PORT
+/* Dialogs, by a hash of their Call-ID, in which UCM holds and the provider was told otherwise. */
+BPF_TABLE("lru_hash", u64, u64, dialogs, 16384);
+/* TCP segments that go on with a message, if the one before them was seen. */
+BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096);
+BPF_TABLE("percpu_array", u32, struct sip, sip_text, 1);
 #endif
 
 /* ns of CLOCK_MONOTONIC; of its last tick, which is cheaper, where nobody needs more. */
@@ -53,6 +69,14 @@ static inline struct counters *this_cpu_counters(void)
 	u32 zero = 0;
 
 	return counters.lookup(&zero);
+}
+
+static inline void count_fragment(void)
+{
+	struct counters *count = this_cpu_counters();
+
+	if (count)
+		count->fragments++;
 }
 
 /* Neither private (RFC 1918), loopback, link-local, multicast, reserved nor "this network". */
@@ -108,6 +132,255 @@ static inline bool is_live(struct peer *peer, u64 now)
 	return (s64)(now - peer->last_seen) < (s64)TIMEOUT_NS;
 }
 
+#ifdef IS_SIP_PORT
+/*
+ * The sendonly of a hold, which the provider is not to see (bpf/sip.h reads it)
+ */
+
+/* Before a packet's text: nothing is known, or what the segment before has left. */
+static inline void begin_reading(struct sip *sip, bool begun)
+{
+	struct sip_segment segment = sip->place.segment;
+	struct sip_context *before = NULL;
+
+	sip->context = (struct sip_context){ .line_begins = 1, .begun = begun };
+	if (sip->place.is_tcp)
+		before = segments.lookup(&segment);
+	if (before && !(begun && before->line_begins && !before->tail_length))
+		sip->context = *before;
+	else if (sip->place.is_tcp && !begun)
+		sip->context.line_begins = 0;
+}
+
+/* The packet's text is read, and what it says is in what is returned; NULL: it cannot be. */
+static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *place,
+				   struct sip_search *search)
+{
+	u32 zero = 0;
+	struct sip *sip = sip_text.lookup(&zero);
+
+	if (!sip)
+		return NULL;
+	sip->place = *place;
+	begin_reading(sip, begins_message(skb, place));
+	if (!load_text(skb, sip))
+		return NULL;
+	read_text(sip, search);
+	if (sip->call_id)
+		hash_call_id(sip);
+	return sip;
+}
+
+/* The next segment of this message goes on with what is known by now. */
+static inline void remember_segment(struct sip *sip)
+{
+	struct sip_segment segment = sip->place.segment;
+	struct sip_context context;
+
+	if (!sip->place.is_tcp || sip->length - sip->tail != sip->place.length)
+		return;
+	keep_tail(sip);
+	context = sip->context;
+	segment.sequence += sip->place.length;
+	segments.update(&segment, &context);
+}
+
+/*
+ * The word that is to be changed: of the media section, or of the whole session if there is one
+ * media section only, without a direction of its own. Offset in the text plus 1; 0: none.
+ */
+static inline u32 word_of(struct sip *sip)
+{
+	if (sip->word || sip->context.section != SECTION_OPEN || sip->context.media != 1)
+		return sip->word;
+	return sip->session_word;
+}
+
+/* Has the word begun in the segment before? Then it is left, for half of it is gone already. */
+static inline bool is_cut(struct sip *sip, u32 word)
+{
+	return word && word <= sip->tail;
+}
+
+/* What cannot be changed: a word that is cut, a second one, one that nothing is known of, and one
+ * that may follow in another fragment. */
+static inline bool is_split(struct sip *sip, u32 word)
+{
+	return is_cut(sip, word) || sip->more_words || sip->stray_words ||
+	       (sip->place.goes_on && sip->context.section == SECTION_OPEN);
+}
+
+/* Change the word's last eight letters, if the word is in this packet. */
+static inline bool change_word(struct __sk_buff *skb, struct sip *sip, u32 word, u64 from, u64 to)
+{
+	return word && !is_cut(sip, word) &&
+	       change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
+}
+
+static inline void forget_dialog(struct sip *sip)
+{
+	u64 call_id = sip->context.call_id;
+
+	if (call_id)
+		dialogs.delete(&call_id);
+}
+
+static inline void remember_dialog(struct sip *sip)
+{
+	u64 call_id = sip->context.call_id, one = 1;
+
+	if (call_id)
+		dialogs.update(&call_id, &one);
+}
+
+/*
+ * SIP on its way to the provider: after netfilter, so its source is public where the firewall
+ * NATs. What UCM's next SDP in the dialog says decides whether the way back is changed; an INVITE
+ * without SDP asks the provider for an offer, which UCM is to see as it is.
+ */
+static inline void flip_hold(struct __sk_buff *skb)
+{
+	struct sip_search phantom = {
+		.port = PHANTOM_TEXT,
+		.digits = PHANTOM_DIGITS,
+		.word = A_SENDON,
+		.rest = TEXT2('l', 'y'),
+	};
+	struct sip_place place;
+	struct counters *count;
+	struct sip *sip;
+	u32 word;
+
+	if (!find_text(skb, &place))
+		return;
+	if (!IS_UCM(place.segment.saddr) && !IS_PUBLIC(place.segment.saddr))
+		return;
+	sip = read_sip(skb, &place, &phantom);
+	count = this_cpu_counters();
+	if (!sip || !count)
+		return;
+	word = word_of(sip);
+	if (change_word(skb, sip, word, SENDONLY, SENDRECV)) {
+		count->sip_flipped++;
+		remember_dialog(sip);
+	} else if (sip->context.section == SECTION_CLOSED || (sip->invite && sip->no_body)) {
+		forget_dialog(sip);
+	}
+	if (is_split(sip, word))
+		count->sip_split++;
+	remember_segment(sip);
+}
+
+/* SIP that comes from the provider: in a dialog whose hold was flipped, sendrecv is recvonly. */
+static inline void restore_hold(struct __sk_buff *skb)
+{
+	struct sip_search audio = { .word = A_SENDRE, .rest = TEXT2('c', 'v') };
+	struct sip_place place;
+	struct counters *count;
+	struct sip *sip;
+	u64 call_id;
+	u32 word;
+
+	if (!find_text(skb, &place))
+		return;
+	if (!IS_PUBLIC(place.segment.daddr) && !IS_UCM(place.segment.daddr))
+		return;
+	sip = read_sip(skb, &place, &audio);
+	count = this_cpu_counters();
+	if (!sip || !count)
+		return;
+	word = word_of(sip);
+	call_id = sip->context.call_id;
+	if (word && call_id && dialogs.lookup(&call_id)) {
+		if (change_word(skb, sip, word, SENDRECV, RECVONLY))
+			count->sip_restored++;
+		else
+			count->sip_split++;
+	}
+	remember_segment(sip);
+}
+#else
+static inline void flip_hold(struct __sk_buff *skb)
+{
+}
+
+static inline void restore_hold(struct __sk_buff *skb)
+{
+}
+#endif
+
+/*
+ * Events: changes of state, never packets
+ */
+
+static inline void tell(struct counters *count, struct event *event)
+{
+	/* Readers keep their own position, so each record wakes them. */
+	if (events.ringbuf_output(event, sizeof(*event), BPF_RB_FORCE_WAKEUP))
+		count->events_unread++;
+}
+
+/* Of RTCP nothing is told: it comes too seldom to be a state. */
+static inline void tell_heard(struct counters *count, struct packet *packet, u8 kind,
+			      struct heard heard, u64 now, u8 before, u64 lasted)
+{
+	struct event event = {
+		.time = now,
+		.heard = heard_word(heard),
+		.lasted = lasted,
+		.address = packet->saddr,
+		.port = packet->sport,
+		.kind = kind,
+		.before = before,
+	};
+
+	if (!packet->is_rtcp)
+		tell(count, &event);
+}
+
+/* UCM sends, and is not let through (yet). A wait that was given up long ago does not count. */
+static inline void note_waiting(struct packet *packet, u64 now)
+{
+	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
+	struct waiting first = { .first = now, .last = now, .packets = 1 };
+	struct waiting *waiting = waiting_for.lookup(&endpoint);
+
+	if (packet->is_rtcp)
+		return;
+	if (!waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS) {
+		waiting_for.update(&endpoint, &first);
+		return;
+	}
+	waiting->last = now;
+	__sync_fetch_and_add(&waiting->packets, 1);
+}
+
+/* The first packet that goes out in the present state ends the wait. */
+static inline void end_waiting(struct counters *count, struct peer *peer, struct packet *packet,
+			       struct heard heard, u64 now)
+{
+	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
+	struct waiting *waiting = waiting_for.lookup(&endpoint);
+	struct event event = {
+		.time = now,
+		.heard = heard_word(heard),
+		.address = packet->daddr,
+		.port = packet->dport,
+		.kind = EVENT_MUSIC,
+		.before = heard.state,
+	};
+
+	peer->out_first = now;
+	if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS) {
+		event.lasted = now - waiting->first;
+		event.dropped = waiting->packets;
+	}
+	if (waiting)
+		waiting_for.delete(&endpoint);
+	if (heard.state == STATE_MOH)
+		tell(count, &event);
+}
+
 /*
  * learn
  */
@@ -155,21 +428,24 @@ static inline void relearn(struct peer *peer, struct heard heard, u64 now)
 	peer->out_packets = 0;
 	peer->out_bytes = 0;
 	peer->out_last = 0;
+	peer->out_first = 0;
 	peer->in_rtp = (struct rtp){};
 	peer->out_rtp = (struct rtp){};
 	peer->since = now;
 	peer->heard = heard_word(heard);
 }
 
-static inline void change_state(struct peer *peer, struct counters *count, struct heard heard,
-				u64 now)
+static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
+				struct heard heard, u64 now)
 {
 	u8 before = heard_of(peer).state;
 
 	peer->heard = heard_word(heard);
 	if (before == heard.state)
 		return;
+	tell_heard(count, packet, EVENT_CHANGED, heard, now, before, now - peer->since);
 	peer->since = now;
+	peer->out_first = 0;
 	if (heard.state == STATE_MOH)
 		count->two_to_moh++;
 	else
@@ -182,10 +458,12 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 {
 	note_gap(peer, now);
 	if (!is_live(peer, now)) {
+		tell_heard(count, packet, EVENT_LEARNED, heard, now, heard_of(peer).state,
+			   peer->last_seen - peer->since);
 		relearn(peer, heard, now);
 		count_learned(count, heard.state);
 	} else if (peer->heard != heard_word(heard)) {
-		change_state(peer, count, heard, now);
+		change_state(peer, count, packet, heard, now);
 	}
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
@@ -208,8 +486,10 @@ static inline void hear(struct __sk_buff *skb, struct counters *count, struct pa
 		};
 
 		/* Else another CPU was first, or there is no memory. */
-		if (!peers.insert(&endpoint, &fresh))
+		if (!peers.insert(&endpoint, &fresh)) {
 			count_learned(count, heard.state);
+			tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
+		}
 		peer = peers.lookup(&endpoint);
 	}
 	if (peer)
@@ -229,15 +509,17 @@ int moh_learn(struct __sk_buff *skb)
 	struct counters *count;
 	struct heard heard;
 
-	if (kind == KIND_OTHER || !IS_PUBLIC(packet.daddr) || !may_teach(packet.saddr))
+	if (kind != KIND_RTP) {
+		if (kind == KIND_FRAGMENT && IS_PUBLIC(packet.daddr) && may_teach(packet.saddr))
+			count_fragment();
+		restore_hold(skb);
+		return TC_ACT_UNSPEC;
+	}
+	if (!IS_PUBLIC(packet.daddr) || !may_teach(packet.saddr))
 		return TC_ACT_UNSPEC;
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
-	if (kind == KIND_FRAGMENT) {
-		count->fragments++;
-		return TC_ACT_UNSPEC;
-	}
 
 	heard.public_address = packet.daddr;
 	heard.public_port = packet.dport;
@@ -259,13 +541,11 @@ int moh_learn(struct __sk_buff *skb)
  */
 
 /* Is it of those packets that we decide about? */
-static inline bool is_ours(enum kind kind, struct packet *packet)
+static inline bool is_ours(struct packet *packet)
 {
 	u16 port = bpf_ntohs(packet->sport);
 
-	if (kind == KIND_OTHER || !IS_UCM(packet->saddr))
-		return false;
-	return kind == KIND_FRAGMENT || (port >= RTP_PORT_MIN && port <= RTP_PORT_MAX);
+	return IS_UCM(packet->saddr) && port >= RTP_PORT_MIN && port <= RTP_PORT_MAX;
 }
 
 /* An endpoint that is known and not forgotten, and what it said last. */
@@ -315,16 +595,19 @@ static inline void note_outbound(struct __sk_buff *skb, struct counters *count, 
 }
 
 static inline void count_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				  struct packet *packet, u64 now)
+				  struct packet *packet, struct heard heard, u64 now)
 {
+	if (!peer->out_first && !packet->is_rtcp)
+		end_waiting(count, peer, packet, heard, now);
 	__sync_fetch_and_add(&peer->out_packets, 1);
 	__sync_fetch_and_add(&peer->out_bytes, packet->bytes);
 	peer->out_last = now;
 	note_outbound(skb, count, peer, packet, now);
 }
 
-static inline int drop_unidentified(struct counters *count)
+static inline int drop_unidentified(struct counters *count, struct packet *packet, u64 now)
 {
+	note_waiting(packet, now);
 	count->dropped_unidentified++;
 	return TC_ACT_SHOT;
 }
@@ -341,12 +624,12 @@ static inline int drop_failed(struct counters *count)
  * UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
  */
 static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			   struct packet *packet, u64 now)
+			   struct packet *packet, struct heard heard, u64 now)
 {
 	count->passed_unnatted++;
 	if (!IS_LAN(skb->ingress_ifindex)) {
 		count->passed_two++;
-		count_outbound(skb, count, peer, packet, now);
+		count_outbound(skb, count, peer, packet, heard, now);
 	}
 	return TC_ACT_UNSPEC;
 }
@@ -357,7 +640,7 @@ static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, st
 	if (rewrite_source(skb, packet, &heard, 0, NO_LINK))
 		return drop_failed(count);
 	count->rewritten++;
-	count_outbound(skb, count, peer, packet, now);
+	count_outbound(skb, count, peer, packet, heard, now);
 	return TC_ACT_UNSPEC;
 }
 
@@ -371,22 +654,25 @@ int moh_enforce(struct __sk_buff *skb)
 	struct heard heard;
 	u64 now;
 
-	if (!is_ours(kind, &packet))
+	if (kind != KIND_RTP) {
+		if (kind == KIND_FRAGMENT && IS_UCM(packet.saddr))
+			count_fragment();
+		flip_hold(skb);
+		return TC_ACT_UNSPEC;
+	}
+	if (!is_ours(&packet))
 		return TC_ACT_UNSPEC;
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
-	if (kind == KIND_FRAGMENT) {
-		count->fragments++;
-		return TC_ACT_UNSPEC;
-	}
 
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);
 	if (!peer)
-		return may_be_provider(packet.daddr) ? drop_unidentified(count) : TC_ACT_UNSPEC;
+		return may_be_provider(packet.daddr) ? drop_unidentified(count, &packet, now)
+						     : TC_ACT_UNSPEC;
 	if (heard.state == STATE_TWO)
-		return pass_two(skb, count, peer, &packet, now);
+		return pass_two(skb, count, peer, &packet, heard, now);
 	return rewrite_here(skb, count, peer, &packet, heard, now);
 }
 
@@ -407,7 +693,7 @@ static inline int refuse_too_big(struct counters *count, struct packet *packet)
 
 /* Unidentified at the LAN: dropped if it would leave by a WAN; elsewhere it is not ours. */
 static inline int judge_unidentified(struct __sk_buff *skb, struct counters *count,
-				     struct packet *packet)
+				     struct packet *packet, u64 now)
 {
 	struct bpf_fib_lookup fib;
 	long route;
@@ -416,7 +702,7 @@ static inline int judge_unidentified(struct __sk_buff *skb, struct counters *cou
 		return TC_ACT_UNSPEC;
 	route = route_as_stack(skb, packet, &fib);
 	if (is_forwarded(route) && WAN_INDEX(fib.ifindex) != NO_WAN)
-		return drop_unidentified(count);
+		return drop_unidentified(count, packet, now);
 	return TC_ACT_UNSPEC;
 }
 
@@ -531,11 +817,11 @@ static inline int find_route(struct __sk_buff *skb, struct counters *count, stru
 }
 
 static inline void count_bypassed(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				  struct packet *packet, u64 now)
+				  struct packet *packet, struct heard heard, u64 now)
 {
 	count->rewritten++;
 	count->bypassed++;
-	count_outbound(skb, count, peer, packet, now);
+	count_outbound(skb, count, peer, packet, heard, now);
 }
 
 /* The rewrite, what else ip_forward() does to a packet besides routing it, and off it goes. */
@@ -552,7 +838,7 @@ static inline int send_out(struct __sk_buff *skb, struct counters *count, struct
 		return drop_failed(count);
 	if (!from_link && to_link && add_link_header(skb, &way->link))
 		return drop_failed(count);
-	count_bypassed(skb, count, peer, packet, now);
+	count_bypassed(skb, count, peer, packet, heard, now);
 	return is_redirected(from_link, to_link, &way->link) ? bpf_redirect(way->wan, 0)
 							     : redirect_neigh(way->wan, NULL, 0, 0);
 }
@@ -588,23 +874,26 @@ int moh_bypass(struct __sk_buff *skb)
 	u64 now;
 
 	/* As ip_forward(): what a promiscuous interface overhears is not for us to forward. */
-	if (!is_ours(kind, &packet) || skb->pkt_type != PACKET_HOST)
+	if (kind == KIND_OTHER || skb->pkt_type != PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	if (kind == KIND_FRAGMENT) {
+		if (IS_UCM(packet.saddr))
+			count_fragment();
+		return TC_ACT_UNSPEC;
+	}
+	if (!is_ours(&packet))
 		return TC_ACT_UNSPEC;
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
-	if (kind == KIND_FRAGMENT) {
-		count->fragments++;
-		return TC_ACT_UNSPEC;
-	}
 
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);
 	if (!peer)
-		return judge_unidentified(skb, count, &packet);
+		return judge_unidentified(skb, count, &packet, now);
 	if (heard.state == STATE_MOH)
 		return send_moh(skb, count, peer, &packet, heard, now);
 	count->passed_two++;
-	count_outbound(skb, count, peer, &packet, now);
+	count_outbound(skb, count, peer, &packet, heard, now);
 	return TC_ACT_UNSPEC;
 }

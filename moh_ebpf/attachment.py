@@ -157,9 +157,7 @@ def _refuse_foreign(ipr: IPRoute, record: Record) -> None:
 
 def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
     data = record.to_bytes()
-    adopt = {"counters": before.maps["counters"].fd} if before else {}
-    if before and _same_peers(plan, record, before):
-        adopt["peers"] = before.maps["peers"].fd
+    adopt = _adopted(plan, record, before) if before else {}
     with ExitStack() as stack:
         loaded = stack.enter_context(closing(compiler.load(plan, len(data), adopt)))
         libbpf.update(loaded.maps["settings"], _FIRST, data)
@@ -171,11 +169,21 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
     return loaded
 
 
+def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
+    """The maps that the programs go on with, by name."""
+    names = ["counters", "events", "waiting_for"]
+    if _same_peers(plan, record, before):
+        names.append("peers")
+    if plan.settings.flip_hold:
+        names += ["dialogs", "segments"]
+    return {name: before.maps[name].fd for name in names if name in before.maps}
+
+
 def _bind_maps(loaded: Loaded) -> None:
-    """No program reads the settings, so the kernel must be told that they belong together."""
+    """Not each program uses each map, so the kernel must be told that they belong together."""
     try:
         for fd in loaded.programs.values():
-            for name in ("settings", "counters", "peers"):
+            for name in loaded.maps.keys() - {"providers"}:
                 libbpf.bind_map(fd, loaded.maps[name].fd)
     except OSError as error:
         lacks = features.lacking() if error.errno == errno.EINVAL else None

@@ -28,6 +28,7 @@ from moh_ebpf.lab import cli as lab
 
 if TYPE_CHECKING:
     from moh_ebpf.attachment import Report
+    from moh_ebpf.chronicle import Sums
 
 
 class _Interruptible(TyperGroup):
@@ -176,6 +177,18 @@ QUALITY = typer.Option(
     show_default=False,
     help="Keep loss and jitter of each stream. Default: yes.",
 )
+FLIP_HOLD = typer.Option(
+    None,
+    "--flip-hold/--no-flip-hold",
+    show_default=False,
+    help="Turn the sendonly of a hold into sendrecv. Default: no.",
+)
+SIP_PORTS = typer.Option(
+    [],
+    metavar="PORT…",
+    show_default=False,
+    help="Ports of SIP, for --flip-hold. Default: 5060.",
+)
 CONFIG = typer.Option(
     None,
     metavar="FILE",
@@ -196,6 +209,8 @@ def attach(
     timeout: str = TIMEOUT,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
+    flip_hold: bool = FLIP_HOLD,
+    sip_ports: list[str] = SIP_PORTS,
     config: Path = CONFIG,
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
 ) -> None:
@@ -211,6 +226,8 @@ def attach(
         "timeout": timeout,
         "max_peers": max_peers,
         "quality": quality,
+        "flip_hold": flip_hold,
+        "sip_ports": sip_ports,
     }
     values = settings.load_config(config) if config else {}
     chosen = settings.from_values(settings.merge(values, options))
@@ -248,6 +265,9 @@ def _tell(report: "Report", dry_run: bool) -> None:
         name = interface_name(place.ifindex)
         typer.echo(f"{verb} {place.role} on {name} {place.role.hook}")
     typer.echo(report.settings.leaves_as())
+    if report.settings.flip_hold:
+        ports = ", ".join(map(str, report.settings.sip_ports))
+        typer.echo(f"the sendonly of a hold leaves as sendrecv (SIP on port {ports})")
 
 
 @app.command()
@@ -265,19 +285,21 @@ def run(
 ) -> None:
     """Attach, and keep attached as interfaces come and go, until stopped. SIGHUP: reload."""
     from moh_ebpf import service
+    from moh_ebpf.chronicle import Sums
 
-    with _served(metrics):
-        service.run(lambda: settings.load_file(config), keep=keep)
+    sums = Sums()
+    with _served(metrics, sums):
+        service.run(lambda: settings.load_file(config), keep=keep, sums=sums)
 
 
 @contextmanager
-def _served(address: str | None) -> Iterator[None]:
+def _served(address: str | None, sums: "Sums") -> Iterator[None]:
     if address is None:
         yield
         return
     from moh_ebpf import metrics
 
-    with metrics.served(*metrics.address("--metrics", address)):
+    with metrics.served(*metrics.address("--metrics", address), sums):
         yield
 
 
@@ -354,6 +376,8 @@ def doctor(
     timeout: str = TIMEOUT,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
+    flip_hold: bool = FLIP_HOLD,
+    sip_ports: list[str] = SIP_PORTS,
     config: Path = CONFIG,
     seconds: str = typer.Option(
         "2s", "--for", metavar="DURATION", help="How long to look at calls, if attached."
@@ -375,6 +399,8 @@ def doctor(
         "timeout": timeout,
         "max_peers": max_peers,
         "quality": quality,
+        "flip_hold": flip_hold,
+        "sip_ports": sip_ports,
     }
     looking = settings.duration("--for", seconds)
     if looking > 3600:
@@ -413,6 +439,23 @@ def peers(
         from moh_ebpf import render
 
         render.show(render.peers(shown))
+
+
+@app.command("events")
+def show_events(
+    as_json: bool = JSON,
+    history: bool = typer.Option(False, "--history", help="First those that are kept, at most."),
+    seconds: str = typer.Option(
+        None, "--for", metavar="DURATION", show_default=False, help="End after so long."
+    ),
+) -> None:
+    """State changes as they happen, a line each: new, hold, resume, expired, evicted."""
+    from moh_ebpf import events
+
+    end = settings.duration("--for", seconds) if seconds else math.inf
+    events.follow(
+        (lambda each: json.dumps(each.to_json())) if as_json else events.line, end, history=history
+    )
 
 
 @app.command()

@@ -5,8 +5,10 @@ needed. It is imported only here and only when something is compiled.
 """
 
 import contextlib
+import mmap
 import os
 import platform
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +83,9 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         raise
     except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
         raise MohError(_explain("".join(output) or str(error))) from error
-    names = ["peers", "counters", "settings"] + ["providers"] * bool(plan.settings.provider)
+    names = ["peers", "counters", "settings", "events", "waiting_for"]
+    names += ["providers"] * bool(plan.settings.provider)
+    names += ["dialogs", "segments"] * plan.settings.flip_hold
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
     loaded = Loaded(module, programs, maps)
     _check_names(loaded)
@@ -141,11 +145,19 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
         "MAX_PEERS": settings.max_peers,
         "SETTINGS_SIZE": settings_size,
+        "PAGE_SIZE": mmap.PAGESIZE,
     }
     if settings.quality:
         defines["QUALITY"] = 1
     elif features.has_coarse_clock():
         defines["COARSE_CLOCK"] = 1
+    if settings.flip_hold:
+        phantom = str(settings.port).encode()
+        defines |= {
+            "IS_SIP_PORT(p)": _any("p", (socket.htons(each) for each in settings.sip_ports)),
+            "PHANTOM_TEXT": f"{int.from_bytes(phantom, 'little'):#x}ULL",
+            "PHANTOM_DIGITS": len(phantom),
+        }
     if settings.provider:
         defines["MAX_PROVIDERS"] = len(settings.provider)
     return [

@@ -24,6 +24,7 @@ _HELPERS = {
     "bpf_l4_csum_replace": (11, "4.1"),
     "bpf_skb_vlan_pop": (19, "4.3"),
     "bpf_redirect": (23, "4.4"),
+    "bpf_skb_load_bytes": (26, "4.5"),
     "bpf_skb_pull_data": (39, "4.9"),
     "bpf_csum_update": (40, "4.9"),
     "bpf_skb_change_head": (43, "4.10"),

@@ -9,6 +9,14 @@ import zlib
 from enum import IntEnum
 
 
+class Kind(IntEnum):
+    """What an event tells (enum event_kind)."""
+
+    LEARNED = 1
+    CHANGED = 2
+    MUSIC = 3
+
+
 class State(IntEnum):
     """What a provider endpoint is in (enum state)."""
 
@@ -54,12 +62,17 @@ PEER_FIELDS = (
     "out_packets",
     "out_bytes",
     "out_last",
+    "out_first",
     "hop_checked",
     "hop_dst",
     "hop_src",
     "out_rtp",
 )
-PEER = struct.Struct(f"={HEARD.size}s5Q{RTP.size}s6Q{RTP.size}s")
+PEER = struct.Struct(f"={HEARD.size}s5Q{RTP.size}s7Q{RTP.size}s")
+
+# struct event, in its order; times are ns, address and port in network byte order.
+EVENT_FIELDS = ("time", "heard", "lasted", "dropped", "address", "port", "kind", "before")
+EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBB")
 
 # struct prefix: length in bits, address in network byte order.
 PREFIX = struct.Struct("=I4s")
@@ -88,9 +101,16 @@ COUNTERS = {
     "rtp_out_expected": "UCM's RTP that its sequence numbers tell of, come or not",
     "rtp_out_lost": "UCM's RTP skipped in its sequence, whether it came late or not at all",
     "rtp_out_late": "UCM's RTP that came after its successors, or twice",
+    "sip_flipped": "SDP of UCM's whose hold was turned from sendonly into sendrecv",
+    "sip_restored": "SDP of the provider's for such a hold, turned from sendrecv into recvonly",
+    "sip_split": "SDP left as it is: its direction, or what that is of, is not in one packet",
+    "events_unread": "events for which there was no room, for nobody reads them",
 }
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
+# struct sip_segment and struct sip_context (bpf/sip.h), which no command reads.
+SIP = struct.Struct("=4s4s2s2sI3Q8B")
+
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
-_ALL = [ENDPOINT.format, HEARD.format, RTP_FIELDS, PEER_FIELDS, *COUNTERS]
+_ALL = [ENDPOINT.format, HEARD.format, RTP_FIELDS, PEER_FIELDS, *COUNTERS, SIP.format, EVENT_FIELDS]
 ID = f"{zlib.crc32(repr(_ALL).encode()):08x}"

@@ -4,6 +4,7 @@ No label names a peer: series that come and go with each call are what a time se
 least. docs/monitoring.md says what each metric is for.
 """
 
+import itertools
 import os
 import re
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_ebpf import __version__, layout, registry
+from moh_ebpf.chronicle import Histogram, Sums
 from moh_ebpf.errors import MohError, NotAttachedError, UsageError
 from moh_ebpf.layout import State
 from moh_ebpf.peers import SILENT_SECONDS, Snapshot
@@ -34,6 +36,7 @@ VERDICTS = (
     "left_to_stack",
 )
 CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
+SIP = ("flipped", "restored", "split")
 # Sums over all streams → their counter for "in" or "out".
 RTP = {
     "expected": ("rtp_{}_expected", "RTP packets that sequence numbers tell of, come or not."),
@@ -70,6 +73,9 @@ class Collector:
     cannot look.
     """
 
+    def __init__(self, sums: Sums | None = None) -> None:
+        self._sums = sums
+
     def describe(self) -> list[Any]:
         """Nothing: to be registered is no reason to look."""
         return []
@@ -84,6 +90,8 @@ class Collector:
             yield from _build_info()
             return
         yield from families(facts)
+        if self._sums:
+            yield from _events(self._sums)
 
 
 def _facts() -> Facts:
@@ -131,11 +139,14 @@ def families(facts: Facts | None) -> Iterator[Any]:
         ("passed_unnatted", "unnatted_packets"),
         ("learn_failed", "learn_failures"),
         ("fragments", "fragments"),
+        ("events_unread", "events_unread"),
     ):
         yield core.CounterMetricFamily(
             f"moh_ebpf_{metric}", _sentence(layout.COUNTERS[name]), value=counters[name]
         )
     yield from _rtp(counters)
+    yield _counter("sip_packets", "SIP by what was done with its direction.", "outcome",
+                   {name: counters[f"sip_{name}"] for name in SIP})  # fmt: skip
     yield from _peers(facts)
     yield from _run_time(facts.programs)
 
@@ -169,6 +180,26 @@ def _peers(facts: Facts) -> Iterator[Any]:
     )
 
 
+def _events(sums: Sums) -> Iterator[Any]:
+    """What `run` has read of the events since it began."""
+    with sums.lock:
+        yield _counter("events", "Events, as moh-ebpf events has them.", "event", sums.events)
+        yield _histogram(
+            "time_to_music",
+            "From UCM's first packet dropped to the first one sent on, for each hold.",
+            sums.time_to_music,
+        )
+        yield _histogram("hold", "How long a hold lasted.", sums.hold)
+
+
+def _histogram(name: str, help_text: str, values: Histogram) -> Any:
+    bounds = [*map(str, values.bounds), "+Inf"]
+    buckets = list(zip(bounds, itertools.accumulate(values.counts), strict=True))
+    return _client().core.HistogramMetricFamily(
+        f"moh_ebpf_{name}_seconds", help_text, buckets=buckets, sum_value=values.sum
+    )
+
+
 def _run_time(programs: list[Program]) -> Iterator[Any]:
     """Only where the kernel counts it, which costs it time: kernel.bpf_stats_enabled."""
     if not any(each.runs for each in programs):
@@ -192,7 +223,7 @@ def _build_info() -> Iterator[Any]:
     )
 
 
-def _counter(name: str, help_text: str, label: str, values: dict[str, int]) -> Any:
+def _counter(name: str, help_text: str, label: str, values: Mapping[str, int]) -> Any:
     family = _client().core.CounterMetricFamily(f"moh_ebpf_{name}", help_text, labels=[label])
     for value, count in values.items():
         family.add_metric([value], count)
@@ -243,11 +274,14 @@ def address(option: str, value: str) -> tuple[str, int]:
 
 
 @contextmanager
-def served(host: str, port: int) -> Iterator[None]:
-    """Metrics by HTTP meanwhile, at any path. Raises MohError if the address cannot be had."""
+def served(host: str, port: int, sums: Sums) -> Iterator[None]:
+    """Metrics by HTTP meanwhile, at any path, those of events among them.
+
+    Raises MohError if the address cannot be had.
+    """
     client = _client()
     try:
-        server = client.start_http_server(port, host, _registry())
+        server = client.start_http_server(port, host, _registry(sums))
     except OSError as error:
         raise MohError(f"--metrics {host}:{port}: {error.strerror}") from error
     try:
@@ -259,9 +293,9 @@ def served(host: str, port: int) -> Iterator[None]:
             server[1].join()
 
 
-def _registry() -> Any:
+def _registry(sums: Sums | None = None) -> Any:
     made = _client().CollectorRegistry()
-    made.register(Collector())
+    made.register(Collector(sums))
     return made
 
 

@@ -11,6 +11,7 @@ import errno
 import itertools
 import json
 import logging
+import math
 import selectors
 import signal
 import socket
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from pyroute2 import IPRoute
 
 from moh_ebpf import attachment, network, registry, systemd
+from moh_ebpf.chronicle import Chronicle, Sums
 from moh_ebpf.errors import MohError
 from moh_ebpf.layout import State
 from moh_ebpf.lock import is_asked_by_root, only_service
@@ -56,13 +58,14 @@ _LONG_ATTACH_SECONDS = 10
 _LONGEST_ERROR = 1000  # characters, of a compiler's or verifier's many lines
 
 
-def run(load: Load, *, keep: bool = False) -> None:
+def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
     """Attach and keep attached until SIGTERM or SIGINT; then detach, unless `keep`. SIGUSR1 ends it
     with everything left attached, for another to follow.
 
-    `load` reads the settings: now, and at each SIGHUP. Raises MohError if they are wrong now, if
-    there is another `run` in this network namespace, or if attach fails now for another reason than
-    an interface that is not there yet.
+    `load` reads the settings: now, and at each SIGHUP. `sums` is where events are counted.
+
+    Raises MohError if the settings are wrong now, if there is another `run` in this network
+    namespace, or if attach fails now for another reason than an interface that is not there yet.
     """
     registry.require_root()
     with (
@@ -72,10 +75,11 @@ def run(load: Load, *, keep: bool = False) -> None:
         _signals() as signals,
     ):
         service = Service(load(), log, signals)
-        with suppress(_Stopped):
+        with suppress(_Stopped), selectors.DefaultSelector() as selector:
             service.begin()
-            systemd.notify(READY=1, STATUS=service.status())
-            _stay(service, load, name, changes, signals)
+            with closing(Chronicle(log, selector, sums or Sums())) as chronicle:
+                systemd.notify(READY=1, STATUS=service.status())
+                _stay(service, load, name, changes, signals, selector, chronicle)
         systemd.notify(STOPPING=1)
         if keep or signals.keep:
             log.info("stopped; what is attached stays")
@@ -90,32 +94,37 @@ def _stay(
     name: socket.socket,
     changes: socket.socket,
     signals: "_Signals",
+    selector: selectors.BaseSelector,
+    chronicle: Chronicle,
 ) -> None:
     """Until a signal to stop. Raises _Stopped."""
     beat, deaf_until = _Beat(service), None
-    with selectors.DefaultSelector() as selector:
-        for each in (name, changes, signals.wakes):
-            selector.register(each, selectors.EVENT_READ)
-        while True:
-            due = [each for each in (service.due, beat.due, deaf_until) if each is not None]
-            timeout = max(0.0, min(due) - time.monotonic()) if due else None
-            ready = {key.fileobj for key, _ in selector.select(timeout)}
-            if signals.reload_asked():
-                systemd.notify_reloading()
-                service.reload(load)
-                systemd.notify(READY=1)
-            if name in ready and not is_asked_by_root(name):
-                # Whoever may connect could keep us busy.
-                selector.unregister(name)
-                deaf_until = time.monotonic() + 1.0
-            elif deaf_until is not None and time.monotonic() >= deaf_until:
-                selector.register(name, selectors.EVENT_READ)
-                deaf_until = None
-            if changes in ready:
-                _drain(changes)
-                service.expect_change()
-            service.act()
-            beat.act()
+    for each in (name, changes, signals.wakes):
+        selector.register(each, selectors.EVENT_READ)
+    while True:
+        times = (service.due, beat.due, deaf_until, chronicle.due)
+        due = min(each for each in times if each is not None)
+        timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
+        ready = {key.fileobj for key, _ in selector.select(timeout)}
+        if signals.reload_asked():
+            systemd.notify_reloading()
+            service.reload(load)
+            systemd.notify(READY=1)
+        if name in ready and not is_asked_by_root(name):
+            # Whoever may connect could keep us busy.
+            selector.unregister(name)
+            deaf_until = time.monotonic() + 1.0
+        elif deaf_until is not None and time.monotonic() >= deaf_until:
+            selector.register(name, selectors.EVENT_READ)
+            deaf_until = None
+        if changes in ready:
+            _drain(changes)
+            service.expect_change()
+            chronicle.look_around()
+        else:
+            chronicle.act()
+        service.act()
+        beat.act()
 
 
 class Service:
@@ -386,7 +395,7 @@ def _toml(settings: Settings) -> str:
     return "".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
         for name, value in settings.to_json().items()
-        if value
+        if value != []
     )
 
 

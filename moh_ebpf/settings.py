@@ -21,6 +21,7 @@ MOST_PEERS = 1 << 24
 MOST_INTERFACES = 64
 MOST_ADDRESSES = 256
 MOST_PROVIDERS = 65536
+MOST_SIP_PORTS = 16
 TIMEOUT_SECONDS = (0.05, 3600.0)
 # Of a config: many times what all that it may hold takes.
 MOST_BYTES = 1 << 24
@@ -57,12 +58,16 @@ class Settings:
     timeout: float = 1.0
     max_peers: int = 65536
     quality: bool = True
+    flip_hold: bool = False
+    sip_ports: tuple[int, ...] = (5060,)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON types, under the same names; `from_values` reads them back."""
         values = asdict(self) | {"rtp_ports": str(self.rtp_ports)}
         return {
-            name: [str(item) for item in value] if isinstance(value, tuple) else value
+            name: [each if isinstance(each, int) else str(each) for each in value]
+            if isinstance(value, tuple)
+            else value
             for name, value in values.items()
         }
 
@@ -269,6 +274,8 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "timeout": _timeout,
     "max_peers": lambda option, value: _whole(option, value, 1, MOST_PEERS),
     "quality": _switch,
+    "flip_hold": _switch,
+    "sip_ports": lambda option, value: _unique(option, value, _port, MOST_SIP_PORTS),
 }
 
 

@@ -13,6 +13,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from moh_ebpf import attachment, layout, libbpf, settings
+from moh_ebpf import events as told
 from moh_ebpf.layout import State
 from moh_ebpf.registry import Attached, Record, Role
 from tests.support.firewall import Firewall
@@ -115,6 +116,7 @@ class Bench:
         self.programs = self._loaded.programs
         self.ifindex = {each.name: each.index for each in (*plan.wan, *plan.lan)}
         self._attached = Attached({}, record, self._loaded.maps)
+        self._ring = told.Ring(self._loaded.maps["events"])
 
     def run(self, role: Role, packet: Packet | bytes, interface: str | None = None, flags: int = 0):
         """The verdict, and the frame after it. Ethernet is put before a bare IP packet."""
@@ -169,8 +171,19 @@ class Bench:
         counters = self._attached.counters()
         return {name: n for name, n in counters.items() if n and name.startswith("rtp_")}
 
+    def events(self) -> list[told.Record]:
+        """What the programs have told since the last call."""
+        records, missed = self._ring.read()
+        assert missed == 0
+        return records
+
     def clear(self) -> None:
-        """No peers, all counters 0."""
+        """No peers, all counters 0, nobody waiting, no events."""
+        waiting = self._loaded.maps["waiting_for"]
+        for keys, _ in list(libbpf.entries(waiting)):
+            for at in range(0, len(keys), waiting.key_size):
+                libbpf._call("bpf_map_delete_elem", waiting.fd, keys[at : at + waiting.key_size])
+        self._ring.read()
         for each in self._attached.snapshot().peers:
             key = layout.ENDPOINT.pack(*_packed(each.endpoint))
             libbpf._call("bpf_map_delete_elem", self._loaded.maps["peers"].fd, key)
@@ -179,6 +192,7 @@ class Bench:
         libbpf.update(counters, b"\0\0\0\0", b"\0" * size)
 
     def close(self) -> None:
+        self._ring.close()
         self._loaded.close()
 
 

@@ -136,7 +136,9 @@ class Pair:
 
     unreachable = frozenset({"learn_failed", "dropped_too_big", "dropped_no_route",
                              "dropped_failed"})  # fmt: skip
-    unreachable |= {name for name in layout.COUNTERS if name.startswith("rtp_")}  # test_rtp.py's
+    unreachable |= {  # those of test_rtp.py, test_flip.py and test_events.py
+        name for name in layout.COUNTERS if name.startswith(("rtp_", "sip_", "events_"))
+    }
 
     def __init__(self, programs: Bench, providers: list[IPv4Network]) -> None:
         self.programs, self.providers = programs, providers

@@ -93,16 +93,24 @@ def test_what_is_attached() -> None:
 
 def test_each_counter_is_shown_once_with_its_value() -> None:
     shown = exposed(FACTS)
-    elsewhere = {
-        "bypassed": "moh_ebpf_bypassed_packets_total",
-        "passed_unnatted": "moh_ebpf_unnatted_packets_total",
-        "learn_failed": "moh_ebpf_learn_failures_total",
-        "fragments": "moh_ebpf_fragments_total",
-    } | {
-        f"rtp_{way}_{what}": f"moh_ebpf_rtp_packets_{what}_total{{direction={way}}}"
-        for way in ("in", "out")
-        for what in ("expected", "lost", "late")
-    }
+    elsewhere = (
+        {
+            "bypassed": "moh_ebpf_bypassed_packets_total",
+            "passed_unnatted": "moh_ebpf_unnatted_packets_total",
+            "learn_failed": "moh_ebpf_learn_failures_total",
+            "fragments": "moh_ebpf_fragments_total",
+            "events_unread": "moh_ebpf_events_unread_total",
+        }
+        | {
+            f"rtp_{way}_{what}": f"moh_ebpf_rtp_packets_{what}_total{{direction={way}}}"
+            for way in ("in", "out")
+            for what in ("expected", "lost", "late")
+        }
+        | {
+            f"sip_{outcome}": f"moh_ebpf_sip_packets_total{{outcome={outcome}}}"
+            for outcome in metrics.SIP
+        }
+    )
     for name, value in COUNTERS.items():
         (sample,) = [
             each for each in shown
@@ -166,6 +174,7 @@ def names(text: str) -> set[str]:
 
 def test_documents_name_metrics_that_exist() -> None:
     known = {re.sub("{.*", "", name) for name in exposed(FACTS)}
+    known |= {"moh_ebpf_events_total", "moh_ebpf_time_to_music_seconds", "moh_ebpf_hold_seconds"}
     rules = "".join(
         re.findall(r"(?:expr|series): (.*)", "".join(
             path.read_text() for path in sorted(MONITORING.glob("*.yml"))

@@ -215,7 +215,8 @@ def test_an_interval_is_a_line() -> None:
         "moh_to_two=0 two_to_moh=0 learn_failed=0 consumed=0 rewritten=50 bypassed=0 passed_two=0 "
         "passed_unnatted=0 dropped_unidentified=1 dropped_too_big=0 dropped_no_route=0 "
         "dropped_failed=0 left_to_stack=0 fragments=0 rtp_in_expected=0 rtp_in_lost=0 "
-        "rtp_in_late=0 rtp_out_expected=0 rtp_out_lost=0 rtp_out_late=0 missing=0"
+        "rtp_in_late=0 rtp_out_expected=0 rtp_out_lost=0 rtp_out_late=0 sip_flipped=0 "
+        "sip_restored=0 sip_split=0 events_unread=0 missing=0"
     )
 
 

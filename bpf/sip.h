@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Finding the direction of a hold in SDP (RFC 8866, RFC 3264), and changing it in place.
+ *
+ * A packet's text is copied into a map and read there, eight bytes at a time. All that is known of
+ * it on the way is kept in that map, too, and not in registers: what the verifier knows of a
+ * register, it follows through every turn of the loop; of a map's value it knows nothing, and one
+ * turn is like the other. Each turn may branch some dozen times, 8,192 branches are the most
+ * that it keeps in mind (BPF_COMPLEXITY_LIMIT_JMP_SEQ).
+ */
+#ifndef MOH_SIP_H
+#define MOH_SIP_H
+
+#include <linux/tcp.h>
+
+#include "config.h"
+#include "packet.h"
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "words of text are compared as little-endian numbers"
+#endif
+
+#define SIP_TEXT 4096	   /* bytes that are read; a power of two */
+#define SIP_TAIL 16	   /* of them, a line's that the segment before has begun */
+#define SIP_TURNS 640	   /* one for each eight bytes, and one for each line */
+#define CALL_ID_LENGTH 128 /* characters that tell one Call-ID from another */
+
+/* Eight characters or fewer as the number that they are when loaded from the text. */
+#define TEXT8(a, b, c, d, e, f, g, h)                                                  \
+	((u64)(a) | (u64)(b) << 8 | (u64)(c) << 16 | (u64)(d) << 24 | (u64)(e) << 32 | \
+	 (u64)(f) << 40 | (u64)(g) << 48 | (u64)(h) << 56)
+#define TEXT4(a, b, c, d) ((u32)(a) | (u32)(b) << 8 | (u32)(c) << 16 | (u32)(d) << 24)
+#define TEXT2(a, b) ((u16)((a) | (b) << 8))
+#define FIRST(bytes) ((bytes) < 8 ? (1ULL << 8 * (bytes)) - 1 : ~0ULL)
+/* To the compiler: what was stored must be loaded again, and none of it is known. */
+#define LOAD_AGAIN() asm volatile("" ::: "memory")
+
+#define LOWER 0x2020202020202020ULL
+
+#define M_AUDIO TEXT8('m', '=', 'a', 'u', 'd', 'i', 'o', ' ')
+#define A_SENDON TEXT8('a', '=', 's', 'e', 'n', 'd', 'o', 'n')
+#define A_SENDRE TEXT8('a', '=', 's', 'e', 'n', 'd', 'r', 'e')
+#define A_RECVON TEXT8('a', '=', 'r', 'e', 'c', 'v', 'o', 'n')
+#define A_INACTI TEXT8('a', '=', 'i', 'n', 'a', 'c', 't', 'i')
+#define SENDONLY TEXT8('s', 'e', 'n', 'd', 'o', 'n', 'l', 'y')
+#define SENDRECV TEXT8('s', 'e', 'n', 'd', 'r', 'e', 'c', 'v')
+#define RECVONLY TEXT8('r', 'e', 'c', 'v', 'o', 'n', 'l', 'y')
+
+#define CALL_ID TEXT8('c', 'a', 'l', 'l', '-', 'i', 'd', 0)
+#define CONTENT_ TEXT8('c', 'o', 'n', 't', 'e', 'n', 't', '-')
+#define LENGTH TEXT8('l', 'e', 'n', 'g', 't', 'h', 0, 0)
+#define INVITE TEXT8('I', 'N', 'V', 'I', 'T', 'E', ' ', 0)
+
+/* Where the reader is: before any m= line, in the media section that matters, or in another. */
+enum section {
+	SECTION_NONE,
+	SECTION_OPEN,	/* its direction is not seen yet */
+	SECTION_CLOSED, /* its direction was seen, or it is one that does not matter */
+};
+
+/* What is known of a message, from one TCP segment to the next. */
+struct sip_context {
+	u64 call_id;	/* a hash; 0: not seen */
+	u64 tail[2];	/* the unfinished line, if it is so short that it may yet matter */
+	u8 tail_length; /* bytes */
+	u8 section;	/* enum section */
+	u8 line_begins; /* the tail, or the next byte, is a line's first */
+	u8 begun;	/* its first line was seen, so that all before the m= lines is known */
+	u8 audio;	/* number of m=audio lines, 255 at most */
+	u8 media;	/* number of m= lines, 255 at most */
+	u8 zero[2];
+};
+
+/* A TCP segment: the one that begins there goes on with the context. */
+struct sip_segment {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	u32 sequence; /* host byte order */
+};
+
+/* Where in the packet the text is. */
+struct sip_place {
+	u32 l4;
+	u32 check;   /* offset of the checksum */
+	u32 payload; /* offset of the text */
+	u32 length;
+	bool is_tcp;
+	bool has_check;
+	bool goes_on; /* the rest is in other fragments */
+	struct sip_segment segment;
+};
+
+/* A packet's text, and what was found in it. Offsets are into `text`, plus 1; 0: not found. */
+struct sip {
+	u8 text[SIP_TEXT + 64]; /* the tail, the packet's text, zeros */
+	u32 length;
+	u32 at;
+	u32 line; /* where the present line begins; `length`: in an earlier segment */
+	u32 tail; /* bytes of the text that were the segment's before */
+	u32 call_id;
+	u32 word;	  /* the direction to be changed, in its media section */
+	u32 session_word; /* the same before any m= line */
+	u32 more_words;
+	u32 stray_words; /* directions in a section whose m= line is in no packet that we know */
+	u32 invite;
+	u32 no_body;
+	u32 colon;
+	u64 hash;
+	struct sip_context context;
+	struct sip_place place;
+};
+
+/* The word that is looked for, in which media section. */
+struct sip_search {
+	u64 port;   /* of the section's m= line, as text; 0: any */
+	u32 digits; /* of the port */
+	u64 word;   /* the first eight characters of the line */
+	u16 rest;   /* and the last two */
+};
+
+/* Eight bytes of the text, `further` than at: up to 24. */
+static __always_inline u64 load8(struct sip *sip, u32 at, u32 further)
+{
+	u64 word;
+
+	__builtin_memcpy(&word, sip->text + (at & (SIP_TEXT - 1)) + further, sizeof(word));
+	return word;
+}
+
+/* Is the first of text's m= lines one for this port? The number is followed by a blank or "/". */
+static __always_inline bool is_section(struct sip_search *search, u64 second)
+{
+	u8 next = second >> 8 * search->digits;
+
+	if (!search->port)
+		return true;
+	return (second & FIRST(search->digits)) == search->port && (next == ' ' || next == '/');
+}
+
+/* Does the text end within the first so many bytes of this word? It is followed by zeros. */
+static __always_inline bool ends_in(u64 word, u32 bytes)
+{
+	word |= ~FIRST(bytes);
+	return (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+}
+
+/* A line that the packet's end cuts off before it has told is read in the next one. */
+static __always_inline void note_media(struct sip *sip, struct sip_search *search, u64 first,
+				       u64 second)
+{
+	bool is_audio = first == M_AUDIO;
+
+	if (ends_in(first, 8) || (is_audio && ends_in(second, search->digits + 1)))
+		return;
+	sip->context.media++;
+	sip->context.audio += is_audio;
+	sip->context.section =
+		is_audio && is_section(search, second) ? SECTION_OPEN : SECTION_CLOSED;
+}
+
+/* The line's end is a CR, a LF, or that of the packet, whose bytes are followed by 0. */
+static __always_inline bool is_line_of(u64 first, u64 second, u64 word, u16 rest)
+{
+	u8 next = second >> 16;
+
+	return first == word && (u16)second == rest && (!next || next == '\r' || next == '\n');
+}
+
+static __always_inline void note_word(struct sip *sip, u32 at)
+{
+	if (sip->context.section == SECTION_OPEN) {
+		if (sip->word)
+			sip->more_words = 1;
+		else
+			sip->word = at + 1;
+		sip->context.section = SECTION_CLOSED;
+	} else if (sip->context.section == SECTION_NONE) {
+		if (sip->context.begun)
+			sip->session_word = at + 1;
+		else
+			sip->stray_words = 1;
+	}
+}
+
+static __always_inline void note_attribute(struct sip *sip, struct sip_search *search, u32 at,
+					   u64 first, u64 second)
+{
+	if (is_line_of(first, second, search->word, search->rest))
+		note_word(sip, at);
+	else if ((first == A_SENDON || first == A_SENDRE || first == A_RECVON ||
+		  first == A_INACTI) &&
+		 !ends_in(second, 2) && sip->context.section == SECTION_OPEN)
+		sip->context.section = SECTION_CLOSED;
+}
+
+/* "Content-Length: 0": of the value, its first digit tells. */
+static __always_inline void note_length(struct sip *sip, u32 at, u32 name)
+{
+	u64 value = load8(sip, at, name);
+
+	if ((value & 0xff) == ':')
+		value >>= 8;
+	if ((value & 0xff) == ' ')
+		value >>= 8;
+	if ((value & 0xff) == ' ')
+		value >>= 8;
+	sip->no_body = (value & 0xff) == '0';
+}
+
+/* Header names are read without regard to case, those of SDP are lower case (RFC 8866, 5). */
+static __always_inline void note_line(struct sip *sip, struct sip_search *search, u32 at)
+{
+	u64 first = load8(sip, at, 0), second = load8(sip, at, 8);
+
+	switch ((u16)(first | LOWER)) {
+	case TEXT2('m', '='):
+		if ((u16)first == TEXT2('m', '='))
+			note_media(sip, search, first, second);
+		break;
+	case TEXT2('a', '='):
+		note_attribute(sip, search, at, first, second);
+		break;
+	case TEXT2('i', ':'):
+		sip->call_id = at + 1 + 1;
+		break;
+	case TEXT2('l', ':'):
+		note_length(sip, at, 1);
+		break;
+	case TEXT2('c', 'a'):
+		if (((first | LOWER) & FIRST(7)) == CALL_ID)
+			sip->call_id = at + 7 + 1;
+		break;
+	case TEXT2('c', 'o'):
+		if ((first | LOWER) == CONTENT_ && ((second | LOWER) & FIRST(6)) == LENGTH)
+			note_length(sip, at, 14);
+		break;
+	case TEXT2('i', 'n'):
+		if ((first & FIRST(7)) == INVITE)
+			sip->invite = 1;
+		break;
+	}
+}
+
+/* Eight bytes further, or to the line's end. The sum is of Anderson's "Bit Twiddling Hacks" kind:
+ * the lowest marked byte is the first newline. */
+static __always_inline void go_on(struct sip *sip, u32 at)
+{
+	u64 word = load8(sip, at, 0) ^ 0x0a0a0a0a0a0a0a0aULL;
+	u64 newlines = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+	u64 first = (newlines & -newlines) >> 7;
+
+	if (newlines) {
+		sip->at = at + (first * 0x0001020304050607ULL >> 56) + 1;
+		sip->line = sip->at;
+		sip->context.line_begins = 1;
+	} else {
+		sip->at = at + 8;
+		sip->context.line_begins = 0;
+	}
+}
+
+static __always_inline void read_text(struct sip *sip, struct sip_search *search)
+{
+	for (u32 turn = 0; turn < SIP_TURNS; turn++) {
+		u32 at;
+
+		LOAD_AGAIN();
+		at = sip->at;
+		if (at >= sip->length)
+			break;
+		if (sip->context.line_begins)
+			note_line(sip, search, at);
+		go_on(sip, at);
+	}
+	LOAD_AGAIN();
+}
+
+/* FNV-1a of the Call-ID's value, without blanks; 0 is none. */
+static __always_inline void hash_call_id(struct sip *sip)
+{
+	sip->hash = 0xcbf29ce484222325ULL;
+	sip->colon = 0;
+	for (u32 i = 0; i < CALL_ID_LENGTH; i++) {
+		u8 c = sip->text[(sip->call_id - 1 + i) & (SIP_TEXT - 1)];
+
+		if (c == '\r' || c == '\n' || !c)
+			break;
+		if (sip->colon && c > ' ')
+			sip->hash = (sip->hash ^ c) * 0x100000001b3ULL;
+		if (c == ':')
+			sip->colon = 1;
+	}
+	sip->context.call_id = sip->hash;
+}
+
+/*
+ * Where the text of TCP or UDP begins; false if the packet is neither, or no first fragment, or has
+ * no text. Only IPv4.
+ */
+static __always_inline bool find_text(struct __sk_buff *skb, struct sip_place *place)
+{
+	u32 l3 = LINK_HEADER(skb->ifindex), total, headers;
+	struct iphdr *ip;
+	struct udphdr *udp;
+	struct tcphdr *tcp;
+
+	if (!is_ipv4(skb))
+		return false;
+	ip = header_at(skb, l3, sizeof(*ip));
+	if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IP_OFFSET))
+		return false;
+	place->is_tcp = ip->protocol == IPPROTO_TCP;
+	if (!place->is_tcp && ip->protocol != IPPROTO_UDP)
+		return false;
+	place->goes_on = ip->frag_off & bpf_htons(IP_MF);
+	place->l4 = l3 + ip->ihl * 4;
+	place->segment.saddr = ip->saddr;
+	place->segment.daddr = ip->daddr;
+	total = bpf_ntohs(ip->tot_len);
+	/* A packet of over 64 KiB, to be cut into segments, has no length of its own. */
+	total = total ? l3 + total : skb->len;
+	if (total > skb->len)
+		return false;
+
+	udp = header_at(skb, place->l4, sizeof(*udp));
+	if (!udp)
+		return false;
+	place->segment.sport = udp->source;
+	place->segment.dport = udp->dest;
+	if (!IS_SIP_PORT(udp->source) && !IS_SIP_PORT(udp->dest))
+		return false;
+	headers = sizeof(*udp);
+	place->check = place->l4 + offsetof(struct udphdr, check);
+	place->has_check = place->is_tcp || udp->check;
+	place->segment.sequence = 0;
+	if (place->is_tcp) {
+		tcp = header_at(skb, place->l4, sizeof(*tcp));
+		if (!tcp)
+			return false;
+		headers = tcp->doff * 4;
+		place->check = place->l4 + offsetof(struct tcphdr, check);
+		place->segment.sequence = bpf_ntohl(tcp->seq);
+	}
+	place->payload = place->l4 + headers;
+	place->length = total - place->payload;
+	return place->payload < total;
+}
+
+/* Copy the text, as much of it as there is room for, behind the tail. False: it cannot be read. */
+static __always_inline bool load_text(struct __sk_buff *skb, struct sip *sip)
+{
+	u32 length = sip->place.length, tail;
+
+	if (length > SIP_TEXT - SIP_TAIL)
+		length = SIP_TEXT - SIP_TAIL;
+	/* 1 to SIP_TEXT, which the verifier cannot see, nor the compiler say in its words. */
+	length--;
+	asm volatile("" : "+r"(length));
+	length = (length & (SIP_TEXT - 1)) + 1;
+	tail = sip->context.tail_length & (SIP_TAIL - 1);
+	__builtin_memcpy(sip->text, sip->context.tail, sizeof(sip->context.tail));
+	if (bpf_skb_load_bytes(skb, sip->place.payload, sip->text + tail, length))
+		return false;
+	__builtin_memset(sip->text + tail + length, 0, 32);
+	sip->length = tail + length;
+	sip->tail = tail;
+	sip->at = 0;
+	sip->line = sip->context.line_begins ? 0 : sip->length;
+	sip->call_id = 0;
+	sip->word = 0;
+	sip->session_word = 0;
+	sip->more_words = 0;
+	sip->stray_words = 0;
+	sip->invite = 0;
+	sip->no_body = 0;
+	return true;
+}
+
+static __always_inline bool is_capital(u8 letter)
+{
+	return letter >= 'A' && letter <= 'Z';
+}
+
+/* A request or a response: it begins with three capitals, other lines of SIP and SDP hardly do. */
+static __always_inline bool begins_message(struct __sk_buff *skb, struct sip_place *place)
+{
+	u8 first[3];
+
+	if (bpf_skb_load_bytes(skb, place->payload, first, sizeof(first)))
+		return false;
+	return is_capital(first[0]) && is_capital(first[1]) && is_capital(first[2]);
+}
+
+/* For the next segment: an unfinished line that is long has told what it is by now. */
+static __always_inline void keep_tail(struct sip *sip)
+{
+	u32 length = sip->length - sip->line;
+
+	sip->context.tail_length = 0;
+	if (sip->context.line_begins || length >= SIP_TAIL)
+		return;
+	sip->context.tail[0] = load8(sip, sip->line, 0);
+	sip->context.tail[1] = load8(sip, sip->line, 8);
+	sip->context.tail_length = length;
+	sip->context.line_begins = length > 0;
+}
+
+/* Words of 16 bits that begin at an odd byte count with their bytes swapped (RFC 1071). */
+static __always_inline u32 at_odd(u32 bytes)
+{
+	return (bytes & 0x00ff00ff) << 8 | (bytes >> 8 & 0x00ff00ff);
+}
+
+/*
+ * Eight characters of the text become others. The first call makes the packet writable so far, or
+ * fails with nothing changed; then the checksum, which lies before it, can be written.
+ */
+static __always_inline bool change_text(struct __sk_buff *skb, struct sip_place *place, u32 at,
+					u64 from, u64 to)
+{
+	u32 offset = place->payload + at;
+	u64 flags = sizeof(u32) | (place->is_tcp ? 0 : BPF_F_MARK_MANGLED_0);
+	bool odd = (offset - place->l4) & 1;
+
+	if (bpf_skb_store_bytes(skb, offset, &to, sizeof(to),
+				place->has_check ? 0 : BPF_F_RECOMPUTE_CSUM))
+		return false;
+	if (!place->has_check)
+		return true;
+	bpf_l4_csum_replace(skb, place->check, odd ? at_odd(from) : (u32)from,
+			    odd ? at_odd(to) : (u32)to, flags);
+	bpf_l4_csum_replace(skb, place->check, odd ? at_odd(from >> 32) : (u32)(from >> 32),
+			    odd ? at_odd(to >> 32) : (u32)(to >> 32), flags);
+	return true;
+}
+
+#endif

@@ -1,0 +1,533 @@
+"""What happened: changes of state as the programs tell them, for any number of readers.
+
+The kernel's ring buffer has one consumer's position, but any process may map its pages. Each reader
+here keeps a position of its own, and moves the kernel's half a ring behind what was written last:
+there is room for what comes, whoever reads, and the last events stay for a reader that comes later.
+A reader that falls behind by more than the ring learns how many events it has missed, for all
+records are of one size. (kernel: Documentation/bpf/ringbuf.rst)
+
+That an endpoint is forgotten or evicted is no event of the kernel's: nothing happens then. The
+reader looks for those that it knows of, when they may have been forgotten.
+"""
+
+import heapq
+import math
+import mmap
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from socket import inet_ntoa
+from typing import Any, NamedTuple
+
+from moh_ebpf import layout, libbpf, registry
+from moh_ebpf.errors import MohError, NotAttachedError
+from moh_ebpf.layout import Kind, State
+from moh_ebpf.registry import Attached
+
+_HEADER = 8  # bytes before each record: its length, and which page it is in
+_RECORD = _HEADER + layout.EVENT.size
+_BUSY = 1 << 31  # in the length: not written yet
+_SECOND = 1e9  # ns
+
+# How long a hold waits for its music, so that its event can tell when it came.
+MUSIC_WITHIN_SECONDS = 1.0
+# Endpoints that may have been forgotten are looked for this often at most, in seconds.
+_LOOK_SECONDS = 0.2
+# Endpoints whose end is followed, at most.
+_MOST_KNOWN = 20_000
+# Is it still attached, and are these its maps? In seconds.
+_CHECK_SECONDS = 1.0
+
+Key = tuple[bytes, bytes]  # struct endpoint: address and port, network byte order
+
+
+class Record(NamedTuple):
+    """A struct event, unpacked; times are ns of CLOCK_MONOTONIC."""
+
+    time: int
+    heard: bytes
+    lasted: int
+    dropped: int
+    address: bytes
+    port: bytes
+    kind: int
+    before: int
+
+
+class Event(NamedTuple):
+    """What happened to an endpoint; `time` in seconds of the epoch, times that lasted in seconds.
+
+    `event` is new, hold, resume, expired or evicted. `before` and `after` are states, None: not
+    known. `lasted` is how long the state before did. On a hold, `time_to_music` is the time from
+    UCM's first packet that was dropped to the first one that was sent on, 0 if none was dropped,
+    and `dropped_before` counts them; both are None if no music came.
+    """
+
+    time: float
+    event: str
+    address: str
+    port: int
+    before: State | None
+    after: State | None
+    public_address: str
+    public_port: int
+    interface: str
+    lasted: float | None = None
+    time_to_music: float | None = None
+    dropped_before: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `events --json`."""
+        shown: dict[str, Any] = {
+            "time": round(self.time, 6),
+            "event": self.event,
+            "address": self.address,
+            "port": self.port,
+            "from": _name(self.before),
+            "to": _name(self.after),
+            "public_address": self.public_address,
+            "public_port": self.public_port,
+            "interface": self.interface,
+            "lasted": _rounded(self.lasted),
+        }
+        if self.event == "hold":
+            shown["time_to_music"] = _rounded(self.time_to_music)
+            shown["dropped_before"] = self.dropped_before
+        return shown
+
+    def __str__(self) -> str:
+        """A line of `events`, without its time."""
+        end = f"{self.event:<7} {self.address}:{self.port}"
+        if self.after:
+            end += f"  {self.after.name} at {self.public_address}:{self.public_port}"
+        if self.before and self.lasted is not None:
+            end += f"  after {self.lasted:.1f} s of {self.before.name}"
+        if self.event != "hold":
+            return end
+        if self.time_to_music is None:
+            return f"{end}  NO MUSIC within {MUSIC_WITHIN_SECONDS:g} s"
+        return f"{end}  music in {self.time_to_music * 1e3:.0f} ms, {self.dropped_before} dropped"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """So many records of the ring were overwritten before this reader came to read them."""
+
+    time: float
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `events --json`."""
+        return {"time": round(self.time, 6), "event": "lost", "count": self.count}
+
+    def __str__(self) -> str:
+        return f"lost    {self.count} events came faster than they were read"
+
+
+def _name(state: State | None) -> str | None:
+    return state.name.lower() if state else None
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
+
+
+def line(event: Event | Lost) -> str:
+    """With the local time, as `events` prints it."""
+    at = datetime.fromtimestamp(event.time).astimezone()
+    return f"{at.isoformat(sep=' ', timespec='milliseconds')[:23]}  {event}"
+
+
+class Ring:
+    """A ring buffer's records, from now on or, with `history`, from the oldest that is there."""
+
+    def __init__(self, ring: libbpf.Map, *, history: bool = False) -> None:
+        page = mmap.PAGESIZE
+        self._size = ring.max_entries
+        with ExitStack() as stack:
+            # Of these pages, the first alone may be written to: the consumer's position.
+            self._consumer = stack.enter_context(
+                mmap.mmap(ring.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            )
+            # The producer's position, then the ring, twice, so that no record has to be cut.
+            self._data = stack.enter_context(
+                mmap.mmap(
+                    ring.fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
+                )
+            )
+            self._poll = stack.enter_context(select.epoll())
+            self._poll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
+            self._close = stack.pop_all().close
+        self._at = self._oldest() if history else self._written()
+        self._make_room()
+
+    def close(self) -> None:
+        """Let go of the pages."""
+        self._close()
+
+    def fileno(self) -> int:
+        """To wait for: readable when there may be new records. `wait` makes it quiet again."""
+        return self._poll.fileno()
+
+    def wait(self, seconds: float) -> None:
+        """Until there may be new records, or the time is over."""
+        self._poll.poll(max(0.0, seconds))
+
+    def read(self) -> tuple[list[Record], int]:
+        """New records, and how many were missed."""
+        records, missed = [], 0
+        while (ahead := self._written() - self._at) > 0:
+            if ahead > self._size - _RECORD:
+                skipped = (ahead - self._size // 2) // _RECORD
+                self._at += skipped * _RECORD
+                missed += skipped
+                continue
+            begin = mmap.PAGESIZE + self._at % self._size
+            length = int.from_bytes(self._data[begin : begin + 4], "little")
+            record = self._data[begin + _HEADER : begin + _RECORD]
+            if self._written() - self._at > self._size - _RECORD:
+                continue  # overwritten meanwhile, perhaps
+            if length & _BUSY:
+                break  # its writer will wake us
+            records.append(Record._make(layout.EVENT.unpack(record)))
+            self._at += _RECORD
+        self._make_room()
+        return records, missed
+
+    def _written(self) -> int:
+        return int.from_bytes(self._data[:8], "little")
+
+    def _oldest(self) -> int:
+        return max(self._consumed(), (self._written() - self._size // 2) // _RECORD * _RECORD)
+
+    def _consumed(self) -> int:
+        return int.from_bytes(self._consumer[:8], "little")
+
+    def _make_room(self) -> None:
+        """Another reader may be ahead of us: then it has."""
+        behind = (self._written() - self._size // 2) // _RECORD * _RECORD
+        if behind > self._consumed():
+            self._consumer[:8] = behind.to_bytes(8, "little")
+
+
+@dataclass
+class _Known:
+    """A live endpoint: its state since when, when it may have been forgotten, and its hold that
+    waits for its music. Times are ns of CLOCK_MONOTONIC."""
+
+    state: State
+    heard: bytes
+    since: int
+    due: int
+    hold: Event | None = None
+
+
+Lookup = Callable[[Key], tuple[int, int] | None]  # last_seen and since; None: it is not there
+
+
+class Story:
+    """From records to events. `lookup` asks for a peer, all else is pure."""
+
+    def __init__(self, lookup: Lookup, timeout_ns: int, interfaces: dict[int, str]) -> None:
+        self._lookup, self._timeout, self._interfaces = lookup, timeout_ns, interfaces
+        self._known: dict[Key, _Known] = {}
+        self._due: list[tuple[int, Key]] = []
+        self._looked = 0
+        self._holds = 0  # that wait for their music
+        # What CLOCK_MONOTONIC's 0 is in ns of the epoch.
+        self.epoch = 0
+
+    def go_on(self, timeout_ns: int, interfaces: dict[int, str]) -> None:
+        """What is known stays; the settings are others."""
+        self._timeout, self._interfaces = timeout_ns, interfaces
+
+    def know(self, key: Key, heard: bytes, since: int, last_seen: int) -> None:
+        """An endpoint that is there from the start: no event, but its end will be one."""
+        state = State(layout.HEARD.unpack(heard)[2])
+        self._remember(key, _Known(state, heard, since, last_seen + self._timeout))
+
+    def tell(self, record: Record) -> Iterator[Event]:
+        """The events that follow from a record."""
+        key = record.address, record.port
+        known = self._known.get(key)
+        if record.kind == Kind.MUSIC:
+            yield from self._music(key, known, record)
+        elif known and known.since >= record.time:
+            return  # it is in what was known from the start
+        elif record.kind == Kind.LEARNED:
+            yield from self._learned(key, known, record)
+        else:
+            yield from self._changed(key, known, record)
+
+    def due(self, now: int) -> Iterator[Event]:
+        """The events that time brings: holds without music, endpoints forgotten or evicted."""
+        if now - self._looked < _LOOK_SECONDS * _SECOND:
+            return
+        self._looked = now
+        for waits in list(self._known.values()) if self._holds else ():
+            if waits.hold and now - waits.since >= MUSIC_WITHIN_SECONDS * _SECOND:
+                yield from self._without_music(waits)
+        while self._due and self._due[0][0] <= now:
+            _, key = heapq.heappop(self._due)
+            known = self._known.get(key)
+            if known and known.due <= now:
+                yield from self._look_for(key, known, now)
+
+    def next_due(self, now: int) -> float:
+        """Seconds until `due` has something to do, or may have; inf if nobody is known."""
+        if self._holds:
+            return max(0.0, (self._looked - now) / _SECOND + _LOOK_SECONDS)
+        if not self._due:
+            return math.inf
+        return max(
+            (self._due[0][0] - now) / _SECOND, (self._looked - now) / _SECOND + _LOOK_SECONDS, 0.0
+        )
+
+    def _learned(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
+        if known:  # it had been forgotten, and nobody has looked for it since
+            yield from self._end(key, known, "expired", record.time, record.lasted)
+        made = self._begin(key, record)
+        yield self._event("new", record.time, key, record.heard, None, made.state)
+        if made.state is State.MOH:
+            self._hold(made, self._event("hold", record.time, key, record.heard, None, State.MOH))
+
+    def _changed(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
+        if known:
+            yield from self._without_music(known)
+        made = self._begin(key, record)
+        before = State(record.before)
+        name = "hold" if made.state is State.MOH else "resume"
+        event = self._event(name, record.time, key, record.heard, before, made.state)
+        event = event._replace(lasted=record.lasted / _SECOND)
+        if made.state is State.MOH:
+            self._hold(made, event)
+        else:
+            yield event
+
+    def _music(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
+        if known and known.hold:
+            yield known.hold._replace(
+                time_to_music=record.lasted / _SECOND, dropped_before=record.dropped
+            )
+            self._hold(known, None)
+
+    def _without_music(self, known: _Known) -> Iterator[Event]:
+        if known.hold:
+            yield known.hold
+            self._hold(known, None)
+
+    def _hold(self, known: _Known, event: Event | None) -> None:
+        self._holds += (event is not None) - (known.hold is not None)
+        known.hold = event
+
+    def _begin(self, key: Key, record: Record) -> _Known:
+        state = State(layout.HEARD.unpack(record.heard)[2])
+        made = _Known(state, record.heard, record.time, record.time + self._timeout)
+        self._remember(key, made)
+        return made
+
+    def _remember(self, key: Key, known: _Known) -> None:
+        """Of a flood of endpoints, the end is not followed."""
+        if key not in self._known and len(self._known) >= _MOST_KNOWN:
+            return
+        self._known[key] = known
+        heapq.heappush(self._due, (known.due, key))
+
+    def _look_for(self, key: Key, known: _Known, now: int) -> Iterator[Event]:
+        found = self._lookup(key)
+        if found is None:
+            yield from self._end(key, known, "evicted", now, None)
+            return
+        last_seen, since = found
+        known.due = last_seen + self._timeout
+        if known.due <= now:
+            yield from self._end(key, known, "expired", known.due, last_seen - since)
+        else:
+            heapq.heappush(self._due, (known.due, key))
+
+    def _end(
+        self, key: Key, known: _Known, name: str, at: int, lasted: int | None
+    ) -> Iterator[Event]:
+        yield from self._without_music(known)
+        del self._known[key]
+        event = self._event(name, at, key, known.heard, known.state, None)
+        yield event._replace(lasted=None if lasted is None else lasted / _SECOND)
+
+    def _event(
+        self, name: str, at: int, key: Key, heard: bytes, before: State | None, after: State | None
+    ) -> Event:
+        address, port, _, wan = layout.HEARD.unpack(heard)
+        return Event(
+            (at + self.epoch) / _SECOND,
+            name,
+            inet_ntoa(key[0]),
+            int.from_bytes(key[1], "big"),
+            before,
+            after,
+            inet_ntoa(address),
+            int.from_bytes(port, "big"),
+            self._interfaces.get(wan, "(gone)"),
+        )
+
+
+class Reader:
+    """The events of what is attached, from now on; it goes on over a replacement.
+
+    Raises NotAttachedError where nothing is attached, now or when it finds so: it looks each
+    second, or, without `checks`, when `check` is called.
+    """
+
+    def __init__(self, *, history: bool = False, checks: bool = True) -> None:
+        self._close: Callable[[], None] = lambda: None
+        self._checks = checks
+        self._open(history)
+
+    def close(self) -> None:
+        """Let go of the maps."""
+        self._close()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """To wait for, beside others; then `read`."""
+        return self._ring.fileno()
+
+    def due(self) -> float:
+        """Seconds after which to `read` even if nothing has come."""
+        now = time.monotonic_ns()
+        return min(self._story.next_due(now), max(0.0, self._check_at - now / _SECOND))
+
+    def read(self, wait: float = 0.0) -> list[Event | Lost]:
+        """What has happened by now; waits up to so many seconds for something to."""
+        self._ring.wait(min(wait, self.due()))
+        now = time.monotonic_ns()
+        self._story.epoch = time.time_ns() - now
+        records, missed = self._ring.read()
+        events: list[Event | Lost] = [Lost(time.time(), missed)] if missed else []
+        for record in records:
+            events += self._story.tell(record)
+        events += self._story.due(now)
+        if now / _SECOND >= self._check_at:
+            self.check()
+        return events
+
+    def _open(self, history: bool = False) -> None:
+        """The ring first, then who is there: what happens in between is not told twice."""
+        with ExitStack() as stack, registry.attached_or_error() as attached:
+            if "events" not in attached.maps:
+                raise MohError(
+                    "the attached programs tell of no events; `moh-ebpf attach` replaces them"
+                )
+            self._ring = Ring(attached.maps["events"], history=history)
+            stack.callback(self._ring.close)
+            self._peers = stack.enter_context(_Peers(attached))
+            self._story = Story(
+                lambda key: self._peers.look_up(key), _timeout(attached), attached.wan_names()
+            )
+            if not history:
+                self._know_all(attached)
+            self._maps = _ids(attached)
+            self._close = stack.pop_all().close
+        self._plan_check()
+
+    def _plan_check(self) -> None:
+        self._check_at = time.monotonic() + _CHECK_SECONDS if self._checks else math.inf
+
+    def _know_all(self, attached: Attached) -> None:
+        now, timeout = time.monotonic_ns(), _timeout(attached)
+        phantom_rtcp = attached.record.settings.port + 1
+        for key, (heard, last_seen, since, *_) in attached.peers():
+            public_port = int.from_bytes(layout.HEARD.unpack(heard)[1], "big")
+            if now - last_seen < timeout and public_port != phantom_rtcp:
+                self._story.know(key, heard, since, last_seen)
+
+    def check(self) -> None:
+        """Is it attached still, with these maps? Else go on with the new ones."""
+        self._plan_check()
+        try:
+            with registry.attached_or_error() as attached:
+                ids = _ids(attached)
+                if ids[0] == self._maps[0] and ids != self._maps:
+                    self._peers.replace(attached)
+                    self._story.go_on(_timeout(attached), attached.wan_names())
+                    self._maps = ids
+        except NotAttachedError:
+            raise NotAttachedError(
+                "detached meanwhile: nothing happens any more; attach with: moh-ebpf attach"
+            ) from None
+        if ids != self._maps:
+            self._close()
+            self._open()
+
+
+class _Peers:
+    """The map of peers, for a look at one of them."""
+
+    def __init__(self, attached: Attached) -> None:
+        self._fd = -1
+        self.replace(attached)
+
+    def __enter__(self) -> "_Peers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def replace(self, attached: Attached) -> None:
+        """From now on, those of what is attached."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        peers = attached.maps["peers"]
+        self._fd = os.dup(peers.fd)
+        self._map = replace(peers, fd=self._fd)
+
+    def look_up(self, key: Key) -> tuple[int, int] | None:
+        """A peer's last_seen and since; None: it is not there."""
+        with suppress(FileNotFoundError):
+            value = libbpf.lookup(self._map, layout.ENDPOINT.pack(*key))
+            _, last_seen, since, *_ = layout.PEER.unpack(value)
+            return last_seen, since
+        return None
+
+
+def _timeout(attached: Attached) -> int:
+    """In ns."""
+    return round(attached.record.settings.timeout * _SECOND)
+
+
+def follow(
+    shown: Callable[[Event | Lost], str], seconds: float = math.inf, *, history: bool = False
+) -> None:
+    """Print each event as a line until Ctrl-C, for so many seconds, or until nobody reads them.
+
+    With `history`, what the ring has kept comes first. Raises NotAttachedError, also when what is
+    followed is detached.
+    """
+    end = time.monotonic() + seconds
+    try:
+        with Reader(history=history) as reader:
+            while (left := end - time.monotonic()) > 0:
+                for event in reader.read(left):
+                    print(shown(event))
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:
+        # What is left in the buffer would fail again, noisily, when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _ids(attached: Attached) -> tuple[object, ...]:
+    """What a reader has read of it: the ring, and what must be the same to go on without a look."""
+    maps, record = attached.maps, attached.record
+    ring = maps.get("events")
+    return ring and ring.id, maps["peers"].id, record.settings.timeout, record.wan

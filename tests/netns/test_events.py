@@ -1,0 +1,279 @@
+"""`moh-ebpf events`: what happens on a firewall, as it happens."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from moh_ebpf import layout
+from moh_ebpf.events import Ring
+from moh_ebpf.registry import attached_or_error
+from tests.netns.test_metrics import get, samples
+from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.flood import spoofed
+from tests.support.service import CONFIG, service
+from tests.support.waiting import PATIENCE_SECONDS, until
+from tests.support.wire import udp
+
+HOLD, CALL = f"{PUBLIC}:4000", f"{PUBLIC}:24600"
+MUSIC = udp(f"{UCM}:24576", PROVIDER)
+
+
+class Events:
+    """The program, and its lines as they come."""
+
+    def __init__(self, fw: Firewall, directory: Path, *options: str) -> None:
+        self._file = directory / f"events{len(list(directory.iterdir()))}"
+        with self._file.open("w") as out, fw.namespace.entered():
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "moh_ebpf", "events", "--json", *options],
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    @property
+    def lines(self) -> list[dict]:
+        whole = self._file.read_text().rpartition("\n")[0]
+        return [json.loads(each) for each in whole.splitlines()]
+
+    def names(self) -> list[str]:
+        return [each["event"] for each in self.lines]
+
+    def wait_for(self, *names: str) -> list[dict]:
+        """Until these are its lines."""
+        until(f"events are {names}, not {self.names()}", lambda: self.names() == [*names])
+        return self.lines
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+        return self.process.returncode
+
+
+@contextmanager
+def events(fw: Firewall, directory: Path, *options: str, wait: bool = True) -> Iterator[Events]:
+    """Running, and reading already: an endpoint that expires tells so."""
+    made = Events(fw, directory, *options)
+    try:
+        if wait:
+            reads(fw, made.process)
+        yield made
+    finally:
+        made.process.kill()
+        made.process.communicate()
+
+
+def reads(fw: Firewall, process: subprocess.Popen) -> None:
+    """Wait until it waits for events (epoll)."""
+    waits = Path(f"/proc/{process.pid}/wchan")
+    until("it reads", lambda: waits.read_text() in ("ep_poll", "do_epoll_wait"))
+
+
+def test_what_happens_to_a_call(fw: Firewall, tmp_path: Path) -> None:
+    """Two readers see all of it."""
+    fw.attach("--timeout", "2s")
+    with events(fw, tmp_path) as one, events(fw, tmp_path) as two:
+        fw.wan.send(udp(PROVIDER, CALL))
+        fw.lan.send(MUSIC)
+        one.wait_for("new")
+        fw.wan.send(udp(PROVIDER, HOLD))
+        fw.lan.send(MUSIC)
+        one.wait_for("new", "hold")
+        fw.wan.send(udp(PROVIDER, CALL))
+        seen = one.wait_for("new", "hold", "resume", "expired")
+        assert two.wait_for("new", "hold", "resume", "expired") == [
+            each | {"time": pytest.approx(each["time"], abs=0.01)} for each in seen
+        ]
+        assert one.end() == two.end() == 0
+    new, hold, resume, expired = seen
+    endpoint = {"address": "203.0.113.10", "port": 21000, "public_address": PUBLIC}
+    assert all(each.items() >= endpoint.items() for each in seen)
+    assert [(each["from"], each["to"], each["public_port"]) for each in seen] == [
+        (None, "two", 24600), ("two", "moh", 4000), ("moh", "two", 24600), ("two", None, 24600),
+    ]  # fmt: skip
+    assert (hold["time_to_music"], hold["dropped_before"]) == (0, 0)
+    assert hold["lasted"] == pytest.approx(hold["time"] - new["time"], abs=0.01)
+    assert expired["time"] == pytest.approx(resume["time"] + 2, abs=0.05)
+    assert abs(time.time() - expired["time"]) < 60
+
+
+def test_time_to_music(fw: Firewall, tmp_path: Path) -> None:
+    """As the packets' own times have it: those that were dropped before, and how long it took."""
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        begun = time.monotonic()
+        fw.lan.send(*[MUSIC] * 7)
+        fw.wan.send(udp(PROVIDER, HOLD))
+        fw.lan.send(*[MUSIC] * 2)
+        took = time.monotonic() - begun
+        assert len(fw.wan.sent()) == 2
+        hold = reader.wait_for("new", "hold")[1]
+    assert hold["dropped_before"] == 7
+    assert 0 < hold["time_to_music"] <= took
+    assert hold["from"] is None
+
+
+def test_a_hold_without_music(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        fw.wan.send(udp(PROVIDER, HOLD))
+        hold = reader.wait_for("new", "hold")[1]
+    assert (hold["time_to_music"], hold["dropped_before"]) == (None, None)
+
+
+def test_evicted(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach("--timeout", "3s", "--max-peers", "64")
+    with events(fw, tmp_path) as reader:
+        fw.wan.send(udp(PROVIDER, CALL))
+        reader.wait_for("new")
+        for frame in spoofed(fw.wan, 3000):
+            fw.wan.send_frame(frame)
+        until(
+            "it is evicted",
+            lambda: (
+                ("evicted", "203.0.113.10")
+                in [(each["event"], each.get("address")) for each in reader.lines]
+            ),
+        )
+
+
+def test_what_is_missed_is_counted(fw: Firewall, tmp_path: Path) -> None:
+    """A reader that is stopped while another goes on: of each event it tells, or that it has missed
+    it; and the one that goes on sees all."""
+    fw.attach("--timeout", "60s")
+    count = 20_000
+    with events(fw, tmp_path) as slow, events(fw, tmp_path) as fast:
+        slow.process.send_signal(signal.SIGSTOP)
+        for number, frame in enumerate(spoofed(fw.wan, count)):
+            fw.wan.send_frame(frame)
+            if number % 1000 == 999:
+                until("the other one reads", lambda n=number: told(fast)[0] >= n - 500)
+        slow.process.send_signal(signal.SIGCONT)
+        until("both have all", lambda: {sum(told(slow)), sum(told(fast))} == {learned(fw)})
+        assert told(slow)[1] > 0
+        assert told(fast)[1] == 0
+
+
+def told(reader: Events) -> tuple[int, int]:
+    """How many new endpoints it has told of, or missed: the events here are no others."""
+    lines = reader.lines
+    lost = sum(each["count"] for each in lines if each["event"] == "lost")
+    return sum(each["event"] == "new" for each in lines), lost
+
+
+def learned(fw: Firewall) -> int:
+    counters = json.loads(fw.moh("status", "--json").stdout)["counters"]
+    assert counters["events_unread"] == 0
+    return counters["learned_moh"]
+
+
+def test_over_a_replacement(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        fw.wan.send(udp(PROVIDER, CALL))
+        reader.wait_for("new")
+        fw.attach("--timeout", "60s", "--max-peers", "1000")
+        fw.wan.send(udp(PROVIDER, HOLD))
+        fw.lan.send(MUSIC)
+        reader.wait_for("new", "hold")
+
+
+def test_detached_meanwhile(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach()
+    with events(fw, tmp_path) as reader:
+        fw.moh("detach")
+        error = reader.process.communicate(timeout=PATIENCE_SECONDS)[1]
+    assert reader.process.returncode == 3
+    assert "detached meanwhile" in error
+
+
+def test_nothing_attached(fw: Firewall) -> None:
+    done = fw.moh("events", check=False)
+    assert done.returncode == 3
+    assert "not attached" in done.stderr
+
+
+def test_a_reader_that_was_killed_leaves_nothing(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        reader.process.kill()
+        reader.process.wait()
+    for frame in spoofed(fw.wan, 10_000):
+        fw.wan.send_frame(frame)
+    with events(fw, tmp_path) as reader:
+        fw.wan.send(udp(PROVIDER, CALL))
+        reader.wait_for("new")
+
+
+def test_history(fw: Firewall, tmp_path: Path) -> None:
+    """What is in the ring, before what comes."""
+    fw.attach("--timeout", "60s")
+    fw.wan.send(udp(PROVIDER, CALL))
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(MUSIC)
+    with events(fw, tmp_path, "--history") as reader:
+        reader.wait_for("new", "hold")
+
+
+def test_for_so_long_and_as_lines(fw: Firewall) -> None:
+    fw.attach("--timeout", "60s")
+    fw.wan.send(udp(PROVIDER, CALL))
+    shown = fw.moh("events", "--history", "--for", "100ms").stdout
+    assert f"new     {PROVIDER}  TWO at {CALL}" in shown
+
+
+def test_nobody_reads_any_more(fw: Firewall) -> None:
+    fw.attach("--timeout", "60s")
+    fw.wan.send(udp(PROVIDER, CALL))
+    command = f"{sys.executable} -m moh_ebpf events --history | head -n1"
+    fw.wan.send(udp(PROVIDER, HOLD))
+    done = fw.namespace.run("bash", "-c", f"set -o pipefail; {command}", check=False)
+    assert "new" in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_service_logs_them_and_counts_them(fw: Firewall, tmp_path: Path) -> None:
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+    config = CONFIG + 'timeout = "60s"\n' if "timeout" not in CONFIG else CONFIG
+    with service(fw.namespace, tmp_path, config, "--metrics", "9477") as run:
+        run.wait_for_word("READY")
+        fw.lan.send(MUSIC)
+        fw.wan.send(udp(PROVIDER, HOLD))
+        fw.lan.send(MUSIC)
+        run.wait_for_line(f"hold {PROVIDER}")
+        fw.wan.send(udp(PROVIDER, CALL))
+        run.wait_for_line(f"resume {PROVIDER}")
+        found = samples(get(fw, "http://127.0.0.1:9477/metrics"))
+        assert found["moh_ebpf_time_to_music_seconds_count",] == 1
+        assert found["moh_ebpf_time_to_music_seconds_bucket", "10.0"] == 1
+        assert found["moh_ebpf_hold_seconds_count",] == 1
+        assert found["moh_ebpf_events_total", "hold"] == 1
+        assert run.stop() == 0
+
+
+def test_a_flood_does_not_fill_the_log(fw: Firewall, tmp_path: Path) -> None:
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        for frame in spoofed(fw.wan, 20_000):
+            fw.wan.send_frame(frame)
+        run.wait_for_line("more events in a second")
+        assert run.stop() == 0
+
+
+def test_records_are_all_of_one_size(fw: Firewall) -> None:
+    """The reader's own check, against the ring that the kernel has made."""
+    fw.attach("--timeout", "60s")
+    with fw.namespace.entered(), attached_or_error() as attached:
+        ring = Ring(attached.maps["events"])
+        fw.wan.send(udp(PROVIDER, CALL), udp(PROVIDER, HOLD))
+        records, missed = ring.read()
+        assert (len(records), missed) == (2, 0)
+        assert ring._written() == 2 * (8 + layout.EVENT.size)
+        ring.close()

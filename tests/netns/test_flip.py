@@ -1,0 +1,192 @@
+"""--flip-hold between real sockets: what the kernel's TCP and UDP make of it, and what they accept.
+
+A segment with a wrong checksum would not arrive, and one that is changed in half would be read.
+"""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import pytest
+
+from tests.packets.test_flip import ANSWER, CALL, HOLD, flipped, message
+from tests.support.firewall import PROVIDER, UCM
+from tests.support.hosts import Hosts, address, ethtool, hosts
+
+SIP = 5060
+PROVIDER_ADDRESS = address(PROVIDER)[0]
+PATIENCE = 10.0
+# UCM listens behind the firewall.
+TO_UCM = f"""
+table ip sip {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        iifname "wan" meta l4proto {{ tcp, udp }} th dport {SIP} dnat to {UCM}
+    }}
+    chain forward {{
+        type filter hook forward priority filter;
+    }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def nat() -> Iterator[Hosts]:
+    """UCM behind a masquerading firewall."""
+    with hosts() as made:
+        made.firewall.nft(TO_UCM)
+        made.attach("--lan", "lan", "--ucm", UCM, "--flip-hold")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def routed() -> Iterator[Hosts]:
+    """UCM with an address of its own, no NAT."""
+    with hosts(masquerade=False) as made:
+        made.attach("--ucm", UCM, "--flip-hold")
+        yield made
+
+
+def counters(place: Hosts) -> dict[str, int]:
+    return json.loads(place.firewall.moh("status", "--json").stdout)["counters"]
+
+
+@contextmanager
+def connected(place: Hosts) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """UCM's end and the provider's of a TCP connection that UCM has made."""
+    with place.provider.entered():
+        listening = socket.create_server((PROVIDER_ADDRESS, SIP))
+    with closing(listening), ExitStack() as stack:
+        with place.ucm.entered():
+            ucm = socket.create_connection((PROVIDER_ADDRESS, SIP), timeout=PATIENCE)
+        stack.enter_context(closing(ucm))
+        listening.settimeout(PATIENCE)
+        provider, _ = listening.accept()
+        for each in (ucm, provider):
+            each.settimeout(PATIENCE)
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with closing(provider):
+            yield ucm, provider
+
+
+def received(end: socket.socket, length: int) -> bytes:
+    text = b""
+    while len(text) < length:
+        part = end.recv(65536)
+        assert part
+        text += part
+    return text
+
+
+def through(ucm: socket.socket, provider: socket.socket, payload: bytes) -> bytes:
+    ucm.sendall(payload)
+    return received(provider, len(payload))
+
+
+@pytest.fixture(params=["nat", "routed"])
+def place(request: pytest.FixtureRequest) -> Hosts:
+    return request.getfixturevalue(request.param)
+
+
+def test_udp(place: Hosts) -> None:
+    hold, answer = message(HOLD, call_id="Call-ID: udp"), message(ANSWER, call_id="i: udp")
+    before = counters(place)
+    with (
+        closing(place.provider_socket((PROVIDER_ADDRESS, SIP))) as provider,
+        closing(place.ucm_socket(SIP, (PROVIDER_ADDRESS, SIP))) as ucm,
+    ):
+        for payload in (message(CALL), hold):
+            ucm.send(payload)
+            text, source = provider.recvfrom(65536)
+            assert text == payload.replace(b"a=sendonly", b"a=sendrecv")
+        provider.sendto(answer, source)
+        assert ucm.recv(65536) == answer.replace(b"a=sendrecv", b"a=recvonly")
+    after = counters(place)
+    assert after["sip_flipped"] - before["sip_flipped"] == 1
+    assert after["sip_restored"] - before["sip_restored"] == 1
+
+
+@pytest.mark.parametrize("tx", [True, False], ids=["partial", "complete"])
+def test_tcp(place: Hosts, tx: bool) -> None:
+    """Checksums left to the device, and made by UCM's kernel; many messages on one connection."""
+    ethtool(place.ucm, "eth0", tx=tx)
+    with connected(place) as (ucm, provider):
+        for n in range(5):
+            hold = message(HOLD, call_id=f"Call-ID: tcp{n}{'x' * n}")
+            assert through(ucm, provider, hold) == flipped(hold)
+            answer = message(ANSWER, start="SIP/2.0 200 OK", call_id=f"i:tcp{n}{'x' * n}")
+            assert through(provider, ucm, answer) == answer.replace(b"a=sendrecv", b"a=recvonly")
+    ethtool(place.ucm, "eth0", tx=True)
+
+
+@pytest.mark.parametrize("gro", [False, True])
+def test_messages_longer_than_a_segment(place: Hosts, gro: bool) -> None:
+    """UCM's kernel sends them as one packet to be cut (GSO), or in two; the firewall may put them
+    together again (GRO). Headers of 1,000 to 3,000 bytes move the word over all their borders."""
+    ethtool(place.firewall, "lan", gro=gro)
+    before = counters(place)
+    whole = split = 0
+    with connected(place) as (ucm, provider):
+        for length in range(1000, 3000, 37):
+            hold = message(HOLD).replace(b"Via", b"X: " + b"x" * length + b"\r\nVia")
+            text = through(ucm, provider, hold)
+            assert text in (hold, flipped(hold)), length
+            whole += text != hold
+            split += text == hold
+    ethtool(place.firewall, "lan", gro=False)
+    after = counters(place)
+    assert after["sip_flipped"] - before["sip_flipped"] == whole
+    assert after["sip_split"] - before["sip_split"] == split
+    assert whole >= 50
+
+
+def test_written_byte_by_byte(place: Hosts) -> None:
+    """Whatever segments come of it: left alone, or changed as a whole."""
+    hold = message(HOLD)
+    with connected(place) as (ucm, provider):
+        begin = hold.index(b"m=audio")
+        ucm.sendall(hold[:begin])
+        for at in range(begin, len(hold)):
+            ucm.sendall(hold[at : at + 1])
+        assert received(provider, len(hold)) in (hold, flipped(hold))
+
+
+def test_fragments_of_a_datagram(routed: Hosts) -> None:
+    """The firewall cuts it for a WAN that is too narrow; the word is in one of the two, or between
+    them. What arrives is whole, and so was its checksum."""
+    routed.firewall.run("ip", "link", "set", "wan", "mtu", "600")
+    before = counters(routed)
+    with (
+        closing(routed.provider_socket((PROVIDER_ADDRESS, SIP))) as provider,
+        closing(routed.ucm_socket(SIP, (PROVIDER_ADDRESS, SIP))) as ucm,
+    ):
+        ucm.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER: may be fragmented
+        seen = set()
+        for length in range(60, 400):
+            hold = message(HOLD).replace(b"Via", b"X: " + b"x" * length + b"\r\nVia")
+            ucm.send(hold)
+            text = provider.recv(65536)
+            assert text in (hold, flipped(hold)), length
+            seen.add(text == hold)
+    routed.firewall.run("ip", "link", "set", "wan", "mtu", "1500")
+    assert seen == {True, False}
+    after = counters(routed)
+    assert after["sip_split"] > before["sip_split"]
+
+
+def test_a_replacement_remembers_the_holds(nat: Hosts) -> None:
+    with connected(nat) as (ucm, provider):
+        hold = message(HOLD, call_id="Call-ID: replaced")
+        assert through(ucm, provider, hold) == flipped(hold)
+        nat.attach("--lan", "lan", "--ucm", UCM, "--flip-hold", "--max-peers", "1000")
+        answer = message(ANSWER, start="SIP/2.0 200 OK", call_id="Call-ID: replaced")
+        assert through(provider, ucm, answer) == answer.replace(b"a=sendrecv", b"a=recvonly")
+
+
+def test_off_unless_asked_for() -> None:
+    with hosts() as made:
+        made.attach("--lan", "lan", "--ucm", UCM)
+        with connected(made) as (ucm, provider):
+            assert through(ucm, provider, message(HOLD)) == message(HOLD)
+        assert counters(made)["sip_flipped"] == 0

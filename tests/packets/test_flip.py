@@ -1,0 +1,438 @@
+"""--flip-hold: the sendonly of a hold on its way out, and the provider's answer on its way in."""
+
+import errno
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from moh_ebpf import layout, libbpf
+from moh_ebpf.registry import Role
+from tests.packets.bench import COMPLETE, UNSPEC, Bench, bench
+from tests.support.firewall import PUBLIC, UCM, firewall
+
+PROVIDER = "203.0.113.5"
+HOLD = ["m=audio 4000 RTP/AVP 0 101", "a=rtpmap:0 PCMU/8000", "a=ptime:20", "a=sendonly"]
+CALL = ["m=audio 24576 RTP/AVP 0", "a=rtpmap:0 PCMU/8000", "a=sendrecv"]
+ANSWER = ["m=audio 30000 RTP/AVP 0", "a=sendrecv"]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Bench]:
+    with firewall() as fw, bench(fw, flip_hold=True, sip_ports=[5060, 5070]) as made:
+        yield made
+
+
+@pytest.fixture
+def sip(loaded: Bench) -> Bench:
+    loaded.clear()
+    for name in ("dialogs", "segments"):
+        each = loaded._loaded.maps[name]
+        for keys, _ in list(libbpf.entries(each)):
+            for at in range(0, len(keys), each.key_size):
+                libbpf._call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
+    return loaded
+
+
+def test_layout(loaded: Bench) -> None:
+    maps = loaded._loaded.maps
+    assert maps["segments"].key_size + maps["segments"].value_size == layout.SIP.size
+
+
+def message(
+    sdp: list[str],
+    start: str = "INVITE sip:100@203.0.113.5 SIP/2.0",
+    call_id: str = "Call-ID: a1b2c3@10.10.10.10",
+    end: str = "\r\n",
+    length: str = "Content-Length: {}",
+    session: tuple[str, ...] = (),
+) -> bytes:
+    """SIP with these m= sections of SDP, or with none."""
+    before = ["v=0", "o=UCM 1 1 IN IP4 10.10.10.10", "s=-", "c=IN IP4 10.10.10.10", "t=0 0"]
+    body = end.join([*before, *session, *sdp, ""]) if sdp else ""
+    headers = [start, "Via: SIP/2.0/UDP 10.10.10.10:5060;branch=z9hG4bK1", "From: <sip:1@x>;tag=1",
+               "To: <sip:2@x>", call_id, "CSeq: 101 INVITE", "Content-Type: application/sdp",
+               length.format(len(body)), "", ""]  # fmt: skip
+    return (end.join(headers) + body).encode()
+
+
+def out_udp(payload: bytes, source: str = PUBLIC, **ip: object) -> Packet:
+    return IP(src=source, dst=PROVIDER, **ip) / UDP(sport=5060, dport=5060) / Raw(payload)
+
+
+def in_udp(payload: bytes) -> Packet:
+    return IP(src=PROVIDER, dst=PUBLIC) / UDP(sport=5060, dport=5060) / Raw(payload)
+
+
+def out_tcp(payload: bytes, sequence: int = 1000, source: str = PUBLIC, **tcp: object) -> Packet:
+    return (
+        IP(src=source, dst=PROVIDER)
+        / TCP(sport=45678, dport=5060, seq=sequence, flags="PA", **tcp)
+        / Raw(payload)
+    )
+
+
+def in_tcp(payload: bytes, sequence: int = 1000) -> Packet:
+    return (
+        IP(src=PROVIDER, dst=PUBLIC)
+        / TCP(sport=5060, dport=45678, seq=sequence, flags="PA")
+        / Raw(payload)
+    )
+
+
+def after(sip: Bench, role: Role, packet: Packet) -> bytes:
+    """The text after it. Nothing but the text and the checksum may change, which must be right."""
+    sent = sip.firewall.wan.frame(packet)
+    verdict, frame = sip.run(role, sent)
+    assert verdict == UNSPEC
+    made = Ether(frame)
+    layer = TCP if TCP in made else UDP
+    text = bytes(made[layer].payload)
+    expected = sent.copy()
+    expected[layer].remove_payload()
+    expected = expected / Raw(text)
+    assert frame == bytes(expected)
+    return text
+
+
+def flip(sip: Bench, packet: Packet) -> bytes:
+    return after(sip, Role.ENFORCE, packet)
+
+
+def restore(sip: Bench, packet: Packet) -> bytes:
+    return after(sip, Role.LEARN, packet)
+
+
+def flipped(payload: bytes) -> bytes:
+    assert payload.count(b"a=sendonly") == 1
+    return payload.replace(b"a=sendonly", b"a=sendrecv")
+
+
+FLIPS = [
+    ("an offer", message(HOLD)),
+    ("an answer", message(HOLD, start="SIP/2.0 200 OK")),
+    ("early media", message(HOLD, start="SIP/2.0 183 Session Progress")),
+    ("the ACK of a delayed offer", message(HOLD, start="ACK sip:100@203.0.113.5 SIP/2.0")),
+    ("an update", message(HOLD, start="UPDATE sip:100@203.0.113.5 SIP/2.0")),
+    ("LF alone", message(HOLD, end="\n")),
+    ("compact headers", message(HOLD, call_id="i: x@y", length="l: {}")),
+    ("direction first", message([HOLD[0], "a=sendonly", "a=rtpmap:0 PCMU/8000"])),
+    ("a second m= line of video", message([*HOLD, "m=video 5000 RTP/AVP 97", "a=inactive"])),
+    ("a first m= line of video", message(["m=video 5000 RTP/AVP 97", "a=recvonly", *HOLD])),
+    ("two ports", message(["m=audio 4000/2 RTP/AVP 0", "a=sendonly"])),
+    ("SAVP", message(["m=audio 4000 RTP/SAVP 0", "a=sendonly"])),
+    ("no end of line", message(HOLD)[:-2]),
+    ("of the session", message(HOLD[:3], session=("a=sendonly",))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("what", "payload"), FLIPS, ids=lambda v: str(v)[:30])
+def test_flips(sip: Bench, what: str, payload: bytes, shift: int) -> None:
+    """At an even offset and at an odd one: the checksum's words are swapped there."""
+    payload = payload.replace(b"tag=1", b"tag=1" + b"2" * shift)
+    for number, packet in enumerate((out_udp(payload), out_tcp(payload)), 1):
+        assert flip(sip, packet) == flipped(payload), what
+        assert sip.counters() == {"sip_flipped": number}
+
+
+LEFT = [
+    ("a call", message(CALL)),
+    ("sendonly on another port", message(["m=audio 24576 RTP/AVP 0", "a=sendonly"])),
+    ("a port that begins alike", message(["m=audio 40000 RTP/AVP 0", "a=sendonly"])),
+    ("a port that ends alike", message(["m=audio 400 RTP/AVP 0", "a=sendonly"])),
+    ("video on the port", message(["m=video 4000 RTP/AVP 97", "a=sendonly"])),
+    ("video's direction", message(["m=audio 4000 RTP/AVP 0", "m=video 5000 RTP/AVP 97",
+                                   "a=sendonly"])),
+    ("its own direction, not the session's", message(["m=audio 4000 RTP/AVP 0", "a=inactive"],
+                                                     session=("a=sendonly",))),
+    ("the session's, of two", message(["m=audio 4000 RTP/AVP 0", "m=audio 24576 RTP/AVP 0"],
+                                      session=("a=sendonly",))),
+    ("inactive", message([*HOLD[:3], "a=inactive"])),
+    ("recvonly", message([*HOLD[:3], "a=recvonly"])),
+    ("not at a line's begin", message([*HOLD[:3], "x a=sendonly"])),
+    ("a longer word", message([*HOLD[:3], "a=sendonlyx"])),
+    ("another case", message([*HOLD[:3], "A=SENDONLY"])),
+    ("no SDP", message([])),
+    ("a keepalive", b"\r\n\r\n"),
+    ("one byte", b"x"),
+    ("binary", bytes(range(256)) * 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "payload"), LEFT, ids=lambda v: str(v)[:30])
+def test_leaves_alone(sip: Bench, what: str, payload: bytes) -> None:
+    for packet in (out_udp(payload), out_tcp(payload)):
+        assert flip(sip, packet) == payload, what
+    assert sip.counters() == {}
+
+
+NOT_SIP = [
+    ("another port", IP(src=PUBLIC, dst=PROVIDER) / UDP(sport=5061, dport=5061)
+     / Raw(message(HOLD))),
+    ("another host's", IP(src="198.51.100.77", dst=PROVIDER) / UDP(sport=5060, dport=5060)
+     / Raw(message(HOLD))),
+    ("a later fragment", IP(src=PUBLIC, dst=PROVIDER, frag=3, proto=17) / Raw(bytes(8)
+     + message(HOLD))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "packet"), NOT_SIP, ids=lambda v: str(v)[:20])
+def test_what_is_no_sip_of_ours(sip: Bench, what: str, packet: Packet) -> None:
+    frame = bytes(sip.firewall.wan.frame(packet))
+    assert sip.run(Role.ENFORCE, frame) == (UNSPEC, frame)
+    assert sip.counters() == {}
+
+
+def test_from_ucm_itself_and_on_another_port(sip: Bench) -> None:
+    payload = message(HOLD)
+    packet = IP(src=UCM, dst=PROVIDER) / UDP(sport=5070, dport=6000) / Raw(payload)
+    assert flip(sip, packet) == flipped(payload)
+
+
+def test_headers_of_any_length(sip: Bench) -> None:
+    payload = message(HOLD)
+    assert flip(sip, out_udp(payload, options=[IPOption_NOP()] * 40)) == flipped(payload)
+    packet = out_tcp(payload, options=[("NOP", None)] * 40)
+    assert flip(sip, packet) == flipped(payload)
+
+
+def test_no_udp_checksum_stays_none(sip: Bench) -> None:
+    payload = message(HOLD)
+    packet = IP(src=PUBLIC, dst=PROVIDER) / UDP(sport=5060, dport=5060, chksum=0) / Raw(payload)
+    assert flip(sip, packet) == flipped(payload)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_sum_of_the_whole_packet_stays_right(sip: Bench, shift: int) -> None:
+    """CHECKSUM_COMPLETE: the kernel checks it after the run."""
+    payload = message(HOLD).replace(b"tag=1", b"tag=1" + b"2" * shift)
+    for packet in (out_udp(payload), out_tcp(payload)):
+        try:
+            frame = sip.run(Role.ENFORCE, packet, flags=COMPLETE)[1]
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                pytest.skip("this kernel's test runs know no CHECKSUM_COMPLETE")
+            raise
+        assert b"a=sendrecv" in frame
+
+
+def test_long_messages(sip: Bench) -> None:
+    """As long as a test run takes; tests/netns/test_flip.py has longer ones."""
+    payload = message(HOLD).replace(b"Via", b"X: " + b"x" * 2800 + b"\r\nVia")
+    assert flip(sip, out_tcp(payload)) == flipped(payload)
+
+
+def test_many_short_lines(sip: Bench) -> None:
+    lines = [f"a=x:{n}" for n in range(100)]
+    payload = message([HOLD[0], *lines, "a=sendonly"])
+    assert flip(sip, out_udp(payload)) == flipped(payload)
+
+
+# The way back
+
+
+def test_the_answer_is_restored(sip: Bench) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    answer = message(ANSWER, start="SIP/2.0 200 OK")
+    for _ in range(2):  # a retransmission, too
+        assert restore(sip, in_udp(answer)) == answer.replace(b"a=sendrecv", b"a=recvonly")
+    assert sip.counters() == {"sip_flipped": 1, "sip_restored": 2}
+
+
+@pytest.mark.parametrize(
+    ("out", "back"),
+    [("Call-ID: a@b", "Call-ID: a@b"), ("Call-ID: a@b", "i: a@b"), ("i:a@b", "CALL-ID:   a@b"),
+     ("Call-ID : a@b", "call-id:\ta@b "), ("Call-ID: " + "x" * 90, "Call-ID: " + "x" * 90)],
+)  # fmt: skip
+def test_call_ids_as_they_may_be_written(sip: Bench, out: str, back: str) -> None:
+    flip(sip, out_udp(message(HOLD, call_id=out)))
+    restore(sip, in_udp(message(ANSWER, start="SIP/2.0 200 OK", call_id=back)))
+    assert sip.counters() == {"sip_flipped": 1, "sip_restored": 1}
+
+
+def test_only_in_that_dialog(sip: Bench) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    answer = message(ANSWER, start="SIP/2.0 200 OK", call_id="Call-ID: another@10.10.10.10")
+    assert restore(sip, in_udp(answer)) == answer
+
+
+@pytest.mark.parametrize("next_sdp", [CALL, [*HOLD[:3], "a=inactive"], ["m=audio 24576 RTP/AVP 0"]])
+def test_until_ucm_holds_no_more(sip: Bench, next_sdp: list[str]) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    flip(sip, out_udp(message(next_sdp)))
+    answer = message(ANSWER, start="SIP/2.0 200 OK")
+    assert restore(sip, in_udp(answer)) == answer
+
+
+def test_an_offer_that_ucm_has_asked_for_is_left(sip: Bench) -> None:
+    """Resumed by an INVITE without SDP: were the provider's offer recvonly, the call would be one
+    way for good."""
+    flip(sip, out_udp(message(HOLD)))
+    flip(sip, out_udp(message([])))
+    offer = message(ANSWER, start="SIP/2.0 200 OK")
+    assert restore(sip, in_udp(offer)) == offer
+    flip(sip, out_udp(message(HOLD, start="ACK sip:x SIP/2.0")))
+    again = message(ANSWER)  # the provider's own re-INVITE, during the hold
+    assert restore(sip, in_udp(again)) == again.replace(b"a=sendrecv", b"a=recvonly")
+
+
+def test_requests_without_sdp_change_nothing(sip: Bench) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    for start in ("ACK sip:x SIP/2.0", "OPTIONS sip:x SIP/2.0", "SIP/2.0 200 OK"):
+        flip(sip, out_udp(message([], start=start)))
+    restore(sip, in_udp(message(ANSWER, start="SIP/2.0 200 OK")))
+    assert sip.counters()["sip_restored"] == 1
+
+
+def test_answers_that_are_not_sendrecv_are_left(sip: Bench) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    for direction in ("a=recvonly", "a=inactive", "a=sendonly"):
+        answer = message(["m=audio 30000 RTP/AVP 0", direction], start="SIP/2.0 200 OK")
+        assert restore(sip, in_udp(answer)) == answer
+    assert sip.counters() == {"sip_flipped": 1}
+
+
+# Two packets
+
+
+def segments(payload: bytes, *cuts: int) -> list[Packet]:
+    edges = [0, *cuts, len(payload)]
+    return [
+        out_tcp(payload[begin:end], sequence=(2**32 - 100 + begin) % 2**32)
+        for begin, end in itertools.pairwise(edges)
+    ]
+
+
+def test_two_segments_cut_anywhere(sip: Bench) -> None:
+    """Changed as a whole or not at all; where it is not, that is counted."""
+    payload = message(HOLD)
+    word = payload.index(b"a=sendonly")
+    for cut in range(1, len(payload)):
+        sip.clear()
+        texts = [flip(sip, each) for each in segments(payload, cut)]
+        if not word < cut < word + 10:
+            assert b"".join(texts) == flipped(payload), cut
+            assert sip.counters() == {"sip_flipped": 1}, cut
+        else:
+            assert b"".join(texts) == payload, cut
+            assert sip.counters() == {"sip_split": 1}, cut
+
+
+def test_the_call_id_is_known_in_the_next_segment(sip: Bench) -> None:
+    payload = message(HOLD)
+    for each in segments(payload, payload.index(b"v=0")):
+        flip(sip, each)
+    restore(sip, in_tcp(message(ANSWER, start="SIP/2.0 200 OK")))
+    assert sip.counters() == {"sip_flipped": 1, "sip_restored": 1}
+
+
+def test_a_segment_sent_again_is_changed_again(sip: Bench) -> None:
+    payload = message(HOLD)
+    first, second = segments(payload, payload.index(b"a=rtpmap"))
+    flip(sip, first)
+    assert flip(sip, second) == flip(sip, second)
+    assert sip.counters() == {"sip_flipped": 2}
+
+
+def test_a_segment_whose_forerunner_is_not_known(sip: Bench) -> None:
+    payload = message(HOLD)
+    second = segments(payload, payload.index(b"a=rtpmap"))[1]
+    assert flip(sip, second) == bytes(second[TCP].payload)
+    assert sip.counters() == {"sip_split": 1}
+
+
+def test_another_connection_knows_nothing_of_it(sip: Bench) -> None:
+    payload = message(HOLD)
+    first, second = segments(payload, payload.index(b"a=rtpmap"))
+    second[TCP].sport = 45679
+    flip(sip, first)
+    assert flip(sip, second) == bytes(second[TCP].payload)
+
+
+def test_a_cut_m_line_of_another_section(sip: Bench) -> None:
+    """What follows it is not the phantom section's."""
+    payload = message([*HOLD[:3], "m=video 5000 RTP/AVP 97", "a=sendonly"])
+    for cut in range(payload.index(b"m=video") + 1, payload.index(b"a=sendonly") + 1):
+        assert b"".join(flip(sip, each) for each in segments(payload, cut)) == payload
+
+
+def test_the_answer_in_two_segments(sip: Bench) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    answer = message(ANSWER, start="SIP/2.0 200 OK")
+    cut = answer.index(b"m=audio")
+    texts = [
+        restore(sip, in_tcp(answer[:cut])), restore(sip, in_tcp(answer[cut:], 1000 + cut)),
+    ]  # fmt: skip
+    assert b"".join(texts) == answer.replace(b"a=sendrecv", b"a=recvonly")
+
+
+@pytest.mark.parametrize("more", [b"", b"a=ptime:20\r\n", b"a=send"])
+def test_a_first_fragment(sip: Bench, more: bytes) -> None:
+    """Its checksum is that of the whole datagram; it carries the ports, the rest does not."""
+    whole = message(HOLD)
+    begin = whole.index(b"a=sendonly")
+    text = whole[:begin] + more
+    datagram = bytes(out_udp(text + bytes(400)))
+    fragment = IP(src=PUBLIC, dst=PROVIDER, flags="MF", proto=17) / Raw(
+        datagram[20 : 28 + len(text)]
+    )
+    frame = bytes(sip.firewall.wan.frame(fragment))
+    assert sip.run(Role.ENFORCE, frame) == (UNSPEC, frame)
+    assert sip.counters() == {"sip_split": 1}
+
+
+def test_a_hold_within_a_first_fragment(sip: Bench) -> None:
+    text = message(HOLD)
+    before, wanted = (bytes(out_udp(each + bytes(400))) for each in (text, flipped(text)))
+    length = 28 + len(text)
+    head = IP(src=PUBLIC, dst=PROVIDER, flags="MF", proto=17)
+    frame = bytes(sip.firewall.wan.frame(head / Raw(before[20:length])))
+    expected = bytes(sip.firewall.wan.frame(head / Raw(wanted[20:length])))
+    assert sip.run(Role.ENFORCE, frame) == (UNSPEC, expected)
+
+
+def test_two_holds_in_one_packet(sip: Bench) -> None:
+    """The first is changed, the second counted."""
+    payload = message(HOLD)
+    text = flip(sip, out_tcp(payload + message(HOLD, call_id="Call-ID: other")))
+    assert text.count(b"a=sendrecv") == 1
+    assert sip.counters() == {"sip_flipped": 1, "sip_split": 1}
+
+
+TEXTS = st.lists(
+    st.one_of(
+        st.sampled_from([*HOLD, *CALL, *ANSWER, "", "m=", "a=", "a=send", "Call-ID:", "i:", "l: 0",
+                         "INVITE x", "Content-Length: 0", "m=audio 4000", "m=audio 4000/"]),
+        st.text(alphabet=st.characters(max_codepoint=255), max_size=40),
+    ),
+    max_size=30,
+)  # fmt: skip
+
+
+@hypothesis_settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(TEXTS, st.sampled_from(["\r\n", "\n", "\r"]), st.binary(max_size=3))
+def test_any_text(sip: Bench, lines: list[str], end: str, last: bytes) -> None:
+    """Whatever it is, no more than one word is changed, and that at a line's begin."""
+    payload = end.join(lines).encode("latin-1") + last
+    if not payload:
+        return
+    for packet, word in ((out_udp(payload), b"a=sendonly"), (out_tcp(payload), b"a=sendonly")):
+        text = flip(sip, packet)
+        if text != payload:
+            at = next(
+                n for n, pair in enumerate(zip(text, payload, strict=True)) if len({*pair}) > 1
+            )
+            begin = at - len("a=send")
+            assert payload[begin : begin + 10] == word
+            assert text == payload[:begin] + b"a=sendrecv" + payload[begin + 10 :]
+            assert begin == 0 or payload[begin - 1] == ord("\n")
+            assert b"m=audio 4000" in payload

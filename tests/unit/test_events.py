@@ -1,0 +1,197 @@
+"""From the kernel's records to events, and events as lines."""
+
+import struct
+from socket import inet_aton
+
+import pytest
+
+from moh_ebpf import events, layout
+from moh_ebpf.chronicle import Histogram, Sums
+from moh_ebpf.events import Event, Key, Lost, Record, Story
+from moh_ebpf.layout import Kind, State
+
+SECOND = 10**9
+KEY = inet_aton("203.0.113.10"), struct.pack("!H", 20000)
+OTHER = inet_aton("203.0.113.11"), struct.pack("!H", 20002)
+
+
+def heard(state: State) -> bytes:
+    port = 4000 if state is State.MOH else 24576
+    return layout.HEARD.pack(inet_aton("198.51.100.2"), struct.pack("!H", port), state, 0)
+
+
+def record(
+    at: float, kind: Kind, state: State, *, key: Key = KEY, before: State | int = 0,
+    lasted: float = 0.0, dropped: int = 0,
+) -> Record:  # fmt: skip
+    """`at` and `lasted` in seconds."""
+    return Record(
+        round(at * SECOND), heard(state), round(lasted * SECOND), dropped, *key, kind, before
+    )
+
+
+class Peers:
+    """The kernel's map: last_seen and since, in seconds."""
+
+    def __init__(self) -> None:
+        self.there: dict[Key, tuple[float, float]] = {}
+        self.story = Story(self.look, SECOND, {0: "eth1"})
+
+    def look(self, key: Key) -> tuple[int, int] | None:
+        times = self.there.get(key)
+        return times and (round(times[0] * SECOND), round(times[1] * SECOND))
+
+    def told(self, *records: Record) -> list[Event]:
+        return [event for each in records for event in self.story.tell(each)]
+
+    def after(self, seconds: float) -> list[Event]:
+        return list(self.story.due(round(seconds * SECOND)))
+
+
+@pytest.fixture
+def peers() -> Peers:
+    return Peers()
+
+
+def short(told: list[Event]) -> list[tuple[object, ...]]:
+    return [(each.event, each.before, each.after, each.lasted) for each in told]
+
+
+def test_a_call_that_is_put_on_hold_and_resumed(peers: Peers) -> None:
+    told = peers.told(
+        record(10, Kind.LEARNED, State.TWO),
+        record(40, Kind.CHANGED, State.MOH, before=State.TWO, lasted=30),
+        record(40.02, Kind.MUSIC, State.MOH, lasted=0.1, dropped=5),
+        record(50, Kind.CHANGED, State.TWO, before=State.MOH, lasted=10),
+    )
+    assert short(told) == [
+        ("new", None, State.TWO, None),
+        ("hold", State.TWO, State.MOH, 30),
+        ("resume", State.MOH, State.TWO, 10),
+    ]
+    hold = told[1]
+    assert (hold.time, hold.time_to_music, hold.dropped_before) == (40, 0.1, 5)
+    assert (hold.address, hold.port) == ("203.0.113.10", 20000)
+    assert (hold.public_address, hold.public_port) == ("198.51.100.2", 4000)
+    assert hold.interface == "eth1"
+
+
+def test_one_that_begins_on_hold_is_new_and_on_hold(peers: Peers) -> None:
+    told = peers.told(
+        record(10, Kind.LEARNED, State.MOH), record(10.1, Kind.MUSIC, State.MOH, lasted=2)
+    )
+    assert short(told) == [("new", None, State.MOH, None), ("hold", None, State.MOH, None)]
+    assert told[1].time_to_music == 2
+
+
+def test_a_hold_without_music_is_told_after_a_second(peers: Peers) -> None:
+    peers.told(record(10, Kind.LEARNED, State.MOH))
+    peers.there[KEY] = 10.9, 10
+    assert peers.after(10.5) == []
+    (hold,) = peers.after(11.1)
+    assert (hold.event, hold.time_to_music, hold.dropped_before) == ("hold", None, None)
+    # Music that comes then is no second event.
+    assert peers.told(record(12, Kind.MUSIC, State.MOH)) == []
+
+
+def test_a_hold_without_music_that_ends_before(peers: Peers) -> None:
+    told = peers.told(
+        record(10, Kind.LEARNED, State.MOH),
+        record(10.4, Kind.CHANGED, State.TWO, before=State.MOH, lasted=0.4),
+    )
+    assert [each.event for each in told] == ["new", "hold", "resume"]
+
+
+def test_forgotten(peers: Peers) -> None:
+    peers.told(record(10, Kind.LEARNED, State.TWO))
+    peers.there[KEY] = 10.7, 10
+    assert peers.after(11.2) == []  # it was heard in between
+    (event,) = peers.after(11.8)
+    assert short([event]) == [("expired", State.TWO, None, pytest.approx(0.7))]
+    assert event.time == pytest.approx(11.7)
+    assert peers.after(100) == []
+
+
+def test_evicted(peers: Peers) -> None:
+    peers.told(record(10, Kind.LEARNED, State.TWO))
+    assert short(peers.after(11.2)) == [("evicted", State.TWO, None, None)]
+
+
+def test_back_before_anybody_has_looked(peers: Peers) -> None:
+    told = peers.told(
+        record(10, Kind.LEARNED, State.TWO),
+        record(15, Kind.LEARNED, State.TWO, before=State.TWO, lasted=3),
+    )
+    assert short(told) == [
+        ("new", None, State.TWO, None),
+        ("expired", State.TWO, None, 3),
+        ("new", None, State.TWO, None),
+    ]
+
+
+def test_who_was_there_from_the_start(peers: Peers) -> None:
+    peers.story.know(KEY, heard(State.TWO), 10 * SECOND, 12 * SECOND)
+    # What is in the ring and in the map as well is not told twice.
+    assert peers.told(record(10, Kind.LEARNED, State.TWO)) == []
+    peers.there[KEY] = 12, 10
+    assert short(peers.after(13.5)) == [("expired", State.TWO, None, 2)]
+
+
+def test_two_endpoints_do_not_mix(peers: Peers) -> None:
+    told = peers.told(
+        record(10, Kind.LEARNED, State.MOH),
+        record(10, Kind.LEARNED, State.MOH, key=OTHER),
+        record(10.1, Kind.MUSIC, State.MOH, key=OTHER),
+    )
+    assert [(each.event, each.port) for each in told] == [
+        ("new", 20000), ("new", 20002), ("hold", 20002),
+    ]  # fmt: skip
+
+
+def test_nothing_to_do_is_nothing_to_wait_for(peers: Peers) -> None:
+    assert peers.story.next_due(SECOND) == float("inf")
+
+
+HOLD = Event(
+    1700000000.25, "hold", "203.0.113.10", 20000, State.TWO, State.MOH, "198.51.100.2", 4000,
+    "eth1", 30.0, 0.0425, 2,
+)  # fmt: skip
+
+
+def test_json_has_the_documented_fields() -> None:
+    assert HOLD.to_json() == {
+        "time": 1700000000.25, "event": "hold", "address": "203.0.113.10", "port": 20000,
+        "from": "two", "to": "moh", "public_address": "198.51.100.2", "public_port": 4000,
+        "interface": "eth1", "lasted": 30.0, "time_to_music": 0.0425, "dropped_before": 2,
+    }  # fmt: skip
+    expired = HOLD._replace(event="expired", before=State.MOH, after=None).to_json()
+    assert (expired["from"], expired["to"]) == ("moh", None)
+    assert "time_to_music" not in expired
+    assert Lost(5.0, 7).to_json() == {"time": 5.0, "event": "lost", "count": 7}
+
+
+def test_lines() -> None:
+    assert events.line(HOLD).endswith(
+        "  hold    203.0.113.10:20000  MOH at 198.51.100.2:4000  after 30.0 s of TWO  "
+        "music in 42 ms, 2 dropped"
+    )
+    silent = HOLD._replace(time_to_music=None, dropped_before=None)
+    assert "NO MUSIC" in events.line(silent)
+    assert "7 events" in events.line(Lost(5.0, 7))
+
+
+def test_a_histogram_counts_up_to_its_bounds() -> None:
+    made = Histogram((1.0, 2.0))
+    for seconds in (0.5, 1.0, 1.5, 9.0):
+        made.observe(seconds)
+    assert (made.counts, made.sum) == ([2, 1, 1], 12.0)
+
+
+def test_sums() -> None:
+    sums = Sums()
+    resume = HOLD._replace(event="resume", before=State.MOH, after=State.TWO, lasted=12.0,
+                           time_to_music=None)  # fmt: skip
+    for each in (HOLD, resume, Lost(1.0, 3)):
+        sums.add(each)
+    assert sums.events == {"hold": 1, "resume": 1, "lost": 3}
+    assert (sums.time_to_music.sum, sums.hold.sum) == (0.0425, 12.0)

@@ -36,7 +36,12 @@ _STATUSES = {
     ExitStatus.WARNINGS: "doctor warns.",
     ExitStatus.INTERRUPTED: "Interrupted.",
 }
-_LISTS = {"IF": "interface names", "ADDR": "IPv4 addresses", "CIDR": "IPv4 prefixes"}
+_LISTS = {
+    "IF": "interface names",
+    "ADDR": "IPv4 addresses",
+    "CIDR": "IPv4 prefixes",
+    "PORT": "ports",
+}
 
 
 @dataclass(frozen=True)

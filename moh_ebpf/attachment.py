@@ -2,11 +2,10 @@
 
 import errno
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -31,10 +30,11 @@ class NoAddressError(UsageError):
 
 @dataclass(frozen=True)
 class Report:
-    """What attach did: `places` by role, `public` addresses, `replaced` if one was there before."""
+    """What attach did: `places` by role; `settings` with `public` filled in; `replaced` if one was
+    there before."""
 
     places: list[Place]
-    public: Sequence[IPv4Address]
+    settings: Settings
     replaced: bool
     warnings: list[str] = field(default_factory=list)
 
@@ -53,7 +53,7 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
         with closing(_load(plan, record, before.attached)) as loaded:
             report = Report(
                 record.places,
-                plan.settings.public,
+                plan.settings,
                 bool(before.filters),
                 misfits.found(ipr, plan, record),
             )

@@ -243,7 +243,7 @@ def attach(
         if process not in (None, os.getppid()) and not dry_run:
             _notify(f"warning: moh-ebpf run (process {process}) will put its own settings back; "
                     "change its config and reload it instead")  # fmt: skip
-        _tell(report, chosen, dry_run)
+        _tell(report, dry_run)
 
 
 @contextmanager
@@ -257,17 +257,16 @@ def _done_already(verb: str) -> Iterator[None]:
         ) from error
 
 
-def _tell(report: "Report", chosen: settings.Settings, dry_run: bool) -> None:
+def _tell(report: "Report", dry_run: bool) -> None:
     from moh_ebpf.registry import interface_name
 
     verb = "would attach" if dry_run else "replaced" if report.replaced else "attached"
     for place in report.places:
         name = interface_name(place.ifindex)
         typer.echo(f"{verb} {place.role} on {name} {place.role.hook}")
-    sources = ", ".join(f"{address}:{chosen.port}" for address in report.public)
-    typer.echo(f"hold music leaves as {sources}")
-    if chosen.flip_hold:
-        ports = ", ".join(map(str, chosen.sip_ports))
+    typer.echo(report.settings.leaves_as())
+    if report.settings.flip_hold:
+        ports = ", ".join(map(str, report.settings.sip_ports))
         typer.echo(f"the sendonly of a hold leaves as sendrecv (SIP on port {ports})")
 
 
@@ -290,9 +289,7 @@ def run(
 
     sums = Sums()
     with _served(metrics, sums):
-        service.run(
-            lambda: settings.from_values(settings.load_config(config)), keep=keep, sums=sums
-        )
+        service.run(lambda: settings.load_file(config), keep=keep, sums=sums)
 
 
 @contextmanager

@@ -42,13 +42,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # What belongs together (an interface, its address) comes within a moment of each other.
 _SETTLED_SECONDS = 0.2
-# From one attach to the next; doubled while they follow each other this closely.
+# From one attach to the next; doubled while they follow each other this closely. The longest is
+# for what we have attached already, and was removed, or has failed: it may be so for ever.
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _CLOSE_SECONDS = 1.0, 60.0, 10.0
+# For what is new, an interface or an address: music waits for that.
+_LONGEST_PAUSE_FOR_NEWS_SECONDS = 5.0
 # Between two looks at the calls, which take at most this share of a core.
 _STATUS_SECONDS, _STATUS_SHARE = 10.0, 0.005
 # What looking for changes may take of a core, and how late a change may be seen for that.
 _LOOKING_SHARE, _LONGEST_LAG_SECONDS = 0.05, 5.0
 
+# Not /dev/stdin, which a small /dev has not; /proc is there, for the lock is in it.
+_STDIN = "/proc/self/fd/0"
 _LONG_ATTACH_SECONDS = 10
 _LONGEST_ERROR = 1000  # characters, of a compiler's or verifier's many lines
 
@@ -63,8 +68,12 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
     namespace, or if attach fails now for another reason than an interface that is not there yet.
     """
     registry.require_root()
-    log = systemd.logger("moh-ebpf")
-    with only_service(log.warning) as name, _changes() as changes, _signals() as signals:
+    with (
+        systemd.logger("moh-ebpf") as log,
+        only_service(log.warning) as name,
+        _changes() as changes,
+        _signals() as signals,
+    ):
         service = Service(load(), log, signals)
         with suppress(_Stopped), selectors.DefaultSelector() as selector:
             service.begin()
@@ -129,7 +138,9 @@ class Service:
         self._waits_for = ""
         self._failed = ""
         self._attached_at = -_LONGEST_PAUSE_SECONDS
+        self._attached: Record | None = None  # or tried to
         self._pause = _PAUSE_SECONDS
+        self._told_to_wait = False
         self._not_before = 0.0
         self.due: float | None = None
 
@@ -156,10 +167,9 @@ class Service:
             self._log.error("config not reloaded, the old one stays in force: %s", _text(error))
 
     def expect_change(self) -> None:
-        """Something may have to be done, when it has settled, and not too soon after the last."""
-        if self.due is None:
-            soon = time.monotonic() + _SETTLED_SECONDS
-            self.due = max(soon, self._attached_at + self._pause, self._not_before)
+        """Something may have to be done, when it has settled."""
+        soon = max(time.monotonic() + _SETTLED_SECONDS, self._not_before)
+        self.due = soon if self.due is None else min(self.due, soon)
 
     def act(self) -> None:
         """The next step, if it is due. What fails is logged, and tried again after a pause."""
@@ -167,8 +177,9 @@ class Service:
             return
         self.due = None
         try:
-            self._step("attached")
-            self._failed = ""
+            self._step("attached", patient=True)
+            if self.due is None:
+                self._failed = ""
         except _Stopped:
             raise
         except Exception as error:  # the kernel's answers are many, and nobody restarts us
@@ -188,39 +199,63 @@ class Service:
             calls = str(error)
         return f"{calls}; waiting for {self._waits_for}" if self._waits_for else calls
 
-    def _step(self, verb: str, at_start: bool = False) -> "_Wanted":
-        """Attach what should be, if it is not. Raises MohError, OSError, NetlinkError."""
-        begun = time.monotonic()
-        with IPRoute() as ipr, registry.found(ipr) as found:
-            wanted = _wanted(ipr, self._settings, found, at_start)
-        # Where others keep changing a thousand interfaces, looking must not take a core.
-        took = time.monotonic() - begun
-        self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
+    def _step(self, verb: str, *, at_start: bool = False, patient: bool = False) -> "_Wanted":
+        """Attach what should be, if it is not; where `patient`, later, if it was just now.
+
+        Raises MohError, OSError, NetlinkError.
+        """
+        wanted = self._look(at_start)
         if wanted.waits_for != self._waits_for:
             if wanted.waits_for:
                 self._log.warning("waiting for %s", wanted.waits_for)
             elif not wanted.reason:
                 self._log.info("%s is there again, and attached still", self._waits_for)
             self._waits_for = wanted.waits_for
-        if wanted.settings and wanted.reason:
-            self._count_attempt()
+        if wanted.settings and wanted.record and wanted.reason:
+            if patient and self._must_wait(wanted.record, wanted.reason):
+                return wanted
+            self._count_attempt(wanted.record)
             warnings = _attach(wanted.settings, self._signals, self._log)
-            self._log.info("%s (%s): %s", verb, wanted.reason, wanted.what)
+            self._log.info("%s (%s): %s", verb, wanted.reason, _words(wanted.record.settings))
             for warning in warnings:
                 self._log.warning("%s", warning)
         return wanted
 
-    def _count_attempt(self) -> None:
+    def _look(self, at_start: bool) -> "_Wanted":
+        begun = time.monotonic()
+        try:
+            with IPRoute() as ipr, registry.found(ipr) as found:
+                return _wanted(ipr, self._settings, found, at_start)
+        finally:
+            # Where others keep changing a thousand interfaces, looking must not take a core.
+            took = time.monotonic() - begun
+            self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
+
+    def _must_wait(self, record: Record, reason: str) -> bool:
+        """Is it too soon after the last attach? Then `due` is when it no longer is."""
+        longest = _longest_pause(record, self._attached)
+        at = self._attached_at + min(self._pause, longest)
+        wait = at - time.monotonic()
+        if wait <= 0:
+            return False
+        self.due = at
+        if wait > _LONGEST_PAUSE_FOR_NEWS_SECONDS and not self._told_to_wait and not self._failed:
+            self._told_to_wait = True
+            self._log.warning("%s, again and again; attaching in %.0f s", reason, wait)
+        return True
+
+    def _count_attempt(self, record: Record) -> None:
         """Against somebody who takes away what we attach, or an error that stays, be patient."""
         now = time.monotonic()
         if now - self._attached_at < self._pause + _CLOSE_SECONDS:
-            self._lengthen_pause()
+            self._lengthen_pause(_longest_pause(record, self._attached))
         else:
             self._pause = _PAUSE_SECONDS
-        self._attached_at = now
+        self._attached_at, self._attached = now, record
+        self._told_to_wait = False
 
-    def _lengthen_pause(self) -> None:
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+    def _lengthen_pause(self, longest: float = _LONGEST_PAUSE_SECONDS) -> None:
+        self._pause = max(self._pause, min(2 * self._pause, longest))
 
     def _refuse_unknown_interfaces(self, before: Settings) -> None:
         """One that comes and goes is waited for; one that a new config brings up must exist."""
@@ -234,17 +269,28 @@ class Service:
 
 
 class _Wanted(NamedTuple):
-    """The settings to attach with, None if none can be; `what` they come to; the `reason` to
+    """The settings to attach with, None if none can be; the `record` they come to; the `reason` to
     attach, empty if that is what is attached; and what is missing, empty if nothing is."""
 
     settings: Settings | None
-    what: str = ""
+    record: Record | None = None
     reason: str = ""
     waits_for: str = ""
 
     @property
     def has_news(self) -> bool:
         return bool(self.reason or self.waits_for)
+
+
+def _longest_pause(record: Record, before: Record | None) -> float:
+    """Before this is attached, if that was `before`: the same again is somebody's or some fault's
+    doing, anything else is news."""
+    same = before is not None and (record.wan, record.lan, record.settings) == (
+        before.wan,
+        before.lan,
+        before.settings,
+    )
+    return _LONGEST_PAUSE_SECONDS if same else _LONGEST_PAUSE_FOR_NEWS_SECONDS
 
 
 def _interfaces(settings: Settings) -> set[str]:
@@ -268,7 +314,7 @@ def _wanted(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> _
     except attachment.NoAddressError:
         return _Wanted(None, waits_for=f"an IPv4 address on {' or '.join(wan)}")
     record = attachment.make_record(ipr, plan, found)
-    return _Wanted(present, _words(record.settings), _difference(found, record, at_start), absent)
+    return _Wanted(present, record, _difference(found, record, at_start), absent)
 
 
 def _difference(found: Found, record: Record, at_start: bool) -> str:
@@ -300,7 +346,7 @@ def _attach(settings: Settings, signals: "_Signals", log: logging.Logger) -> lis
     """Run `attach`; its warnings. Raises MohError with its error, _Stopped if that is asked for
     meanwhile."""
     with subprocess.Popen(
-        [sys.executable, "-m", "moh_ebpf", "attach", "--config", "/dev/stdin"],
+        [sys.executable, "-m", "moh_ebpf", "attach", "--config", _STDIN],
         cwd=Path(__file__).parent.parent,  # where this very package is found
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -315,7 +361,7 @@ def _attach(settings: Settings, signals: "_Signals", log: logging.Logger) -> lis
         errors = [line for line in said if not line.startswith(("warning: ", "waiting for "))]
         if errors and errors[0].startswith("Traceback"):
             errors = errors[-1:]
-        text = " ".join(errors).replace("--config /dev/stdin: ", "")
+        text = " ".join(errors).replace(f"--config {_STDIN}: ", "")
         raise MohError(text[:_LONGEST_ERROR] or f"attach ended with status {process.returncode}")
     return [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
 
@@ -356,8 +402,7 @@ def _toml(settings: Settings) -> str:
 def _words(settings: Settings) -> str:
     """In a line: where it is attached, and how hold music leaves."""
     lan = f", lan {' '.join(settings.lan)}" if settings.lan else ""
-    sources = ", ".join(f"{address}:{settings.port}" for address in settings.public)
-    return f"wan {' '.join(settings.wan)}{lan}, hold music leaves as {sources}"
+    return f"wan {' '.join(settings.wan)}{lan}, {settings.leaves_as()}"
 
 
 def _calls(attached: Attached) -> str:

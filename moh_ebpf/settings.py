@@ -4,7 +4,9 @@ A setting has one name everywhere: `--rtp-ports` on the command line is `rtp_por
 (`rtp-ports` is taken as well), in `status --json` and here.
 """
 
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +23,8 @@ MOST_ADDRESSES = 256
 MOST_PROVIDERS = 65536
 MOST_SIP_PORTS = 16
 TIMEOUT_SECONDS = (0.05, 3600.0)
+# Of a config: many times what all that it may hold takes.
+MOST_BYTES = 1 << 24
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 
@@ -67,15 +71,49 @@ class Settings:
             for name, value in values.items()
         }
 
+    def leaves_as(self) -> str:
+        """In words: the source of hold music at the WAN."""
+        sources = ", ".join(f"{address}:{self.port}" for address in self.public)
+        return f"hold music leaves as {sources}"
 
-def load_config(path: Path) -> dict[str, Any]:
+
+def load_file(path: Path) -> Settings:
+    """The settings of a service, which has a file alone, and reads it again and again.
+
+    Raises UsageError if there is none, if it is a pipe or a device, which give what they have once
+    and may keep a reader waiting, and as load_config and from_values do.
+    """
+    values = load_config(path, _open_file)
+    if missing := [name for name in ("wan", "ucm") if not values.get(name)]:
+        raise UsageError(
+            f"--config {path}: {' and '.join(missing)} {'are' if missing[1:] else 'is'} missing; "
+            f"{_WRITE}"
+        )
+    return from_values(values)
+
+
+def _open_file(path: str, flags: int) -> int:
+    """As os.open, without waiting; no pipe, no device, no directory."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"--config {path}: it is no regular file, and run reads it at each reload")
+    return descriptor
+
+
+def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> dict[str, Any]:
     """The settings of a TOML file, by name, not validated yet.
 
     Raises UsageError if the file cannot be read, is no TOML, or has a key that is no setting.
     """
     try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
+        with open(path, "rb", opener=opener) as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:  # /dev/zero would not end
+            raise UsageError(f"--config {path}: longer than {MOST_BYTES} bytes")
+        values = tomllib.loads(text.decode())
+    except FileNotFoundError as error:
+        raise UsageError(f"--config {path}: {error.strerror}; {_WRITE}") from error
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits
@@ -110,6 +148,7 @@ def from_values(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
+_WRITE = 'write into it, as your interface and UCM are: wan = ["eth1"] and ucm = ["10.10.10.10"]'
 _MISSING = {
     "wan": "name the interface towards the provider, for example --wan eth1",
     "ucm": "name the address of UCM's media, for example --ucm 10.10.10.10",

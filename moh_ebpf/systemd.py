@@ -6,12 +6,22 @@ of sd-daemon(3). Where systemd is not there, nothing is said.
 
 import logging
 import os
+import queue
+import select
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 # Python's levels as syslog priorities, which journald takes from "<N>" at the head of a line.
 _PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+
+# Lines that wait for a reader. What comes after them is lost, and counted.
+_MOST_LINES = 1000
+# How long the last ones may take.
+_PATIENCE_SECONDS = 1.0
 
 
 def is_listening() -> bool:
@@ -47,16 +57,70 @@ def watchdog_seconds() -> float | None:
     return max(int(micros) / 1e6, 0.02) if for_us and micros.isdecimal() and int(micros) else None
 
 
-def logger(name: str) -> logging.Logger:
+@contextmanager
+def logger(name: str) -> Iterator[logging.Logger]:
     """Logs to stderr, a line an event: with the journal's priorities where that reads it, elsewhere
-    as the command line's other messages."""
-    handler = logging.StreamHandler(sys.stderr)
+    as the command line's other messages. Never waits for whoever reads."""
+    handler = _Handler(sys.stderr.fileno())
     handler.setFormatter(_Format(_is_journal(sys.stderr.fileno())))
     made = logging.getLogger(name)
     made.handlers = [handler]
     made.setLevel(logging.INFO)
     made.propagate = False
-    return made
+    try:
+        yield made
+    finally:
+        made.handlers = []
+        handler.finish()
+
+
+class _Handler(logging.Handler):
+    """Has a thread of its own write the lines: a full pipe, a journal that hangs, a terminal that
+    was stopped hold that up, and nothing else. (To set O_NONBLOCK instead would change the stream
+    for everybody who has it.)"""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._lost = 0
+        self._lines: queue.Queue[str | None] = queue.Queue(_MOST_LINES)
+        self._thread = threading.Thread(target=self._write_all, daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Lines that there was no room for are told of at their place, as soon as there is room."""
+        try:
+            if self._lost:
+                self._lines.put_nowait(self.format(_lost(self._lost)))
+                self._lost = 0
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self._lost += 1
+
+    def finish(self) -> None:
+        """Write what is left, if somebody reads it."""
+        with suppress(queue.Full):
+            self._lines.put(None, timeout=_PATIENCE_SECONDS)
+            self._thread.join(_PATIENCE_SECONDS)
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with suppress(OSError):  # nobody is there to read it, or the disk is full
+                self._write(f"{line}\n".encode(errors="replace"))
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # somebody else made it so
+                poll = select.poll()
+                poll.register(self._fd, select.POLLOUT)
+                poll.poll()
+
+
+def _lost(count: int) -> logging.LogRecord:
+    text = f"lines of this log that were lost here, for nobody read them: {count}"
+    return logging.LogRecord("", logging.WARNING, "", 0, text, None, None)
 
 
 class _Format(logging.Formatter):

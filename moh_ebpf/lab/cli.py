@@ -63,8 +63,13 @@ def up(name: str = NAME) -> None:
 
 @app.command()
 def down(name: str = NAME) -> None:
-    """Remove a lab: its processes, its three namespaces, its files."""
-    _standing(name).destroy()
+    """Remove a lab: its processes, its three namespaces, its files. Twice is fine."""
+    require()
+    lab = Lab(name)
+    if not lab.exists:
+        typer.echo(f"there is no lab {name}")
+        return
+    lab.destroy()
 
 
 @app.command()

@@ -29,13 +29,19 @@ HERE = Path(__file__).resolve().parent
 COMMAND = "moh-ebpf"
 _STATUSES = {
     ExitStatus.OK: "Done.",
-    ExitStatus.FAILURE: "It failed, and nothing of it remains; status: a program is missing.",
-    ExitStatus.USAGE: "Wrong usage: options, or the config.",
+    ExitStatus.FAILURE: "It failed, and nothing of it remains. status: a program is missing; "
+    "doctor: an error.",
+    ExitStatus.USAGE: "Wrong usage: options, or the config; or no settings where there must be.",
     ExitStatus.NOT_ATTACHED: "Not attached.",
     ExitStatus.WARNINGS: "doctor warns.",
     ExitStatus.INTERRUPTED: "Interrupted.",
 }
-_LISTS = {"IF": "interface names", "ADDR": "IPv4 addresses", "CIDR": "IPv4 prefixes"}
+_LISTS = {
+    "IF": "interface names",
+    "ADDR": "IPv4 addresses",
+    "CIDR": "IPv4 prefixes",
+    "PORT": "ports",
+}
 
 
 @dataclass(frozen=True)

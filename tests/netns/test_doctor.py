@@ -639,3 +639,20 @@ def test_a_routed_firewall_that_is_well() -> None:
         fw.moh("attach", "--wan", "wan", "--ucm", UCM)
         status, shown = examine(fw)
         assert (status, troubles(shown)) == (0, {})
+
+
+def test_nothing_attached_and_no_settings(fw: Firewall) -> None:
+    """Whether or not this machine has a config."""
+    script = (
+        "import sys, pathlib; from moh_ebpf import cli, doctor; "
+        "doctor.CONFIG = pathlib.Path('/nonexistent/moh-ebpf.toml'); "
+        "sys.argv = ['moh-ebpf', 'doctor', *sys.argv[1:]]; cli.main()"
+    )
+    for option in ([], ["--json"]):
+        done = fw.namespace.run(sys.executable, "-c", script, *option, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(
+            "moh-ebpf: nothing is attached here .*, and there is no /nonexistent/moh-ebpf.toml; "
+            "say what is to be, with --config FILE or --wan, --lan and --ucm\n",
+            done.stderr,
+        )

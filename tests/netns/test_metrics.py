@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,15 +89,10 @@ def test_bad_output_leaves_nothing(fw: Firewall, tmp_path: Path) -> None:
 
 
 def test_program_run_time_where_the_kernel_counts_it(fw: Firewall) -> None:
-    """Counting is switched on for this test's time by a descriptor, not for the machine."""
     fw.attach()
-    run_time = 0  # enum bpf_stats_type: BPF_STATS_RUN_TIME
-    fd = libbpf._call("bpf_enable_stats", run_time)
-    try:
+    with run_time_counted():
         fw.wan.send(*[udp(PROVIDER, HOLD)] * 10)
         fw.wan.sent()
-    finally:
-        os.close(fd)
     found = samples(fw.moh("metrics").stdout)
     assert found["moh_ebpf_program_runs_total", "learn"] >= 10
     assert found["moh_ebpf_program_run_seconds_total", "learn"] > 0
@@ -133,13 +129,18 @@ def prometheus(fw: Firewall, directory: Path, target: str) -> Iterator[str]:
         process.wait()
 
 
+def ask(fw: Firewall, url: str, query: str) -> list[dict]:
+    """The series that Prometheus answers with."""
+    try:
+        answer = json.loads(get(fw, f"{url}/api/v1/query?query={urllib.parse.quote(query)}"))
+    except OSError:
+        return []  # it is not up yet
+    return answer["data"]["result"]
+
+
 def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
     def asked(query: str) -> list:
-        try:
-            answer = json.loads(get(fw, f"{url}/api/v1/query?query={query}"))
-        except OSError:
-            return []  # it is not up yet
-        return answer["data"]["result"]
+        return ask(fw, url, query)
 
     fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
     with (
@@ -149,9 +150,7 @@ def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
         run.wait_for_word("READY")
         fw.wan.send(*[udp(f"203.0.113.{n}:21000", f"{PUBLIC}:24600") for n in (11, 12)])
         fw.wan.sent()
-        (peers,) = until(
-            "both calls are scraped", lambda: asked("moh_ebpf_peers%7Bstate=%22two%22%7D%3E1")
-        )
+        (peers,) = until("both calls are scraped", lambda: asked('moh_ebpf_peers{state="two"} > 1'))
         assert peers["value"][1] == "2"
         assert [each["value"][1] for each in asked("moh_ebpf_attached")] == ["1"]
         # It is detached beneath its feet, and scraped on, until the service has it back.
@@ -159,6 +158,51 @@ def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
         run.wait_for_line("somebody had removed learn on wan")
         shown = samples(get(fw, "http://127.0.0.1:9477/metrics"))
         assert shown["moh_ebpf_programs_missing",] == 0
+        assert run.stop() == 0
+
+
+@contextmanager
+def run_time_counted() -> Iterator[None]:
+    """By a descriptor, not for the machine."""
+    run_time = 0  # enum bpf_stats_type: BPF_STATS_RUN_TIME
+    fd = libbpf._call("bpf_enable_stats", run_time)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_each_panel_of_the_dashboard_shows_something(fw: Firewall, tmp_path: Path) -> None:
+    """What Grafana would ask of the Prometheus that scrapes the service. (Debian has no Grafana to
+    load the file into.) A panel's legend names labels that its series have."""
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+    with (
+        run_time_counted(),
+        service(fw.namespace, tmp_path, CONFIG, "--metrics", "9477") as run,
+        prometheus(fw, tmp_path, "127.0.0.1:9477") as url,
+    ):
+
+        def shown(target: dict) -> list[dict]:
+            expr = target["expr"].replace("$instance", ".*").replace("$__rate_interval", "10s")
+            assert "$" not in expr
+            return until(f"{expr} has series", lambda: ask(fw, url, expr))
+
+        run.wait_for_word("READY")
+        fw.wan.send(*[udp(PROVIDER, HOLD)] * 3)
+        fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3)
+        fw.wan.sent()
+        for panel in dashboard["panels"]:
+            for target in panel["targets"]:
+                found = [each["metric"] for each in shown(target)]
+                labels = re.findall(r"{{(\w+)}}", target["legendFormat"])
+                legends = {tuple(each[label] for label in labels) for each in found}
+                assert len(legends) == len(found), panel["title"]
+        (variable,) = [each for each in dashboard["templating"]["list"] if each["type"] == "query"]
+        label_values = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
+        assert label_values
+        metric, label = label_values.groups()
+        assert [each["metric"][label] for each in ask(fw, url, metric)] == ["127.0.0.1:9477"]
         assert run.stop() == 0
 
 

@@ -2,13 +2,15 @@
 
 import fcntl
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moh_ebpf import lock
@@ -300,6 +302,24 @@ def test_bad_configs_change_nothing(fw: Firewall, tmp_path: Path) -> None:
         assert status(fw)["settings"] == before["settings"]
 
 
+def test_a_config_that_is_no_file_is_refused(fw: Firewall, tmp_path: Path) -> None:
+    """A pipe, which would keep it waiting; at a reload and at the start."""
+    file = tmp_path / "moh-ebpf.toml"
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        file.unlink()
+        os.mkfifo(file)
+        run.send(signal.SIGHUP)
+        assert f"{file}: it is no regular file" in run.wait_for_line("config not reloaded")
+        assert run.stop() == 0
+    done = fw.moh("run", "--config", str(file), check=False)
+    assert (done.returncode, "no regular file" in done.stderr) == (2, True)
+    file.unlink()
+    done = fw.moh("run", "--config", str(file), check=False)
+    assert done.returncode == 2
+    assert re.search(rf"{file}: No such file.*wan = .*ucm = ", done.stderr)
+
+
 def test_many_signals_are_as_one_and_the_last_counts(fw: Firewall, tmp_path: Path) -> None:
     with service(fw.namespace, tmp_path, CONFIG) as run:
         run.wait_for_word("READY")
@@ -315,8 +335,45 @@ def test_many_signals_are_as_one_and_the_last_counts(fw: Firewall, tmp_path: Pat
 def test_a_manager_that_does_not_read_cannot_stop_it(fw: Firewall, tmp_path: Path) -> None:
     with service(fw.namespace, tmp_path, CONFIG, WATCHDOG_USEC="40000") as run:
         run.wait_for_word("READY")
-        fw.namespace.run("timeout", "2", "sleep", "1")  # while its words fill the socket
+        fill(tmp_path / "notify")
+        do(fw, "tc filter del dev lan ingress pref 4000")
+        run.wait_for_line("somebody had removed bypass on lan")
         assert run.stop() == 0
+    assert status(fw)["attached"] is False
+
+
+def fill(address: Path) -> None:
+    """Words until there is no room for another."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+        line.setblocking(False)
+        line.connect(str(address))
+        with suppress(BlockingIOError):
+            while True:
+                line.send(b"EXTEND_TIMEOUT_USEC=1")
+
+
+def test_a_log_that_nobody_reads_cannot_stop_it(fw: Firewall, tmp_path: Path) -> None:
+    """A full pipe for stderr, from before its first line to its end."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "wb") as pipe:
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"." * 4096)
+        os.set_blocking(writer, True)
+        with service(
+            fw.namespace, tmp_path, CONFIG, stderr=pipe.fileno(), WATCHDOG_USEC="1000000"
+        ) as run:
+            assert run.wait_for_word("READY") == "1"
+            ids = program_ids(fw)
+            do(fw, "tc filter del dev lan ingress pref 4000")
+            restored = until("it is restored", lambda: not status(fw)["missing"] and status(fw))
+            assert {each["id"] for each in restored["programs"]}.isdisjoint(ids)
+            reload(run, tmp_path, "wan = [")
+            reload(run, tmp_path, CONFIG.replace("60s", "61s"))
+            assert status(fw)["settings"]["timeout"] == 61
+            assert run.wait_for_word("WATCHDOG") == "1"
+            assert run.stop() == 0
     assert status(fw)["attached"] is False
 
 

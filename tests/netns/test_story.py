@@ -16,7 +16,9 @@ def ucm_sends(fw: Firewall, port: int, count: int, to: str = PROVIDER) -> list[t
 
 
 def counters(fw: Firewall) -> dict[str, int]:
-    return json.loads(fw.moh("status", "--json").stdout)["counters"]
+    """Those that are not 0, but for the sums over RTP streams."""
+    shown = json.loads(fw.moh("status", "--json").stdout)["counters"]
+    return {name: n for name, n in shown.items() if n and not name.startswith("rtp_")}
 
 
 def test_hold_call_hold_again(fw: Firewall) -> None:
@@ -32,8 +34,7 @@ def test_hold_call_hold_again(fw: Firewall) -> None:
     fw.wan.send(udp(PROVIDER, HOLD))
     assert ucm_sends(fw, 24700, 5) == [(HOLD, PROVIDER)] * 5
 
-    seen = counters(fw)
-    assert {name: number for name, number in seen.items() if number} == {
+    assert counters(fw) == {
         "learned_moh": 1,
         "moh_to_two": 1,
         "two_to_moh": 1,

@@ -33,8 +33,7 @@ class Service:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
+        for line in self.process.stderr or ():
             self._log.put(line.rstrip("\n"))
 
     def wait_for_line(self, text: str) -> str:
@@ -65,8 +64,8 @@ class Service:
         self.process.kill()
         self.process.wait()
         self._reader.join()
-        assert self.process.stderr
-        self.process.stderr.close()
+        if self.process.stderr:
+            self.process.stderr.close()
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -79,10 +78,16 @@ class Service:
 
 @contextmanager
 def service(
-    namespace: Namespace, directory: Path, config: str, *arguments: str, **environment: str
+    namespace: Namespace,
+    directory: Path,
+    config: str,
+    *arguments: str,
+    stderr: int = subprocess.PIPE,
+    **environment: str,
 ) -> Iterator[Service]:
     """Run it in the namespace with this config, which is `directory`/moh-ebpf.toml. `environment`
-    is added to this process's own. It is killed at the end, if it still runs."""
+    is added to this process's own. It is killed at the end, if it still runs. Given another
+    `stderr`, its log is not read."""
     file = directory / "moh-ebpf.toml"
     file.write_text(config)
     address = directory / "notify"
@@ -94,7 +99,7 @@ def service(
         with namespace.entered():
             process = subprocess.Popen(
                 command,
-                stderr=subprocess.PIPE,
+                stderr=stderr,
                 text=True,
                 env={**os.environ, "NOTIFY_SOCKET": str(address), **environment},
             )

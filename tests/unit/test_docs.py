@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from moh_ebpf import cli, layout, settings
+from moh_ebpf.errors import ExitStatus
 from moh_ebpf.render import WATCH_COLUMNS
 from moh_ebpf.watch.keys import HELP
 
@@ -53,6 +54,13 @@ def test_counters_of_the_decision_tables_are_all_there_are() -> None:
         name for name in layout.COUNTERS if name.startswith(("rtp_", "sip_", "events_"))
     }
     assert named | any_verdict == set(layout.COUNTERS)
+
+
+def test_exit_statuses_are_those_of_the_code() -> None:
+    (written,) = re.findall(r"^Exit status: (.*?)\.$", README, re.MULTILINE | re.DOTALL)
+    assert [int(each.split()[0]) for each in written.split("; ")] == list(ExitStatus)
+    levels = tables((ROOT / "docs/doctor.md").read_text(), "level")
+    assert {int(row[2]) for row in levels} <= set(ExitStatus)
 
 
 def options(command: str) -> list[str]:

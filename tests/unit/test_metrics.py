@@ -187,5 +187,16 @@ def test_documents_name_metrics_that_exist() -> None:
     assert names(rules) <= known
     assert names(asked) <= known
     assert names(page) == known
-    ids = [panel["id"] for panel in dashboard["panels"]]
-    assert len(set(ids)) == len(ids)
+
+
+def test_panels_of_the_dashboard_have_a_place_each() -> None:
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [
+        (x, y)
+        for at in (panel["gridPos"] for panel in panels)
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(places)) == len(places)
+    assert max(x for x, _ in places) < 24  # Grafana's columns

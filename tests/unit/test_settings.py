@@ -1,5 +1,6 @@
 """Settings: what is taken, what is refused and how it is said."""
 
+import os
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -154,3 +155,43 @@ def test_json_reads_back() -> None:
         {**LEAST, "lan": "eth0", "provider": "203.0.113.0/24", "timeout": "1.5s", "port": 4100}
     )
     assert from_values(chosen.to_json()) == chosen
+
+
+def test_service_file_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "moh-ebpf.toml"
+    file.write_text('wan = ["eth1"]\r\nucm = "10.10.10.10"\r\n')
+    assert settings.load_file(file) == from_values(LEAST)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "wan and ucm are missing"), ('wan = "eth1"', "ucm is missing"), ("ucm = []", "wan and")],
+)
+def test_service_file_lacks_what_it_needs(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "moh-ebpf.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=f"{file}: {said}.*wan = .*ucm = "):
+        settings.load_file(file)
+    with pytest.raises(UsageError, match=f"{file}x: No such file.*wan = .*ucm = "):
+        settings.load_file(Path(f"{file}x"))
+
+
+def test_service_file_is_a_file(tmp_path: Path) -> None:
+    """Neither waits for who would write into it, nor for its end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(UsageError, match=f"{path}: it is no regular file|Is a directory"):
+            settings.load_file(path)
+
+
+def test_config_by_a_pipe_is_taken() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b'wan = "eth1"')
+    os.close(writer)
+    assert settings.load_config(Path(f"/dev/fd/{reader}")) == {"wan": "eth1"}
+    os.close(reader)
+
+
+def test_config_without_an_end_is_refused() -> None:
+    with pytest.raises(UsageError, match="/dev/zero: longer than"):
+        settings.load_config(Path("/dev/zero"))

@@ -1,0 +1,139 @@
+"""The service's pace, by a clock of the test's own, and its log, which waits for nobody."""
+
+import fcntl
+import logging
+import os
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from moh_ebpf import service, systemd
+from moh_ebpf.errors import MohError
+from moh_ebpf.registry import Record
+from moh_ebpf.service import Service, _Wanted
+from moh_ebpf.settings import Settings
+
+SETTINGS = Settings(wan=("ppp0",), ucm=(IPv4Address("10.10.10.10"),))
+RECORD = Record(SETTINGS, "1", wan=(7,), lan=(), clsact=(7,))
+
+
+class Run:
+    """A service whose kernel is this: what it would find, and what it has attached and when."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.wanted = _Wanted(SETTINGS, RECORD, "somebody had removed learn on ppp0")
+        self.attached: list[float] = []
+        self.fails = False
+        monkeypatch.setattr(service.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(service, "_attach", self._attach)
+        self.service = Service(SETTINGS, logging.getLogger("test"), None)
+        monkeypatch.setattr(self.service, "_look", lambda at_start: self.wanted)
+
+    def _attach(self, *_: object) -> list[str]:
+        self.attached.append(self.now)
+        if self.fails:
+            raise MohError("no memory")
+        return []
+
+    def change(self) -> float:
+        """Something changes, and is acted upon until nothing is due; how long that took."""
+        begun, times = self.now, len(self.attached)
+        self.service.expect_change()
+        while self.service.due is not None and len(self.attached) == times:
+            self.now = max(self.now, self.service.due)
+            self.service.act()
+        return self.now - begun
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(monkeypatch)
+
+
+def test_what_is_removed_again_comes_back_ever_later(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits = [run.change() for _ in range(10)]
+    assert waits[0] < 1
+    assert waits == sorted(waits)
+    assert waits[-1] == 60
+    assert "again and again; attaching in 8 s" in caplog.text
+    run.now += 100
+    assert run.change() < 1
+
+
+def test_news_wait_five_seconds_at_most(run: Run) -> None:
+    """An interface that comes and goes, also while somebody else removes what we attach."""
+    for index in range(10):
+        run.wanted = run.wanted._replace(record=replace(RECORD, wan=(index,)))
+        assert run.change() <= 5
+    for _ in range(10):
+        run.change()
+    run.wanted = run.wanted._replace(record=replace(RECORD, wan=(99,)))
+    assert run.change() <= 5
+
+
+def test_a_change_is_looked_at_while_a_repair_waits(run: Run) -> None:
+    for _ in range(10):
+        run.change()
+    run.service.expect_change()
+    run.now = run.service.due or 0.0
+    run.service.act()
+    assert (run.service.due or 0) - run.now > 50
+    run.wanted = _Wanted(None, waits_for="ppp0")
+    assert run.change() < 1
+    assert "waiting for ppp0" in run.service.status()
+
+
+def test_what_fails_is_told_once_and_tried_again(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.fails = True
+    for _ in range(5):
+        run.change()
+    assert caplog.text.count("no memory") == 1
+    run.fails = False
+    run.change()
+    run.fails = True
+    run.change()
+    assert caplog.text.count("no memory") == 2
+
+
+def test_log_waits_for_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full pipe: lines are lost, their number is told at their place, the others stay whole."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(reader, "rb") as end, os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(systemd.sys, "stderr", stream)
+        monkeypatch.setattr(systemd, "_MOST_LINES", 20)
+        with systemd.logger("test-log") as log:
+            logged = 1000
+            for number in range(logged):
+                log.info("%s %04d", "x" * 1000, number)
+            written = ""
+            while "end" not in written:
+                log.info("end")
+                logged += 1
+                written += os.read(reader, 4096).decode()
+        stream.close()
+        lines = (written + end.read().decode()).splitlines()
+    expected = 0
+    for line in lines:
+        last = line.split()[-1]
+        if "nobody read them" in line:
+            expected += int(last)
+            continue
+        assert line == f"moh-ebpf: {'x' * 1000} {expected:04d}" or expected >= 1000, line
+        expected += 1
+    assert expected == logged
+
+
+def test_log_minds_no_reader_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(systemd.sys, "stderr", stream)
+        with systemd.logger("test-log") as log:
+            log.info("nobody")

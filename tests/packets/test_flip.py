@@ -484,6 +484,15 @@ def test_a_body_without_a_line_end_before_the_next_message(sip: Bench) -> None:
     assert not restores(sip, "i: B")
 
 
+def test_an_sdp_without_a_line_end_before_the_next_message(sip: Bench) -> None:
+    """The next message's first line is none then, but its Call-ID is."""
+    flip(sip, out_udp(message(HOLD, call_id="i: B")))
+    call, other = message(CALL, call_id="i: A")[:-2], message([], start="OPTIONS sip:x SIP/2.0",
+                                                              call_id="i: B")  # fmt: skip
+    flip(sip, out_tcp(call + other))
+    assert restores(sip, "i: B")
+
+
 def test_more_messages_than_are_told_apart(sip: Bench) -> None:
     ack = b"ACK sip:x SIP/2.0\r\ni: B\r\nl: 0\r\n\r\n"
     hold = message(HOLD, call_id="i: A")

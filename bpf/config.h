@@ -14,7 +14,7 @@ WAN_INDEX(ifindex), WAN_IFINDEX(index): the order of the WANs; NO_WAN and 0 for 
 LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 #endif
 
-#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) || \
+#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) ||     \
 	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(SETTINGS_SIZE) || \
 	!defined(PAGE_SIZE)
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \

@@ -365,6 +365,12 @@ static inline void restore_hold(struct __sk_buff *skb)
  * Events: changes of state, never packets
  */
 
+/* Not negative, even if the two times are of two CPUs. */
+static inline u64 elapsed(u64 since, u64 until)
+{
+	return (s64)(until - since) > 0 ? until - since : 0;
+}
+
 static inline void tell(struct counters *count, struct event *event)
 {
 	/* Readers keep their own position, so each record wakes them. */
@@ -424,7 +430,7 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 
 	peer->out_first = now;
 	if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS) {
-		event.lasted = now - waiting->first;
+		event.lasted = elapsed(waiting->first, now);
 		event.dropped = waiting->packets;
 	}
 	if (waiting)
@@ -495,7 +501,7 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 	peer->heard = heard_word(heard);
 	if (before == heard.state)
 		return;
-	tell_heard(count, packet, EVENT_CHANGED, heard, now, before, now - peer->since);
+	tell_heard(count, packet, EVENT_CHANGED, heard, now, before, elapsed(peer->since, now));
 	peer->since = now;
 	peer->out_first = 0;
 	if (heard.state == STATE_MOH)
@@ -511,7 +517,7 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 	note_gap(peer, now);
 	if (!is_live(peer, now)) {
 		tell_heard(count, packet, EVENT_LEARNED, heard, now, heard_of(peer).state,
-			   peer->last_seen - peer->since);
+			   elapsed(peer->since, peer->last_seen));
 		relearn(peer, heard, now);
 		count_learned(count, heard.state);
 	} else if (peer->heard != heard_word(heard)) {

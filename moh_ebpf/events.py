@@ -4,7 +4,8 @@ The kernel's ring buffer has one consumer's position, but any process may map it
 here keeps a position of its own, and moves the kernel's half a ring behind what was written last:
 there is room for what comes, whoever reads, and the last events stay for a reader that comes later.
 A reader that falls behind by more than the ring learns how many events it has missed, for all
-records are of one size. (kernel: Documentation/bpf/ringbuf.rst)
+records are of one size; while nobody makes room, the kernel counts those that it could not write.
+(kernel: Documentation/bpf/ringbuf.rst)
 
 That an endpoint is forgotten or evicted is no event of the kernel's: nothing happens then. The
 reader looks for those that it knows of, when they may have been forgotten.
@@ -18,7 +19,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from socket import inet_ntoa
@@ -28,6 +29,7 @@ from moh_ebpf import layout, libbpf, registry
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.layout import Kind, State
 from moh_ebpf.registry import Attached
+from moh_ebpf.settings import Settings
 
 _HEADER = 8  # bytes before each record: its length, and which page it is in
 _RECORD = _HEADER + layout.EVENT.size
@@ -164,6 +166,9 @@ class Ring:
             self._poll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
             self._close = stack.pop_all().close
         self._at = self._oldest() if history else self._written()
+        self._more = False
+        # After a read there is room for so many records at least: half a ring, cut to whole ones.
+        self.room = self._size // 2 // _RECORD - 1
         self._make_room()
 
     def close(self) -> None:
@@ -174,15 +179,25 @@ class Ring:
         """To wait for: readable when there may be new records. `wait` makes it quiet again."""
         return self._poll.fileno()
 
+    @property
+    def more(self) -> bool:
+        """The last read has left records: it does not wait for them to end."""
+        return self._more
+
     def wait(self, seconds: float) -> None:
         """Until there may be new records, or the time is over."""
-        self._poll.poll(max(0.0, seconds))
+        self._poll.poll(0.0 if self._more else max(0.0, seconds))
 
     def read(self) -> tuple[list[Record], int]:
-        """New records, and how many were missed."""
+        """New records, a ring full of them at most, and how many were missed."""
         records, missed = [], 0
-        while (ahead := self._written() - self._at) > 0:
-            if ahead > self._size - _RECORD:
+        self._more = True
+        for _ in range(self._size // _RECORD):
+            ahead = self._written() - self._at
+            if ahead <= 0:
+                self._more = False
+                break
+            if ahead > self._size:
                 skipped = (ahead - self._size // 2) // _RECORD
                 self._at += skipped * _RECORD
                 missed += skipped
@@ -190,10 +205,11 @@ class Ring:
             begin = mmap.PAGESIZE + self._at % self._size
             length = int.from_bytes(self._data[begin : begin + 4], "little")
             record = self._data[begin + _HEADER : begin + _RECORD]
-            if self._written() - self._at > self._size - _RECORD:
+            if self._written() - self._at > self._size:
                 continue  # overwritten meanwhile, perhaps
             if length & _BUSY:
-                break  # its writer will wake us
+                self._more = False  # its writer will wake us
+                break
             records.append(Record._make(layout.EVENT.unpack(record)))
             self._at += _RECORD
         self._make_room()
@@ -203,28 +219,30 @@ class Ring:
         return int.from_bytes(self._data[:8], "little")
 
     def _oldest(self) -> int:
-        return max(self._consumed(), (self._written() - self._size // 2) // _RECORD * _RECORD)
+        return max(self._consumed(), self._half_behind())
 
     def _consumed(self) -> int:
         return int.from_bytes(self._consumer[:8], "little")
 
     def _make_room(self) -> None:
-        """Another reader may be ahead of us: then it has."""
-        behind = (self._written() - self._size // 2) // _RECORD * _RECORD
-        if behind > self._consumed():
+        """Another reader may be ahead of us: then it has. One that was while we wrote is put back
+        by that; so look again."""
+        while (behind := self._half_behind()) > self._consumed():
             self._consumer[:8] = behind.to_bytes(8, "little")
+
+    def _half_behind(self) -> int:
+        return (self._written() - self._size // 2) // _RECORD * _RECORD
 
 
 @dataclass
 class _Known:
-    """A live endpoint: its state since when, when it may have been forgotten, and its hold that
-    waits for its music. Times are ns of CLOCK_MONOTONIC."""
+    """A live endpoint: its state since when, and when it may have been forgotten. Times are ns of
+    CLOCK_MONOTONIC."""
 
     state: State
     heard: bytes
     since: int
     due: int
-    hold: Event | None = None
 
 
 Lookup = Callable[[Key], tuple[int, int] | None]  # last_seen and since; None: it is not there
@@ -238,7 +256,8 @@ class Story:
         self._known: dict[Key, _Known] = {}
         self._due: list[tuple[int, Key]] = []
         self._looked = 0
-        self._holds = 0  # that wait for their music
+        # Holds that wait for their music, in the order in which they began.
+        self._waiting: dict[Key, tuple[int, Event]] = {}
         # What CLOCK_MONOTONIC's 0 is in ns of the epoch.
         self.epoch = 0
 
@@ -262,16 +281,17 @@ class Story:
         elif record.kind == Kind.LEARNED:
             yield from self._learned(key, known, record)
         else:
-            yield from self._changed(key, known, record)
+            yield from self._changed(key, record)
 
     def due(self, now: int) -> Iterator[Event]:
         """The events that time brings: holds without music, endpoints forgotten or evicted."""
         if now - self._looked < _LOOK_SECONDS * _SECOND:
             return
         self._looked = now
-        for waits in list(self._known.values()) if self._holds else ():
-            if waits.hold and now - waits.since >= MUSIC_WITHIN_SECONDS * _SECOND:
-                yield from self._without_music(waits)
+        for key, (since, _) in list(self._waiting.items()):
+            if now - since < MUSIC_WITHIN_SECONDS * _SECOND:
+                break
+            yield from self._without_music(key)
         while self._due and self._due[0][0] <= now:
             _, key = heapq.heappop(self._due)
             known = self._known.get(key)
@@ -280,56 +300,61 @@ class Story:
 
     def next_due(self, now: int) -> float:
         """Seconds until `due` has something to do, or may have; inf if nobody is known."""
-        if self._holds:
-            return max(0.0, (self._looked - now) / _SECOND + _LOOK_SECONDS)
+        again = (self._looked - now) / _SECOND + _LOOK_SECONDS
+        if self._waiting:
+            return max(0.0, again)
         if not self._due:
             return math.inf
-        return max(
-            (self._due[0][0] - now) / _SECOND, (self._looked - now) / _SECOND + _LOOK_SECONDS, 0.0
-        )
+        return max((self._due[0][0] - now) / _SECOND, again, 0.0)
 
     def _learned(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
-        if known:  # it had been forgotten, and nobody has looked for it since
-            yield from self._end(key, known, "expired", record.time, record.lasted)
-        made = self._begin(key, record)
-        yield self._event("new", record.time, key, record.heard, None, made.state)
-        if made.state is State.MOH:
-            self._hold(made, self._event("hold", record.time, key, record.heard, None, State.MOH))
+        if known and not record.before:  # nobody has looked for it since
+            yield from self._end(key, known, "evicted", record.time, None)
+        elif known:
+            forgotten = known.since + record.lasted + self._timeout
+            if forgotten > record.time:
+                return  # two CPUs have found it forgotten, and both have told
+            yield from self._end(key, known, "expired", forgotten, record.lasted)
+        state = self._begin(key, record)
+        yield self._event("new", record.time, key, record.heard, None, state)
+        if state is State.MOH:
+            hold = self._event("hold", record.time, key, record.heard, None, state)
+            self._wait_for_music(key, record.time, hold)
 
-    def _changed(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
-        if known:
-            yield from self._without_music(known)
-        made = self._begin(key, record)
-        before = State(record.before)
-        name = "hold" if made.state is State.MOH else "resume"
-        event = self._event(name, record.time, key, record.heard, before, made.state)
+    def _changed(self, key: Key, record: Record) -> Iterator[Event]:
+        yield from self._without_music(key)
+        state = self._begin(key, record)
+        name = "hold" if state is State.MOH else "resume"
+        event = self._event(name, record.time, key, record.heard, State(record.before), state)
         event = event._replace(lasted=record.lasted / _SECOND)
-        if made.state is State.MOH:
-            self._hold(made, event)
+        if state is State.MOH:
+            self._wait_for_music(key, record.time, event)
         else:
             yield event
 
     def _music(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
-        if known and known.hold:
-            yield known.hold._replace(
-                time_to_music=record.lasted / _SECOND, dropped_before=record.dropped
-            )
-            self._hold(known, None)
+        if key in self._waiting:
+            _, hold = self._waiting.pop(key)
+        elif known and known.state is State.MOH:
+            return  # told already, as one without music
+        else:  # its beginning was missed, or it is one of a flood
+            hold = self._event("hold", record.time, key, record.heard, None, State.MOH)
+        yield hold._replace(time_to_music=record.lasted / _SECOND, dropped_before=record.dropped)
 
-    def _without_music(self, known: _Known) -> Iterator[Event]:
-        if known.hold:
-            yield known.hold
-            self._hold(known, None)
+    def _wait_for_music(self, key: Key, since: int, hold: Event) -> None:
+        """Of an endpoint that is not followed, the music alone will tell."""
+        if key in self._known:
+            self._waiting[key] = since, hold
 
-    def _hold(self, known: _Known, event: Event | None) -> None:
-        self._holds += (event is not None) - (known.hold is not None)
-        known.hold = event
+    def _without_music(self, key: Key) -> Iterator[Event]:
+        if key in self._waiting:
+            yield self._waiting.pop(key)[1]
 
-    def _begin(self, key: Key, record: Record) -> _Known:
+    def _begin(self, key: Key, record: Record) -> State:
         state = State(layout.HEARD.unpack(record.heard)[2])
-        made = _Known(state, record.heard, record.time, record.time + self._timeout)
-        self._remember(key, made)
-        return made
+        due = record.time + self._timeout
+        self._remember(key, _Known(state, record.heard, record.time, due))
+        return state
 
     def _remember(self, key: Key, known: _Known) -> None:
         """Of a flood of endpoints, the end is not followed."""
@@ -346,14 +371,14 @@ class Story:
         last_seen, since = found
         known.due = last_seen + self._timeout
         if known.due <= now:
-            yield from self._end(key, known, "expired", known.due, last_seen - since)
+            yield from self._end(key, known, "expired", known.due, max(0, last_seen - since))
         else:
             heapq.heappush(self._due, (known.due, key))
 
     def _end(
         self, key: Key, known: _Known, name: str, at: int, lasted: int | None
     ) -> Iterator[Event]:
-        yield from self._without_music(known)
+        yield from self._without_music(key)
         del self._known[key]
         event = self._event(name, at, key, known.heard, known.state, None)
         yield event._replace(lasted=None if lasted is None else lasted / _SECOND)
@@ -403,6 +428,8 @@ class Reader:
 
     def due(self) -> float:
         """Seconds after which to `read` even if nothing has come."""
+        if self._ring.more:
+            return 0.0
         now = time.monotonic_ns()
         return min(self._story.next_due(now), max(0.0, self._check_at - now / _SECOND))
 
@@ -415,6 +442,8 @@ class Reader:
         events: list[Event | Lost] = [Lost(time.time(), missed)] if missed else []
         for record in records:
             events += self._story.tell(record)
+        if len(records) >= self._ring.room and (unwritten := self._maps.unwritten()):
+            events.append(Lost(time.time(), unwritten))
         events += self._story.due(now)
         if now / _SECOND >= self._check_at:
             self.check()
@@ -429,13 +458,13 @@ class Reader:
                 )
             self._ring = Ring(attached.maps["events"], history=history)
             stack.callback(self._ring.close)
-            self._peers = stack.enter_context(_Peers(attached))
+            self._maps = stack.enter_context(_Maps(attached))
             self._story = Story(
-                lambda key: self._peers.look_up(key), _timeout(attached), attached.wan_names()
+                lambda key: self._maps.look_up(key), _timeout(attached), attached.wan_names()
             )
             if not history:
                 self._know_all(attached)
-            self._maps = _ids(attached)
+            self._ids = _ids(attached)
             self._close = stack.pop_all().close
         self._plan_check()
 
@@ -444,10 +473,8 @@ class Reader:
 
     def _know_all(self, attached: Attached) -> None:
         now, timeout = time.monotonic_ns(), _timeout(attached)
-        phantom_rtcp = attached.record.settings.port + 1
-        for key, (heard, last_seen, since, *_) in attached.peers():
-            public_port = int.from_bytes(layout.HEARD.unpack(heard)[1], "big")
-            if now - last_seen < timeout and public_port != phantom_rtcp:
+        for key, (heard, last_seen, since, _, _, _, in_rtp, *_) in attached.peers():
+            if now - last_seen < timeout and _is_rtp(heard, in_rtp, attached.record.settings):
                 self._story.know(key, heard, since, last_seen)
 
     def check(self) -> None:
@@ -456,47 +483,75 @@ class Reader:
         try:
             with registry.attached_or_error() as attached:
                 ids = _ids(attached)
-                if ids[0] == self._maps[0] and ids != self._maps:
-                    self._peers.replace(attached)
+                if ids[0] == self._ids[0] and ids != self._ids:
+                    self._maps.replace(attached)
                     self._story.go_on(_timeout(attached), attached.wan_names())
-                    self._maps = ids
+                    self._ids = ids
         except NotAttachedError:
             raise NotAttachedError(
                 "detached meanwhile: nothing happens any more; attach with: moh-ebpf attach"
             ) from None
-        if ids != self._maps:
+        if ids != self._ids:
             self._close()
             self._open()
 
 
-class _Peers:
-    """The map of peers, for a look at one of them."""
+class _Maps:
+    """The maps of peers and of counters, for a look at one of each."""
 
     def __init__(self, attached: Attached) -> None:
-        self._fd = -1
+        self._close: Callable[[], None] = lambda: None
         self.replace(attached)
 
-    def __enter__(self) -> "_Peers":
+    def __enter__(self) -> "_Maps":
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        self._close()
 
     def replace(self, attached: Attached) -> None:
         """From now on, those of what is attached."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        peers = attached.maps["peers"]
-        self._fd = os.dup(peers.fd)
-        self._map = replace(peers, fd=self._fd)
+        self._close()
+        with ExitStack() as stack:
+            self._peers, counters = (
+                replace(attached.maps[name], fd=stack.enter_context(_copy(attached.maps[name])))
+                for name in ("peers", "counters")
+            )
+            self._counters = replace(attached, maps={"counters": counters})
+            self._close = stack.pop_all().close
+        self._unwritten = self._counters.counters()["events_unread"]
 
     def look_up(self, key: Key) -> tuple[int, int] | None:
         """A peer's last_seen and since; None: it is not there."""
         with suppress(FileNotFoundError):
-            value = libbpf.lookup(self._map, layout.ENDPOINT.pack(*key))
+            value = libbpf.lookup(self._peers, layout.ENDPOINT.pack(*key))
             _, last_seen, since, *_ = layout.PEER.unpack(value)
             return last_seen, since
         return None
+
+    def unwritten(self) -> int:
+        """How many events had no room in the ring since this was asked."""
+        before, self._unwritten = self._unwritten, self._counters.counters()["events_unread"]
+        return self._unwritten - before
+
+
+@contextmanager
+def _copy(bpf_map: libbpf.Map) -> Iterator[int]:
+    """An fd of the map that stays when `attached` is closed."""
+    fd = os.dup(bpf_map.fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_rtp(heard: bytes, in_rtp: bytes, settings: Settings) -> bool:
+    """Has this endpoint sent RTP, not RTCP alone? Without quality, RTP's ports tell: the phantom
+    one, and even ones (RFC 3550, 11)."""
+    if settings.quality:
+        return bool(layout.RTP.unpack(in_rtp)[layout.RTP_FIELDS.index("received")])
+    public_port = int.from_bytes(layout.HEARD.unpack(heard)[1], "big")
+    return public_port == settings.port or public_port % 2 == 0
 
 
 def _timeout(attached: Attached) -> int:

@@ -159,6 +159,37 @@ def test_what_is_missed_is_counted(fw: Firewall, tmp_path: Path) -> None:
         until("both have all", lambda: {sum(told(slow)), sum(told(fast))} == {learned(fw)})
         assert told(slow)[1] > 0
         assert told(fast)[1] == 0
+        assert unwritten(fw) == 0
+
+
+def test_what_no_reader_made_room_for_is_counted(fw: Firewall, tmp_path: Path) -> None:
+    """The only reader is stopped until the kernel cannot write any more."""
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        reader.process.send_signal(signal.SIGSTOP)
+        for frame in spoofed(fw.wan, 10_000):
+            fw.wan.send_frame(frame)
+        reader.process.send_signal(signal.SIGCONT)
+        until("it has all", lambda: sum(told(reader)) == learned(fw))
+        assert told(reader)[1] == unwritten(fw) > 0
+        # It reads on: there is room again, and nothing is counted twice.
+        fw.wan.send(udp(PROVIDER, CALL))
+        until("it tells of one more", lambda: reader.names()[-1] == "new")
+        assert told(reader)[1] == unwritten(fw)
+
+
+def test_one_that_joins_a_call_knows_its_rtp_alone(fw: Firewall, tmp_path: Path) -> None:
+    """RTCP has no events, so it does not end either."""
+    fw.attach("--timeout", "2s")
+    fw.wan.send(udp(PROVIDER, CALL))
+    address, port = PROVIDER.split(":")
+    rtcp = udp(f"{address}:{int(port) + 1}", f"{PUBLIC}:24601", b"\x80\xc8\0\6" + bytes(24))
+    with events(fw, tmp_path) as reader:
+        fw.wan.send(rtcp)
+        with events(fw, tmp_path) as joined:
+            (end,) = joined.wait_for("expired")
+        assert end["port"] == int(port)
+        assert reader.names() == ["expired"]
 
 
 def told(reader: Events) -> tuple[int, int]:
@@ -169,9 +200,15 @@ def told(reader: Events) -> tuple[int, int]:
 
 
 def learned(fw: Firewall) -> int:
-    counters = json.loads(fw.moh("status", "--json").stdout)["counters"]
-    assert counters["events_unread"] == 0
-    return counters["learned_moh"]
+    return counters(fw)["learned_moh"]
+
+
+def unwritten(fw: Firewall) -> int:
+    return counters(fw)["events_unread"]
+
+
+def counters(fw: Firewall) -> dict[str, int]:
+    return json.loads(fw.moh("status", "--json").stdout)["counters"]
 
 
 def test_over_a_replacement(fw: Firewall, tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from moh_ebpf import layout
 from tests.packets.bench import Bench
 
+SOURCE = (Path(__file__).parents[2] / "bpf/layout.h").read_text()
+SIZES = {"u64": 8, "__be32": 4, "__be16": 2, "u8": 1}
+
 
 def table(programs: Bench, name: str):
     return programs._loaded.module[name.encode()]
@@ -55,7 +58,23 @@ def test_counters(programs: Bench) -> None:
     assert fields(leaf) == [(name, 8 * i, 8) for i, name in enumerate(layout.COUNTERS)]
 
 
-def test_states() -> None:
-    source = (Path(__file__).parents[2] / "bpf/layout.h").read_text()
+def test_event() -> None:
+    """No map has it for its value, so BCC does not know it: as the header has it."""
+    (body,) = re.findall(r"struct event \{(.*?)\n\};", SOURCE, re.DOTALL)
+    declared = re.findall(r"^\t(\w+) (\w+);", body, re.MULTILINE)
+    assert [name for _, name in declared] == list(layout.EVENT_FIELDS)
+    sizes = [SIZES[kind] for kind, _ in declared]
+    assert [(name, size) for name, _, size in placed(layout.EVENT_FIELDS, layout.EVENT)] == list(
+        zip(layout.EVENT_FIELDS, sizes, strict=True)
+    )
+    assert layout.EVENT.size % 8 == 0
+
+
+def test_enums() -> None:
     for state in layout.State:
-        assert f"STATE_{state.name} = {state.value}," in source
+        assert f"STATE_{state.name} = {state.value}," in SOURCE
+    (body,) = re.findall(r"enum event_kind \{(.*?)\n\};", SOURCE, re.DOTALL)
+    named = re.findall(r"^\tEVENT_(\w+)", body, re.MULTILINE)
+    assert "EVENT_LEARNED = 1," in body
+    assert named == [kind.name for kind in sorted(layout.Kind)]
+    assert sorted(layout.Kind) == list(range(1, len(named) + 1))

@@ -127,6 +127,54 @@ def test_back_before_anybody_has_looked(peers: Peers) -> None:
         ("expired", State.TWO, None, 3),
         ("new", None, State.TWO, None),
     ]
+    assert [each.time for each in told] == [10, 14, 15]
+
+
+def test_evicted_and_back_before_anybody_has_looked(peers: Peers) -> None:
+    told = peers.told(record(10, Kind.LEARNED, State.TWO), record(15, Kind.LEARNED, State.TWO))
+    assert [each.event for each in told] == ["new", "evicted", "new"]
+
+
+def test_two_cpus_that_learn_it_again_at_once(peers: Peers) -> None:
+    """Both may find it forgotten; it is so once."""
+    told = peers.told(
+        record(10, Kind.LEARNED, State.TWO),
+        record(15, Kind.LEARNED, State.TWO, before=State.TWO, lasted=3),
+        record(15.000002, Kind.LEARNED, State.TWO, before=State.TWO, lasted=0),
+    )
+    assert [each.event for each in told] == ["new", "expired", "new"]
+
+
+def test_last_seen_of_another_cpu_s_clock(peers: Peers) -> None:
+    """The last packet may be of a CPU whose tick was before the one that learned it."""
+    peers.told(record(10, Kind.LEARNED, State.TWO))
+    peers.there[KEY] = 9.999, 10
+    assert short(peers.after(12)) == [("expired", State.TWO, None, 0)]
+
+
+def test_a_hold_whose_beginning_was_missed(peers: Peers) -> None:
+    """Its music tells of it: as the first thing heard, or after a call."""
+    music = record(10, Kind.MUSIC, State.MOH, lasted=0.5, dropped=25)
+    (hold,) = peers.told(music)
+    assert (hold.event, hold.before, hold.time_to_music) == ("hold", None, 0.5)
+    peers.told(record(11, Kind.LEARNED, State.TWO, key=OTHER))
+    (hold,) = peers.told(record(12, Kind.MUSIC, State.MOH, key=OTHER))
+    assert (hold.event, hold.dropped_before) == ("hold", 0)
+
+
+def test_of_a_flood_holds_are_told_with_their_music(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_MOST_KNOWN", 1)
+    peers.told(record(10, Kind.LEARNED, State.MOH))
+    told = peers.told(record(10.1, Kind.LEARNED, State.MOH, key=OTHER))
+    assert [each.event for each in told] == ["new"]
+    (hold,) = peers.told(record(10.2, Kind.MUSIC, State.MOH, key=OTHER, lasted=0.1, dropped=5))
+    assert (hold.event, hold.dropped_before) == ("hold", 5)
+    # Nothing is left to wait for once the one that is followed has ended.
+    peers.there[KEY] = 10, 10
+    assert [each.event for each in peers.after(12)] == ["hold", "expired"]
+    assert peers.story.next_due(12 * SECOND) == float("inf")
 
 
 def test_who_was_there_from_the_start(peers: Peers) -> None:

@@ -7,14 +7,19 @@ least. docs/monitoring.md says what each metric is for.
 import itertools
 import os
 import re
+import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from socket import AF_INET, AF_INET6
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from moh_ebpf import __version__, layout, registry
 from moh_ebpf.chronicle import Histogram, Sums
@@ -279,18 +284,49 @@ def served(host: str, port: int, sums: Sums) -> Iterator[None]:
 
     Raises MohError if the address cannot be had.
     """
-    client = _client()
+    exposition = _client().exposition
     try:
-        server = client.start_http_server(port, host, _registry(sums))
+        server = make_server(
+            host, port, exposition.make_wsgi_app(_registry(sums)), _server(host, port), _Handler
+        )
     except OSError as error:
         raise MohError(f"--metrics {host}:{port}: {error.strerror}") from error
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
     try:
         yield
     finally:
-        if server:  # prometheus_client before 0.19 returns nothing; then it ends with the process
-            server[0].shutdown()
-            server[0].server_close()
-            server[1].join()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _server(host: str, port: int) -> type[WSGIServer]:
+    class Server(ThreadingMixIn, WSGIServer):
+        """A thread for each client; one that goes away in between is no news."""
+
+        address_family = AF_INET6 if ":" in host else AF_INET
+        daemon_threads = True
+
+        def server_bind(self) -> None:
+            """Without HTTPServer's question to the DNS for our name."""
+            TCPServer.server_bind(self)
+            self.server_name, self.server_port = host, port
+            self.setup_environ()
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """Unlike socketserver, no traceback for a client's reset or timeout."""
+            if not isinstance(sys.exception(), OSError):
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+    return Server
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10.0  # for a client that does not go on, in seconds
+
+    def log_message(self, format: str, *args: object) -> None:
+        """A scrape is no news."""
 
 
 def _registry(sums: Sums | None = None) -> Any:
@@ -302,6 +338,7 @@ def _registry(sums: Sums | None = None) -> Any:
 def _client() -> Any:
     try:
         import prometheus_client.core
+        import prometheus_client.exposition
     except ImportError as error:
         raise MohError(
             "prometheus_client is missing; try: apt install python3-prometheus-client"

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import urllib.parse
 import urllib.request
@@ -211,3 +213,23 @@ def test_address_in_use_is_an_error(fw: Firewall, tmp_path: Path) -> None:
         assert re.search("192.0.2.200:9477: Cannot assign", run.wait_for_line("--metrics"))
         assert run.process.wait(20) == 1
     assert fw.moh("status", check=False).returncode == 3
+
+
+def test_a_client_that_goes_away_is_no_news(fw: Firewall, tmp_path: Path) -> None:
+    """Resets before, in and after its request; the next one is served."""
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+    with service(fw.namespace, tmp_path, CONFIG, "--metrics", "[::1]:9477") as run:
+        run.wait_for_word("READY")
+        for request in (b"", b"GET /met", b"GET /metrics HTTP/1.1\r\n\r\n"):
+            reset(fw, request)
+        assert get(fw, "http://[::1]:9477/metrics").startswith("# HELP")
+        assert run.stop() == 0
+        run.wait_for_line("stopped; detached")
+        assert not [line for line in run.lines if "Exception" in line or "Traceback" in line]
+
+
+def reset(fw: Firewall, request: bytes) -> None:
+    with fw.namespace.entered(), socket.create_connection(("::1", 9477), timeout=20) as client:
+        client.sendall(request)
+        linger_no_time = struct.pack("ii", 1, 0)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_no_time)

@@ -89,7 +89,10 @@ def load_file(path: Path) -> Settings:
             f"--config {path}: {' and '.join(missing)} {'are' if missing[1:] else 'is'} missing; "
             f"{_WRITE}"
         )
-    return from_values(values)
+    try:
+        return from_values(values)
+    except UsageError as error:  # it names the option, as which the key is documented
+        raise UsageError(f"--config {path}: {error}") from error
 
 
 def _open_file(path: str, flags: int) -> int:
@@ -156,6 +159,8 @@ _MISSING = {
 
 
 def _check_together(settings: Settings) -> None:
+    if settings.flip_hold and not settings.sip_ports:
+        raise UsageError("--flip-hold with no --sip-ports: name one at least, 5060 in general")
     both = set(settings.wan) & set(settings.lan)
     if both:
         raise UsageError(

@@ -8,8 +8,10 @@ import pytest
 
 from tests.support.firewall import Firewall, firewall
 
-# A shell that runs us in the background has SIGINT ignored, and what we start would inherit that.
+# A shell that runs us in the background has SIGINT ignored, nohup SIGHUP, and what we start would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Namespaces are removed whatever happens.
 signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", returncode=143))
 

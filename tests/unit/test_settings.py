@@ -92,6 +92,8 @@ def test_takes(name: str, value: object, parsed: object) -> None:
         ("max_peers", "many", "no whole number"),
         ("max_peers", 1 << 25, "out of range"),
         ("lan", "eth1", "given as --wan and as --lan"),
+        ("quality", 1, "neither true nor false"),
+        ("sip_ports", [True], "no whole number"),
     ],
 )
 def test_refuses(name: str, value: object, said: str) -> None:
@@ -155,6 +157,17 @@ def test_json_reads_back() -> None:
         {**LEAST, "lan": "eth0", "provider": "203.0.113.0/24", "timeout": "1.5s", "port": 4100}
     )
     assert from_values(chosen.to_json()) == chosen
+
+
+def test_a_hold_is_flipped_on_some_port() -> None:
+    with pytest.raises(UsageError, match="no --sip-ports"):
+        from_values({**LEAST, "flip_hold": True, "sip_ports": []})
+
+
+def test_the_service_names_the_file_that_is_wrong(tmp_path: Path) -> None:
+    path = write(tmp_path, 'wan = "eth1"\nucm = "10.10.10.10"\nport = 0\n')
+    with pytest.raises(UsageError, match=f"{path}.*--port"):
+        settings.load_file(path)
 
 
 def test_service_file_is_taken(tmp_path: Path) -> None:

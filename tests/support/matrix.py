@@ -17,7 +17,10 @@ from pathlib import Path
 from threading import Timer
 from typing import NamedTuple
 
-PROGRESS = re.compile(r"(tests/\S+?::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*\[ *(\d+)%\]")
+_OUTCOME = r"(?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
+# As pytest -v tells it, and as pytest-xdist does.
+PROGRESS = re.compile(rf"(?P<name>tests/\S+?::.*?) {_OUTCOME}.*\[ *(?P<percent>\d+)%\]")
+SIDE_BY_SIDE = re.compile(rf"\[gw\d+\] \[ *(?P<percent>\d+)%\] {_OUTCOME} (?P<name>tests/.*\S)")
 OUTCOMES = ("passed", "failed", "skipped")
 
 
@@ -110,8 +113,8 @@ def follow(lines: Iterable[str], log: Path, progress: Progress) -> None:
         for line in lines:
             file.write(line)
             file.flush()
-            if found := PROGRESS.search(line):
-                name, outcome, percent = found.groups()
+            if found := PROGRESS.search(line) or SIDE_BY_SIDE.search(line):
+                name, outcome, percent = found.group("name", "outcome", "percent")
                 if outcome in ("FAILED", "ERROR"):
                     progress.say(f"{outcome} {name}")
                 progress.show(name, int(percent))

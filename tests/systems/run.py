@@ -21,6 +21,8 @@ LOGS = CACHE / "logs"
 RESULTS = "/run/results"
 SEQUENCES = "2000"
 PYTEST = f"-v --tb=short --color=no -p no:cacheprovider --junitxml={RESULTS}/junit.xml"
+# As scripts/test has them.
+SIDE_BY_SIDE = '--numprocesses "$(($(nproc) + 1))" --maxprocesses 9 --dist loadfile'
 
 # Longer than a system takes; then something hangs.
 PATIENCE_SECONDS = 3600.0
@@ -47,7 +49,8 @@ class System:
 def packaged(name: str, suite: str) -> System:
     """With Debian's own Python packages: neither pip nor .venv."""
     python = "/usr/bin/python3"
-    return System(name, suite, "scripts/setup --dev --packaged", python, f"{python} -m pytest")
+    tests = f"{python} -m pytest {SIDE_BY_SIDE}"
+    return System(name, suite, "scripts/setup --dev --packaged", python, tests)
 
 
 def installed(name: str, suite: str) -> System:

@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.support import matrix
 from tests.support.matrix import Process, Progress, Result
 
@@ -55,11 +57,21 @@ def test_results_of_other_places_are_kept(tmp_path: Path) -> None:
     assert "- no VLAN (2 on here)" in page
 
 
-def test_a_failure_stays_on_the_screen(tmp_path: Path, capsys) -> None:
+ONE_BY_ONE = ["tests/a.py::one PASSED [ 50%]\n", "tests/a.py::two[a b] FAILED [100%]\n"]
+SIDE_BY_SIDE = [
+    "tests/a.py::two[a b] \n",
+    "[gw1] [  5%] PASSED tests/a.py::one \n",
+    "[gw0] [100%] FAILED tests/a.py::two[a b] \n",
+]
+
+
+@pytest.mark.parametrize("said", [ONE_BY_ONE, SIDE_BY_SIDE])
+def test_a_failure_stays_on_the_screen(tmp_path: Path, capsys, said: list[str]) -> None:
     log = tmp_path / "log"
-    said = ["tests/a.py::one PASSED [ 50%]\n", "tests/a.py::two FAILED [100%]\n"]
     matrix.follow(said, log, Progress("here"))
-    assert "FAILED tests/a.py::two\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "FAILED tests/a.py::two[a b]\n" in shown
+    assert "100%  tests/a.py::two[a b]\n" in shown
     assert log.read_text() == "".join(said)
 
 

@@ -282,38 +282,6 @@ static inline void flip_message(struct __sk_buff *skb, struct counters *count, s
 		count->sip_split++;
 }
 
-/*
- * SIP on its way to the provider: after netfilter, so its source is public where the firewall
- * NATs. What UCM's next SDP in the dialog says decides whether the way back is changed.
- */
-static inline void flip_hold(struct __sk_buff *skb)
-{
-	struct sip_search phantom = {
-		.port = PHANTOM_TEXT,
-		.digits = PHANTOM_DIGITS,
-		.word = A_SENDON,
-		.rest = TEXT2('l', 'y'),
-	};
-	struct sip_place place;
-	struct counters *count;
-	struct sip *sip;
-
-	if (!find_text(skb, &place))
-		return;
-	if (!IS_UCM(place.segment.saddr) && !IS_PUBLIC(place.segment.saddr))
-		return;
-	sip = read_sip(skb, &place, &phantom);
-	count = this_cpu_counters();
-	if (!sip || !count)
-		return;
-	for (u32 i = 0; i < SIP_MESSAGES; i++) {
-		flip_message(skb, count, sip, &sip->messages[i]);
-		if (i >= sip->count)
-			break;
-	}
-	remember_segment(sip);
-}
-
 static inline void restore_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
 				   struct sip_message *message)
 {
@@ -328,28 +296,57 @@ static inline void restore_message(struct __sk_buff *skb, struct counters *count
 		count->sip_split++;
 }
 
-/* SIP that comes from the provider: in a dialog whose hold was flipped, sendrecv is recvonly. */
-static inline void restore_hold(struct __sk_buff *skb)
+/* Each message of a packet of SIP. The firewall's end of it is a UCM's, or public. */
+static __always_inline void change_messages(struct __sk_buff *skb, struct sip_search *search,
+					    bool is_outbound)
 {
-	struct sip_search audio = { .word = A_SENDRE, .rest = TEXT2('c', 'v') };
 	struct sip_place place;
 	struct counters *count;
 	struct sip *sip;
+	__be32 ours;
 
 	if (!find_text(skb, &place))
 		return;
-	if (!IS_PUBLIC(place.segment.daddr) && !IS_UCM(place.segment.daddr))
+	ours = is_outbound ? place.segment.saddr : place.segment.daddr;
+	if (!IS_UCM(ours) && !IS_PUBLIC(ours))
 		return;
-	sip = read_sip(skb, &place, &audio);
+	sip = read_sip(skb, &place, search);
 	count = this_cpu_counters();
 	if (!sip || !count)
 		return;
 	for (u32 i = 0; i < SIP_MESSAGES; i++) {
-		restore_message(skb, count, sip, &sip->messages[i]);
+		if (is_outbound)
+			flip_message(skb, count, sip, &sip->messages[i]);
+		else
+			restore_message(skb, count, sip, &sip->messages[i]);
 		if (i >= sip->count)
 			break;
 	}
 	remember_segment(sip);
+}
+
+/*
+ * SIP on its way to the provider: after netfilter, so its source is public where the firewall
+ * NATs. What UCM's next SDP in the dialog says decides whether the way back is changed.
+ */
+static inline void flip_hold(struct __sk_buff *skb)
+{
+	struct sip_search phantom = {
+		.port = PHANTOM_TEXT,
+		.digits = PHANTOM_DIGITS,
+		.word = A_SENDON,
+		.rest = TEXT2('l', 'y'),
+	};
+
+	change_messages(skb, &phantom, true);
+}
+
+/* SIP that comes from the provider: in a dialog whose hold was flipped, sendrecv is recvonly. */
+static inline void restore_hold(struct __sk_buff *skb)
+{
+	struct sip_search audio = { .word = A_SENDRE, .rest = TEXT2('c', 'v') };
+
+	change_messages(skb, &audio, false);
 }
 #else
 static inline void flip_hold(struct __sk_buff *skb)

@@ -193,16 +193,13 @@ def test_what_no_reader_made_room_for_is_counted(fw: Firewall, tmp_path: Path) -
 
 def test_one_that_joins_a_call_knows_its_rtp_alone(fw: Firewall, tmp_path: Path) -> None:
     """RTCP has no events, so it does not end either."""
-    fw.attach("--timeout", "2s")
-    fw.wan.send(udp(PROVIDER, CALL))
+    fw.attach("--timeout", "4s")
     address, port = PROVIDER.split(":")
     rtcp = udp(f"{address}:{int(port) + 1}", f"{PUBLIC}:24601", b"\x80\xc8\0\6" + bytes(24))
-    with events(fw, tmp_path) as reader:
-        fw.wan.send(rtcp)
-        with events(fw, tmp_path) as joined:
-            (end,) = joined.wait_for("expired")
-        assert end["port"] == int(port)
-        assert reader.names() == ["expired"]
+    fw.wan.send(rtcp, udp(PROVIDER, CALL))
+    with events(fw, tmp_path) as joined:
+        (end,) = joined.wait_for("expired")  # RTCP's would have come before
+    assert end["port"] == int(port)
 
 
 def told(reader: Events) -> tuple[int, int]:

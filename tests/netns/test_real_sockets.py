@@ -4,6 +4,7 @@ What arrives at the provider's socket has been through its kernel: a packet with
 or cut at the wrong place, would not be there.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -208,6 +209,17 @@ def test_hold_music_merged_by_gro(
     ):
         source, music = hold(nat, gso=True)
         assert lan.heard(1) == {source: [b"".join(music)]}
+
+
+def test_each_datagram_of_one_packet_counts() -> None:
+    """A GSO packet is several of RTP, in a row: none is lost."""
+    with hosts() as place:
+        place.attach("--lan", "lan", "--ucm", UCM)
+        set_offload(place, (True, True))
+        hold(place, gso=True)
+        (peer,) = json.loads(place.firewall.moh("peers", "--json").stdout)
+    played = peer["outbound"]["rtp"]
+    assert (played["expected"], played["lost"]) == (COUNT, 0)
 
 
 def test_music_without_checksums_is_heard(nat: Hosts) -> None:

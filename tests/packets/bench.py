@@ -151,6 +151,14 @@ class Bench:
                 key = keys[at * peers.key_size :][: peers.key_size]
                 libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
 
+    def age_waiting(self, seconds: float) -> None:
+        """As if UCM's dropped packets had come so long ago."""
+        waiting_for, waiting = self._loaded.maps["waiting_for"], struct.Struct("=3Q")
+        ((keys, values),) = libbpf.entries(waiting_for)
+        first, last, packets = waiting.unpack(values)
+        moved = waiting.pack(first - int(seconds * 1e9), last - int(seconds * 1e9), packets)
+        libbpf.update(waiting_for, keys, moved)
+
     def peers(self) -> dict[str, tuple[str, str]]:
         """Endpoint → state and public address:port."""
         return {

@@ -92,6 +92,19 @@ def test_what_was_dropped_before_a_call_is_no_hold_s(programs: Bench) -> None:
     assert (music.kind, music.dropped, music.lasted) == (Kind.MUSIC, 0, 0)
 
 
+@pytest.mark.parametrize(("seconds", "dropped"), [(5, 2), (12, 0)])
+def test_a_wait_that_was_given_up(programs: Bench, seconds: float, dropped: int) -> None:
+    """What UCM sent to the same endpoint for a call long ago is no wait for this hold's music."""
+    for _ in range(2):
+        programs.run(Role.BYPASS, sent())
+    programs.age_waiting(seconds)
+    programs.run(Role.LEARN, heard(HOLD))
+    programs.run(Role.BYPASS, sent())
+    music = programs.events()[-1]
+    assert (music.kind, music.dropped) == (Kind.MUSIC, dropped)
+    assert (music.lasted >= seconds * 1e9) == bool(dropped)
+
+
 def test_rtcp_is_no_event(programs: Bench) -> None:
     programs.run(Role.LEARN, heard(CALL, RTCP))
     programs.run(Role.BYPASS, sent(RTCP))

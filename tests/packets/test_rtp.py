@@ -17,10 +17,11 @@ from tests.support.wire import udp
 
 
 def media(
-    sequence: int, ssrc: int = 7, payload_type: int = 0, marker: bool = False, size: int = 160
-) -> bytes:
-    """A packet of a stream of 20 ms each."""
-    stamp = sequence * 160 % 2**32
+    sequence: int, ssrc: int = 7, payload_type: int = 0, marker: bool = False, size: int = 160,
+    stamp: int | None = None,
+) -> bytes:  # fmt: skip
+    """A packet of a stream of 20 ms each, or with another timestamp than that makes."""
+    stamp = (sequence * 160 if stamp is None else stamp) % 2**32
     second = payload_type | 0x80 * marker
     return struct.pack("!BBHII", 0x80, second, sequence % 65536, stamp, ssrc) + bytes(size)
 
@@ -141,6 +142,30 @@ def test_a_media_clock_that_is_not_known_yet(programs: Bench) -> None:
     rtp = hear(programs, media(1, payload_type=111), media(2, payload_type=111))
     assert rtp
     assert (rtp.codec, rtp.jitter) == ("111", None)
+
+
+SECOND = 8000  # of PCMU's clock, in ticks
+
+
+@pytest.mark.parametrize("step", [SECOND, -SECOND])
+def test_jitter(programs: Bench, step: int) -> None:
+    """Packets a second apart by their timestamps, and at once by our clock: A.8 adds a sixteenth of
+    a second, less a sixteenth of what there was. What a test run takes is little beside it."""
+    jitter = 0.0
+    for number in range(10):
+        rtp = hear(programs, media(number, stamp=2**31 + number * step))
+        assert rtp
+        jitter += (1 - jitter) / 16 if number else 0
+        assert rtp.jitter == pytest.approx(jitter, rel=0.2)
+
+
+def test_packets_of_one_frame_have_no_jitter_among_them(programs: Bench) -> None:
+    """Nor have those of a DTMF digit, which have its beginning's timestamp (RFC 4733)."""
+    before = hear(programs, media(1, stamp=0), media(2, stamp=SECOND))
+    after = hear(programs, *[media(number, stamp=SECOND) for number in range(3, 40)])
+    assert before
+    assert after
+    assert before.jitter == after.jitter > 0
 
 
 class Sequence:

@@ -171,6 +171,8 @@ def test_of_a_flood_holds_are_told_with_their_music(
     assert [each.event for each in told] == ["new"]
     (hold,) = peers.told(record(10.2, Kind.MUSIC, State.MOH, key=OTHER, lasted=0.1, dropped=5))
     assert (hold.event, hold.dropped_before) == ("hold", 5)
+    another = inet_aton("203.0.113.12"), OTHER[1]
+    assert len(peers.told(record(10.3, Kind.LEARNED, State.MOH, key=another))) == 1
     # Nothing is left to wait for once the one that is followed has ended.
     peers.there[KEY] = 10, 10
     assert [each.event for each in peers.after(12)] == ["hold", "expired"]

@@ -32,8 +32,8 @@ struct heard {
 };
 
 /*
- * One direction of a peer's RTP (not of its RTCP), if QUALITY is on. Sequence numbers are extended:
- * they go on counting where the 16 bits begin anew. `received` is 0 as long as none was seen.
+ * One direction of a peer's RTP (not of its RTCP), if QUALITY is on. `received` is 0 as long as
+ * none was seen.
  */
 struct rtp {
 	u64 arrival;	 /* when the last packet came, ns */
@@ -44,13 +44,12 @@ struct rtp {
 	u32 timestamp;
 	u32 first_timestamp;
 	__be32 ssrc;
-	u32 first_sequence;
-	u32 last_sequence;
-	u32 odd_sequence;    /* which would follow one that did not fit */
-	u32 expected_before; /* packets expected of streams before this one */
-	u32 received;	     /* packets of all streams */
-	u32 tick;	     /* ns, of the media clock; 0: not known yet */
-	u32 payload_type;
+	u32 odd_sequence; /* which would follow one that did not fit */
+	u32 expected;	  /* packets of all streams, by their sequence numbers */
+	u32 received;	  /* packets of all streams */
+	u32 tick;	  /* ns, of the media clock; 0: not known yet */
+	u16 last_sequence;
+	u16 payload_type;
 };
 
 /*

@@ -375,7 +375,12 @@ static inline void tell(struct counters *count, struct event *event)
 		count->events_unread++;
 }
 
-/* Of RTCP nothing is told: it comes too seldom to be a state. */
+/* Where RTP and RTCP have a port each, RTCP's has no events: it comes too seldom to be a state. */
+static inline bool is_told_of(struct peer *peer, struct packet *packet)
+{
+	return !packet->is_rtcp || peer->in_rtp.received;
+}
+
 static inline void tell_heard(struct counters *count, struct packet *packet, u8 kind,
 			      struct heard heard, u64 now, u8 before, u64 lasted)
 {
@@ -389,8 +394,7 @@ static inline void tell_heard(struct counters *count, struct packet *packet, u8 
 		.before = before,
 	};
 
-	if (!packet->is_rtcp)
-		tell(count, &event);
+	tell(count, &event);
 }
 
 /* UCM sends, and is not let through (yet). A wait that was given up long ago does not count. */
@@ -455,12 +459,15 @@ static inline u32 datagrams(struct __sk_buff *skb)
 }
 
 static inline void note_inbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				struct packet *packet, u64 now)
+				struct packet *packet, struct heard heard, u64 now)
 {
 	struct progress progress;
 
 	if (!packet->has_rtp)
 		return;
+	/* Known by RTCP of the same port (RFC 5761) until now. */
+	if (!peer->in_rtp.received && peer->in_packets > 1)
+		tell_heard(count, packet, EVENT_LEARNED, heard, now, heard.state, 0);
 	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(skb), now);
 	count->rtp_in_expected += progress.expected;
 	count->rtp_in_lost += progress.lost;
@@ -498,7 +505,9 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 	peer->heard = heard_word(heard);
 	if (before == heard.state)
 		return;
-	tell_heard(count, packet, EVENT_CHANGED, heard, now, before, elapsed(peer->since, now));
+	if (is_told_of(peer, packet))
+		tell_heard(count, packet, EVENT_CHANGED, heard, now, before,
+			   elapsed(peer->since, now));
 	peer->since = now;
 	peer->out_first = 0;
 	if (heard.state == STATE_MOH)
@@ -513,8 +522,9 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 {
 	note_gap(peer, now);
 	if (!is_live(peer, now)) {
-		tell_heard(count, packet, EVENT_LEARNED, heard, now, heard_of(peer).state,
-			   elapsed(peer->since, peer->last_seen));
+		if (is_told_of(peer, packet))
+			tell_heard(count, packet, EVENT_LEARNED, heard, now, heard_of(peer).state,
+				   elapsed(peer->since, peer->last_seen));
 		relearn(peer, heard, now);
 		count_learned(count, heard.state);
 	} else if (peer->heard != heard_word(heard)) {
@@ -522,7 +532,7 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 	}
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
-	note_inbound(skb, count, peer, packet, now);
+	note_inbound(skb, count, peer, packet, heard, now);
 	*(volatile u64 *)&peer->last_seen = now;
 }
 
@@ -543,7 +553,8 @@ static inline void hear(struct __sk_buff *skb, struct counters *count, struct pa
 		/* Else another CPU was first, or there is no memory. */
 		if (!peers.insert(&endpoint, &fresh)) {
 			count_learned(count, heard.state);
-			tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
+			if (!packet->is_rtcp)
+				tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
 		}
 		peer = peers.lookup(&endpoint);
 	}

@@ -28,6 +28,11 @@ struct progress {
 	u32 late;
 };
 
+static __always_inline u8 payload_type(struct rtp_header *header)
+{
+	return header->marker_type & 0x7f;
+}
+
 /* ns of one tick of the media clock, by RFC 3551's table 4 and 5; 0: a dynamic payload type. */
 static __always_inline u32 tick_of(u8 payload_type)
 {
@@ -60,30 +65,35 @@ static __always_inline u32 measured_tick(struct rtp *rtp, u32 timestamp, u64 now
 	return elapsed > 88000 ? 125000 : elapsed > 44000 ? 62500 : elapsed > 25500 ? 31250 : 20833;
 }
 
-/* A.3: what is expected of the present stream. */
-static __always_inline u32 expected_of(struct rtp *rtp)
+/* Of a packet whose arrival and timestamp the next ones are to be compared with. */
+static __always_inline void begin_clock(struct rtp *rtp, struct rtp_header *header, u64 now)
 {
-	return rtp->last_sequence - rtp->first_sequence + 1;
-}
-
-/* Another source, or the same one anew. What was expected before stays in the sum. */
-static __always_inline void begin_stream(struct rtp *rtp, struct rtp_header *header, u64 now)
-{
-	if (rtp->received)
-		rtp->expected_before += expected_of(rtp);
-	rtp->ssrc = header->ssrc;
-	rtp->first_sequence = bpf_ntohs(header->sequence);
-	rtp->last_sequence = rtp->first_sequence;
-	rtp->odd_sequence = NO_SEQUENCE;
 	rtp->timestamp = bpf_ntohl(header->timestamp);
 	rtp->first_timestamp = rtp->timestamp;
-	rtp->payload_type = header->marker_type & 0x7f;
+	rtp->payload_type = payload_type(header);
 	rtp->tick = tick_of(rtp->payload_type);
 	rtp->jitter = 0;
 	rtp->began = now;
 	rtp->timed = now;
+}
+
+/* Another source, or the same one anew. */
+static __always_inline void begin_stream(struct rtp *rtp, struct rtp_header *header, u64 now)
+{
+	rtp->ssrc = header->ssrc;
+	rtp->last_sequence = bpf_ntohs(header->sequence);
+	rtp->odd_sequence = NO_SEQUENCE;
 	rtp->arrival = now;
 	rtp->received++;
+	begin_clock(rtp, header, now);
+}
+
+/* A dynamic payload type amid others, such as that of DTMF, is taken to have their clock. */
+static __always_inline bool has_other_clock(struct rtp *rtp, struct rtp_header *header)
+{
+	u32 tick = tick_of(payload_type(header));
+
+	return rtp->payload_type != payload_type(header) && tick && tick != rtp->tick;
 }
 
 /*
@@ -97,13 +107,17 @@ static __always_inline void note_timestamp(struct rtp *rtp, struct rtp_header *h
 
 	if (timestamp == rtp->timestamp)
 		return;
+	if (has_other_clock(rtp, header)) {
+		begin_clock(rtp, header, now);
+		return;
+	}
 	if (rtp->tick)
 		rtp->jitter += (late < 0 ? -late : late) - ((rtp->jitter + 8) >> 4);
 	else
 		rtp->tick = measured_tick(rtp, timestamp, now);
 	rtp->timestamp = timestamp;
 	rtp->timed = now;
-	rtp->payload_type = header->marker_type & 0x7f;
+	rtp->payload_type = payload_type(header);
 }
 
 static __always_inline void note_arrival(struct rtp *rtp, u64 now)
@@ -116,18 +130,19 @@ static __always_inline void note_arrival(struct rtp *rtp, u64 now)
 	rtp->received++;
 }
 
-/* A packet of the stream, of `datagrams` in a row where the kernel has put several into one. */
+/* A.1, for a receiver that believes the first packet. A packet may be several `datagrams` in a row
+ * that the kernel has put into one. */
 static __always_inline struct progress note_rtp(struct rtp *rtp, struct rtp_header *header,
 						u32 datagrams, u64 now)
 {
 	u16 sequence = bpf_ntohs(header->sequence);
-	u16 step = sequence - (u16)rtp->last_sequence;
+	u16 step = sequence - rtp->last_sequence;
 	struct progress progress = { .expected = datagrams };
 
-	if (!rtp->received || rtp->ssrc != header->ssrc || sequence == rtp->odd_sequence) {
+	if (!rtp->received || rtp->ssrc != header->ssrc) {
 		begin_stream(rtp, header, now);
 	} else if (step && step < MAX_DROPOUT) {
-		rtp->last_sequence += step;
+		rtp->last_sequence = sequence;
 		progress.expected += step - 1;
 		progress.lost = step - 1;
 		note_timestamp(rtp, header, now);
@@ -135,12 +150,15 @@ static __always_inline struct progress note_rtp(struct rtp *rtp, struct rtp_head
 	} else if (!step || step > 0x10000 - MAX_MISORDER) {
 		note_arrival(rtp, now);
 		return (struct progress){ .late = 1 };
+	} else if (sequence == rtp->odd_sequence) {
+		begin_stream(rtp, header, now);
 	} else {
 		rtp->odd_sequence = (u16)(sequence + 1);
 		return (struct progress){};
 	}
 	rtp->last_sequence += datagrams - 1;
 	rtp->received += datagrams - 1;
+	rtp->expected += progress.expected;
 	return progress;
 }
 

@@ -40,15 +40,14 @@ RTP_FIELDS = (
     "timestamp",
     "first_timestamp",
     "ssrc",
-    "first_sequence",
-    "last_sequence",
     "odd_sequence",
-    "expected_before",
+    "expected",
     "received",
     "tick",
+    "last_sequence",
     "payload_type",
 )
-RTP = struct.Struct("=5Q2I4s7I")
+RTP = struct.Struct("=5Q2I4s4I2H")
 
 # struct peer, in its order; times are ns of CLOCK_MONOTONIC, bytes those of whole IP packets.
 PEER_FIELDS = (

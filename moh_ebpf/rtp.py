@@ -70,10 +70,9 @@ class Rtp(NamedTuple):
 def decode(data: bytes) -> Rtp | None:
     """From a struct rtp; None if it has seen no packet."""
     values = layout.RTP.unpack(data)
-    _, gap, jitter, *_, ssrc, first, last, _, before, received, tick, payload_type = values
+    _, gap, jitter, *_, ssrc, _, expected, received, tick, _, payload_type = values
     if not received:
         return None
-    expected = before + (last - first + 1 & 0xFFFFFFFF)
     return Rtp(
         int.from_bytes(ssrc, "big"),
         payload_type,

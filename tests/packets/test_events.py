@@ -116,6 +116,17 @@ def test_rtcp_is_no_event(programs: Bench) -> None:
     assert [(each.kind, each.dropped) for each in programs.events()] == [(Kind.MUSIC, 0)]
 
 
+def test_rtp_and_rtcp_on_one_port(programs: Bench) -> None:
+    """RFC 5761: whichever comes first, the endpoint is told of, and of each of its changes."""
+    for public, payload in ((CALL, RTCP), (CALL, RTCP), (CALL, rtp()), (CALL, rtp()), (HOLD, RTCP)):
+        programs.run(Role.LEARN, heard(public, payload))
+    programs.run(Role.LEARN, heard(HOLD))
+    assert [told(each) for each in programs.events()] == [
+        ("LEARNED", PROVIDER, CALL, State.TWO),
+        ("CHANGED", PROVIDER, HOLD, State.TWO),
+    ]
+
+
 def test_a_ring_that_nobody_reads_is_full_one_day(programs: Bench) -> None:
     """Then events are counted, and packets are what they were."""
     room = programs._loaded.maps["events"].max_entries // (8 + layout.EVENT.size)

@@ -58,6 +58,7 @@ STREAMS = [
     ("twice over", [60000, 62000, 64000, 500, 2500, 2501], (8038, 8032)),
     ("late over the end", [65534, 0, 65535, 1], (4, 0)),
     ("one that does not fit", [1, 2, 40000, 3, 4], (4, 0)),
+    ("one that does not fit, and comes to fit", [1, 2, 3100, *range(3, 3091), 3101], (3101, 10)),
     ("begins anew", [1, 2, 40000, 40001, 40002], (4, 0)),
     ("begins anew, and far back", [30000, 30001, 5, 6, 8], (5, 1)),
 ]
@@ -168,6 +169,18 @@ def test_packets_of_one_frame_have_no_jitter_among_them(programs: Bench) -> None
     assert before.jitter == after.jitter > 0
 
 
+def test_another_payload_type_may_have_another_clock(programs: Bench) -> None:
+    """G.722's is 8 kHz, as RFC 3551 explains; L16's is not. A digit's is the stream's."""
+    same = hear(programs, media(1), media(2, payload_type=9), media(3, payload_type=101))
+    back = hear(programs, media(4))
+    assert same
+    assert back
+    assert back.jitter > same.jitter > 0  # it goes on
+    other = hear(programs, media(5, payload_type=11))
+    assert other
+    assert (other.jitter, other.payload_type) == (0, 11)
+
+
 class Sequence:
     """RFC 3550, A.1 and A.3, for a receiver that believes the first packet."""
 
@@ -182,12 +195,14 @@ class Sequence:
         self.received += 1
 
     def hear(self, sequence: int, ssrc: int) -> None:
-        if ssrc != self.ssrc or sequence == self.bad:
+        if ssrc != self.ssrc:
             return self.begin(sequence, ssrc)
         ahead = (sequence - self.highest) % 65536
         if ahead < 3000:
             self.highest += ahead
         elif ahead <= 65536 - 100:
+            if sequence == self.bad:
+                return self.begin(sequence, ssrc)
             self.bad = (sequence + 1) % 65536
             return None
         self.received += 1

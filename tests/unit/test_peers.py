@@ -53,7 +53,7 @@ def test_every_field_is_decoded() -> None:
         "out_bytes": 2**50,
         "out_last": NOW - SECOND // 50,
         "in_rtp": layout.RTP.pack(
-            0, 5 * 10**7, 16 * 10**6, 0, 0, 0, 0, b"\0\0\0\7", 10, 19, 0, 0, 9, 125000, 8
+            0, 5 * 10**7, 16 * 10**6, 0, 0, 0, 0, b"\0\0\0\7", 0, 10, 9, 125000, 19, 8
         ),
         "hop_checked": 7,
         "hop_dst": 8,

@@ -21,8 +21,8 @@ def test_nothing_seen_is_nothing() -> None:
 
 def test_decode() -> None:
     decoded = rtp.decode(
-        made(received=8, first_sequence=65530, last_sequence=65539, tick=125000, payload_type=18,
-             jitter=16 * 2_500_000, longest_gap=41_000_000, expected_before=5)
+        made(received=8, expected=15, last_sequence=65535, tick=125000, payload_type=18,
+             jitter=16 * 2_500_000, longest_gap=41_000_000)
     )  # fmt: skip
     assert decoded == Rtp(0x11223344, 18, 15, 7, pytest.approx(0.0025), pytest.approx(0.041))
 

@@ -7,15 +7,17 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
-from moh_ebpf.errors import MohError
+from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.events import Event, Lost, Reader
 from moh_ebpf.layout import State
 
 # A flood of spoofed endpoints is no reason to fill a log, or to take a core.
 _LINES_PER_SECOND = 50
 _SHARE = 0.05
+# What went wrong once is tried again after so long.
+_RETRY_SECONDS = 5.0
 
 MUSIC_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 HOLD_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -61,17 +63,18 @@ class Chronicle:
     """Reads the events beside the service's other business.
 
     `due`: when it has something to do without being woken, by time.monotonic(). It has a reader
-    while programs are attached.
+    while programs are attached; made before they are, it tells of all that happens.
     """
 
     def __init__(self, log: logging.Logger, selector: selectors.BaseSelector, sums: Sums) -> None:
         self._log, self._selector, self._sums = log, selector, sums
         self._reader: Reader | None = None
         self._listens = False
+        self._is_first = True
+        self._failed = ""
         self._lines = self._unsaid = 0
-        self._second = 0.0
-        self.due = math.inf
-        self.look_around()
+        self._second = self._not_before = self.due = 0.0
+        self.act()
 
     def close(self) -> None:
         """Read no more."""
@@ -81,51 +84,78 @@ class Chronicle:
         self._reader = None
         self.due = math.inf
 
-    def look_around(self) -> None:
-        """Something has changed: programs may have been attached, replaced or detached."""
-        try:
-            if self._reader:
-                self._reader.check()
-            else:
-                self._reader = Reader(checks=False)
-        except (MohError, OSError):  # there is nothing to read; the service says why
-            self.close()
-            return
-        self.act()
+    def expect_change(self) -> None:
+        """Programs may have been attached, replaced or detached: look when the pace allows."""
+        if self._reader:
+            self._reader.expect_change()
+        self.due = min(self.due, self._not_before)
 
-    def act(self) -> None:
-        """Read what there is, at a pace that leaves the core to others."""
-        if not self._reader:
-            return
+    def act(self, ready: Container[object] = ()) -> None:
+        """Read what there is, if it is due, or its reader is among those that are ready."""
         begun = time.monotonic()
+        if begun < self.due and self._reader not in ready:
+            return
+        # What is read may be another ring afterwards.
         self._listen(False)
         try:
-            for event in self._reader.read():
-                self._sums.add(event)
-                self._say(event, begun)
-        except (MohError, OSError):
+            self._read(begun)
+            self._failed = ""
+        except NotAttachedError:
             self.close()
-            return
+        except (MohError, OSError) as error:
+            self._fail(str(error))
+        self._is_first = False
+        self._keep_pace(begun)
+
+    def _read(self, now: float) -> None:
+        if self._reader is None:
+            # What was attached before us, another has told of.
+            self._reader = Reader(history=not self._is_first, checks=False)
+        self._say_how_many_more(now)
+        for event in self._reader.read():
+            self._sums.add(event)
+            self._say(event)
+        self.due = now + self._reader.due()
+
+    def _fail(self, error: str) -> None:
+        """Try again, for nothing may happen that would make us; the log says it once."""
+        self.close()
+        self.due = time.monotonic() + _RETRY_SECONDS
+        if error != self._failed:
+            self._failed = error
+            self._log.warning("events cannot be read, trying again: %s", error)
+
+    def _keep_pace(self, begun: float) -> None:
+        """Leave the core to others; woken by the next event, unless the last ones have taken so
+        long that it must wait."""
         took = time.monotonic() - begun
-        self.due = begun + max(self._reader.due(), took / _SHARE)
-        # Woken by the next event, unless the last ones have taken so long that it must wait.
-        if took < 0.002:
-            self._listen(True)
+        self._not_before = begun + took / _SHARE
+        if self._reader and took >= 0.002:
+            self.due = self._not_before
+            return
+        self._listen(True)
+        if self._unsaid:
+            self.due = min(self.due, self._second + 1.0)
+        self.due = max(self.due, self._not_before)
 
     def _listen(self, listens: bool) -> None:
         if listens and self._reader:
-            self._selector.register(self._reader, selectors.EVENT_READ, self)
+            self._selector.register(self._reader, selectors.EVENT_READ)
+            self._listens = True
         elif self._listens and self._reader:
             self._selector.unregister(self._reader)
-        self._listens = listens
+            self._listens = False
 
-    def _say(self, event: Event | Lost, now: float) -> None:
-        if now - self._second >= 1.0:
-            if self._unsaid:
-                self._log.warning("%d more events in a second; see moh-ebpf events", self._unsaid)
-            self._second, self._lines, self._unsaid = now, 0, 0
-        self._lines += 1
-        if self._lines > _LINES_PER_SECOND:
-            self._unsaid += 1
-        else:
+    def _say(self, event: Event | Lost) -> None:
+        if self._lines < _LINES_PER_SECOND:
             self._log.info("%s", event)
+            self._lines += 1
+        else:
+            self._unsaid += 1
+
+    def _say_how_many_more(self, now: float) -> None:
+        if now - self._second < 1.0:
+            return
+        if self._unsaid:
+            self._log.warning("%d more events in a second; see moh-ebpf events", self._unsaid)
+        self._second, self._lines, self._unsaid = now, 0, 0

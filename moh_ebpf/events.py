@@ -18,7 +18,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -67,7 +67,8 @@ class Event(NamedTuple):
     `event` is new, hold, resume, expired or evicted. `before` and `after` are states, None: not
     known. `lasted` is how long the state before did. On a hold, `time_to_music` is the time from
     UCM's first packet that was dropped to the first one that was sent on, 0 if none was dropped,
-    and `dropped_before` counts them; both are None if no music came.
+    and `dropped_before` counts them; both are None if no music came within a second, or none before
+    the hold `ended_first`.
     """
 
     time: float
@@ -82,6 +83,7 @@ class Event(NamedTuple):
     lasted: float | None = None
     time_to_music: float | None = None
     dropped_before: int | None = None
+    ended_first: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A line of `events --json`."""
@@ -111,6 +113,8 @@ class Event(NamedTuple):
             end += f"  after {self.lasted:.1f} s of {self.before.name}"
         if self.event != "hold":
             return end
+        if self.ended_first:
+            return f"{end}  no music before it ended"
         if self.time_to_music is None:
             return f"{end}  NO MUSIC within {MUSIC_WITHIN_SECONDS:g} s"
         return f"{end}  music in {self.time_to_music * 1e3:.0f} ms, {self.dropped_before} dropped"
@@ -243,17 +247,20 @@ class _Known:
     heard: bytes
     since: int
     due: int
+    from_map: bool = False  # nothing has been told of it yet
 
 
 Lookup = Callable[[Key], tuple[int, int] | None]  # last_seen and since; None: it is not there
 
 
 class Story:
-    """From records to events. `lookup` asks for a peer, all else is pure."""
+    """From records to events. `lookup` asks for a peer, all else is pure. `interfaces` are the
+    WANs' names by their index."""
 
     def __init__(self, lookup: Lookup, timeout_ns: int, interfaces: dict[int, str]) -> None:
-        self._lookup, self._timeout, self._interfaces = lookup, timeout_ns, interfaces
+        self._lookup, self._timeout, self.interfaces = lookup, timeout_ns, interfaces
         self._known: dict[Key, _Known] = {}
+        # A heap with one entry for each that is known; what is due may have moved on since.
         self._due: list[tuple[int, Key]] = []
         self._looked = 0
         # Holds that wait for their music, in the order in which they began.
@@ -261,14 +268,23 @@ class Story:
         # What CLOCK_MONOTONIC's 0 is in ns of the epoch.
         self.epoch = 0
 
-    def go_on(self, timeout_ns: int, interfaces: dict[int, str]) -> None:
-        """What is known stays; the settings are others."""
-        self._timeout, self._interfaces = timeout_ns, interfaces
+    def go_on(self, timeout_ns: int, indexes: Mapping[int, int]) -> None:
+        """What is known stays; the timeout is another, and WANs have other indexes, by the old
+        ones. One that is no WAN any more keeps its own."""
+        for known in self._known.values():
+            address, port, state, wan = layout.HEARD.unpack(known.heard)
+            known.heard = layout.HEARD.pack(address, port, state, indexes.get(wan, wan))
+            known.due += timeout_ns - self._timeout
+        self._due = [(known.due, key) for key, known in self._known.items()]
+        heapq.heapify(self._due)
+        self._timeout = timeout_ns
 
     def know(self, key: Key, heard: bytes, since: int, last_seen: int) -> None:
-        """An endpoint that is there from the start: no event, but its end will be one."""
-        state = State(layout.HEARD.unpack(heard)[2])
-        self._remember(key, _Known(state, heard, since, last_seen + self._timeout))
+        """An endpoint that was there before the first record: no event, but its end will be one."""
+        if key not in self._known:
+            state = State(layout.HEARD.unpack(heard)[2])
+            due = last_seen + self._timeout
+            self._remember(key, _Known(state, heard, since, due, from_map=True))
 
     def tell(self, record: Record) -> Iterator[Event]:
         """The events that follow from a record."""
@@ -276,8 +292,8 @@ class Story:
         known = self._known.get(key)
         if record.kind == Kind.MUSIC:
             yield from self._music(key, known, record)
-        elif known and known.since >= record.time:
-            return  # it is in what was known from the start
+        elif known and known.from_map and known.since >= record.time:
+            return  # the map had it already
         elif record.kind == Kind.LEARNED:
             yield from self._learned(key, known, record)
         else:
@@ -294,9 +310,11 @@ class Story:
             yield from self._without_music(key)
         while self._due and self._due[0][0] <= now:
             _, key = heapq.heappop(self._due)
-            known = self._known.get(key)
-            if known and known.due <= now:
+            known = self._known[key]
+            if known.due <= now:
                 yield from self._look_for(key, known, now)
+            else:
+                heapq.heappush(self._due, (known.due, key))
 
     def next_due(self, now: int) -> float:
         """Seconds until `due` has something to do, or may have; inf if nobody is known."""
@@ -322,7 +340,7 @@ class Story:
             self._wait_for_music(key, record.time, hold)
 
     def _changed(self, key: Key, record: Record) -> Iterator[Event]:
-        yield from self._without_music(key)
+        yield from self._without_music(key, ended=True)
         state = self._begin(key, record)
         name = "hold" if state is State.MOH else "resume"
         event = self._event(name, record.time, key, record.heard, State(record.before), state)
@@ -346,9 +364,9 @@ class Story:
         if key in self._known:
             self._waiting[key] = since, hold
 
-    def _without_music(self, key: Key) -> Iterator[Event]:
+    def _without_music(self, key: Key, *, ended: bool = False) -> Iterator[Event]:
         if key in self._waiting:
-            yield self._waiting.pop(key)[1]
+            yield self._waiting.pop(key)[1]._replace(ended_first=ended)
 
     def _begin(self, key: Key, record: Record) -> State:
         state = State(layout.HEARD.unpack(record.heard)[2])
@@ -358,19 +376,22 @@ class Story:
 
     def _remember(self, key: Key, known: _Known) -> None:
         """Of a flood of endpoints, the end is not followed."""
-        if key not in self._known and len(self._known) >= _MOST_KNOWN:
-            return
+        if key not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                return
+            heapq.heappush(self._due, (known.due, key))
         self._known[key] = known
-        heapq.heappush(self._due, (known.due, key))
 
     def _look_for(self, key: Key, known: _Known, now: int) -> Iterator[Event]:
         found = self._lookup(key)
         if found is None:
+            del self._known[key]
             yield from self._end(key, known, "evicted", now, None)
             return
         last_seen, since = found
         known.due = last_seen + self._timeout
         if known.due <= now:
+            del self._known[key]
             yield from self._end(key, known, "expired", known.due, max(0, last_seen - since))
         else:
             heapq.heappush(self._due, (known.due, key))
@@ -378,8 +399,7 @@ class Story:
     def _end(
         self, key: Key, known: _Known, name: str, at: int, lasted: int | None
     ) -> Iterator[Event]:
-        yield from self._without_music(key)
-        del self._known[key]
+        yield from self._without_music(key, ended=True)
         event = self._event(name, at, key, known.heard, known.state, None)
         yield event._replace(lasted=None if lasted is None else lasted / _SECOND)
 
@@ -396,21 +416,30 @@ class Story:
             after,
             inet_ntoa(address),
             int.from_bytes(port, "big"),
-            self._interfaces.get(wan, "(gone)"),
+            self.interfaces.get(wan, "(gone)"),
         )
 
 
 class Reader:
-    """The events of what is attached, from now on; it goes on over a replacement.
+    """The events of what is attached, from now on or, with `history`, with those that the ring has
+    kept. It goes on over a replacement, and over a detach and attach that it does not notice.
 
-    Raises NotAttachedError where nothing is attached, now or when it finds so: it looks each
-    second, or, without `checks`, when `check` is called.
+    Raises NotAttachedError where nothing is attached, now or when a read finds so: it looks each
+    second, or, without `checks`, when told to by `expect_change`. Raises OSError.
     """
+
+    _ring: Ring
+    _maps: "_Maps"
+    _story: Story
+    _joins: bool  # whom the map has, besides those of the ring, is to be looked up
+    _attached: "_Identity"
 
     def __init__(self, *, history: bool = False, checks: bool = True) -> None:
         self._close: Callable[[], None] = lambda: None
         self._checks = checks
-        self._open(history)
+        with registry.attached_or_error() as attached:
+            self._open(attached, history)
+        self._plan_check()
 
     def close(self) -> None:
         """Let go of the maps."""
@@ -423,7 +452,7 @@ class Reader:
         self.close()
 
     def fileno(self) -> int:
-        """To wait for, beside others; then `read`."""
+        """To wait for, beside others; then `read`, after which it may be another."""
         return self._ring.fileno()
 
     def due(self) -> float:
@@ -433,9 +462,25 @@ class Reader:
         now = time.monotonic_ns()
         return min(self._story.next_due(now), max(0.0, self._check_at - now / _SECOND))
 
+    def expect_change(self) -> None:
+        """The next read is to look whether it is attached still, as what."""
+        self._check_at = 0.0
+
     def read(self, wait: float = 0.0) -> list[Event | Lost]:
         """What has happened by now; waits up to so many seconds for something to."""
         self._ring.wait(min(wait, self.due()))
+        events = self._read()
+        if time.monotonic() >= self._check_at:
+            try:
+                self._check(events)
+            except NotAttachedError:
+                events += self._read()
+                if not events:
+                    raise
+                self.expect_change()  # what has happened comes first
+        return events
+
+    def _read(self) -> list[Event | Lost]:
         now = time.monotonic_ns()
         self._story.epoch = time.time_ns() - now
         records, missed = self._ring.read()
@@ -444,56 +489,83 @@ class Reader:
             events += self._story.tell(record)
         if len(records) >= self._ring.room and (unwritten := self._maps.unwritten()):
             events.append(Lost(time.time(), unwritten))
+        if self._joins and not self._ring.more:
+            self._joins = False
+            self._know_all()
         events += self._story.due(now)
-        if now / _SECOND >= self._check_at:
-            self.check()
         return events
 
-    def _open(self, history: bool = False) -> None:
-        """The ring first, then who is there: what happens in between is not told twice."""
-        with ExitStack() as stack, registry.attached_or_error() as attached:
-            if "events" not in attached.maps:
-                raise MohError(
-                    "the attached programs tell of no events; `moh-ebpf attach` replaces them"
-                )
-            self._ring = Ring(attached.maps["events"], history=history)
-            stack.callback(self._ring.close)
-            self._maps = stack.enter_context(_Maps(attached))
-            self._story = Story(
-                lambda key: self._maps.look_up(key), _timeout(attached), attached.wan_names()
+    def _open(self, attached: Attached, history: bool) -> None:
+        if "events" not in attached.maps:
+            raise MohError(
+                "the attached programs tell of no events; `moh-ebpf attach` replaces them"
             )
-            if not history:
-                self._know_all(attached)
-            self._ids = _ids(attached)
+        with ExitStack() as stack:
+            ring = Ring(attached.maps["events"], history=history)
+            stack.callback(ring.close)
+            maps = stack.enter_context(_Maps(attached))
+            if history:  # of those that it has no room for any more, nobody has told
+                maps.unwritten_before = 0
+            self._ring, self._maps, self._joins = ring, maps, True
+            self._story = Story(
+                maps.look_up, _timeout(attached.record.settings), attached.wan_names()
+            )
+            self._attached = _Identity.of(attached)
             self._close = stack.pop_all().close
-        self._plan_check()
 
     def _plan_check(self) -> None:
         self._check_at = time.monotonic() + _CHECK_SECONDS if self._checks else math.inf
 
-    def _know_all(self, attached: Attached) -> None:
-        now, timeout = time.monotonic_ns(), _timeout(attached)
-        for key, (heard, last_seen, since, _, _, _, in_rtp, *_) in attached.peers():
-            if now - last_seen < timeout and _is_rtp(heard, in_rtp, attached.record.settings):
+    def _know_all(self) -> None:
+        now, settings = time.monotonic_ns(), self._maps.attached.record.settings
+        for key, (heard, last_seen, since, _, _, _, in_rtp, *_) in self._maps.attached.peers():
+            if now - last_seen < _timeout(settings) and _is_rtp(heard, in_rtp, settings):
                 self._story.know(key, heard, since, last_seen)
 
-    def check(self) -> None:
-        """Is it attached still, with these maps? Else go on with the new ones."""
+    def _check(self, events: list[Event | Lost]) -> None:
+        """Is it attached still, with these maps? Else go on with the new ones; what the old ones
+        had to the last is added to `events`."""
         self._plan_check()
         try:
             with registry.attached_or_error() as attached:
-                ids = _ids(attached)
-                if ids[0] == self._ids[0] and ids != self._ids:
+                now, before = _Identity.of(attached), self._attached
+                if now.ring != before.ring:
+                    events += self._read()
+                    self.close()
+                    # Whatever is in a ring that was made since is news.
+                    self._open(attached, history=True)
+                elif now != before:
                     self._maps.replace(attached)
-                    self._story.go_on(_timeout(attached), attached.wan_names())
-                    self._ids = ids
+                    self._story.go_on(
+                        _timeout(attached.record.settings), _moved(before.wan, now.wan)
+                    )
+                    self._attached = now
+                self._story.interfaces = attached.wan_names()
         except NotAttachedError:
             raise NotAttachedError(
                 "detached meanwhile: nothing happens any more; attach with: moh-ebpf attach"
             ) from None
-        if ids != self._ids:
-            self._close()
-            self._open()
+
+
+class _Identity(NamedTuple):
+    """What a reader has read of what is attached: the same as long as it may go on without a
+    look."""
+
+    ring: int
+    peers: int
+    timeout: float
+    wan: tuple[int, ...]
+
+    @classmethod
+    def of(cls, attached: Attached) -> "_Identity":
+        maps, record = attached.maps, attached.record
+        ring = maps["events"].id if "events" in maps else -1
+        return cls(ring, maps["peers"].id, record.settings.timeout, record.wan)
+
+
+def _moved(before: Sequence[int], now: Sequence[int]) -> dict[int, int]:
+    """Indexes of WANs by the ones that they had."""
+    return {old: now.index(wan) for old, wan in enumerate(before) if wan in now}
 
 
 class _Maps:
@@ -513,26 +585,31 @@ class _Maps:
         """From now on, those of what is attached."""
         self._close()
         with ExitStack() as stack:
-            self._peers, counters = (
-                replace(attached.maps[name], fd=stack.enter_context(_copy(attached.maps[name])))
+            maps = {
+                name: replace(
+                    attached.maps[name], fd=stack.enter_context(_copy(attached.maps[name]))
+                )
                 for name in ("peers", "counters")
-            )
-            self._counters = replace(attached, maps={"counters": counters})
+            }
+            self.attached = replace(attached, maps=maps)
             self._close = stack.pop_all().close
-        self._unwritten = self._counters.counters()["events_unread"]
+        self.unwritten_before = self.attached.counters()["events_unread"]
 
     def look_up(self, key: Key) -> tuple[int, int] | None:
         """A peer's last_seen and since; None: it is not there."""
         with suppress(FileNotFoundError):
-            value = libbpf.lookup(self._peers, layout.ENDPOINT.pack(*key))
+            value = libbpf.lookup(self.attached.maps["peers"], layout.ENDPOINT.pack(*key))
             _, last_seen, since, *_ = layout.PEER.unpack(value)
             return last_seen, since
         return None
 
     def unwritten(self) -> int:
         """How many events had no room in the ring since this was asked."""
-        before, self._unwritten = self._unwritten, self._counters.counters()["events_unread"]
-        return self._unwritten - before
+        before, self.unwritten_before = (
+            self.unwritten_before,
+            self.attached.counters()["events_unread"],
+        )
+        return self.unwritten_before - before
 
 
 @contextmanager
@@ -554,9 +631,9 @@ def _is_rtp(heard: bytes, in_rtp: bytes, settings: Settings) -> bool:
     return public_port == settings.port or public_port % 2 == 0
 
 
-def _timeout(attached: Attached) -> int:
+def _timeout(settings: Settings) -> int:
     """In ns."""
-    return round(attached.record.settings.timeout * _SECOND)
+    return round(settings.timeout * _SECOND)
 
 
 def follow(
@@ -579,10 +656,3 @@ def follow(
     except BrokenPipeError:
         # What is left in the buffer would fail again, noisily, when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _ids(attached: Attached) -> tuple[object, ...]:
-    """What a reader has read of it: the ring, and what must be the same to go on without a look."""
-    maps, record = attached.maps, attached.record
-    ring = maps.get("events")
-    return ring and ring.id, maps["peers"].id, record.settings.timeout, record.wan

@@ -50,6 +50,12 @@ RTP = {
 }
 
 
+# Of a scrape: clients at once, beyond which they are turned away, and the longest that one of them
+# may keep its place without going on.
+_MOST_CLIENTS = 16
+_PATIENCE_SECONDS = 10.0
+
+
 @dataclass(frozen=True)
 class Program:
     """One program, which all interfaces of its role share; `runs` and `seconds` as far as the
@@ -302,6 +308,8 @@ def served(host: str, port: int, sums: Sums) -> Iterator[None]:
 
 
 def _server(host: str, port: int) -> type[WSGIServer]:
+    places = threading.Semaphore(_MOST_CLIENTS)
+
     class Server(ThreadingMixIn, WSGIServer):
         """A thread for each client; one that goes away in between is no news."""
 
@@ -314,6 +322,19 @@ def _server(host: str, port: int) -> type[WSGIServer]:
             self.server_name, self.server_port = host, port
             self.setup_environ()
 
+        def process_request(self, request: Any, client_address: Any) -> None:
+            """Whoever keeps connecting shall not have all our descriptors."""
+            if places.acquire(blocking=False):
+                super().process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                places.release()
+
         def handle_error(self, request: object, client_address: object) -> None:
             """Unlike socketserver, no traceback for a client's reset or timeout."""
             if not isinstance(sys.exception(), OSError):
@@ -323,7 +344,7 @@ def _server(host: str, port: int) -> type[WSGIServer]:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10.0  # for a client that does not go on, in seconds
+    timeout = _PATIENCE_SECONDS
 
     def log_message(self, format: str, *args: object) -> None:
         """A scrape is no news."""

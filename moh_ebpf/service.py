@@ -75,11 +75,15 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
         _signals() as signals,
     ):
         service = Service(load(), log, signals)
-        with suppress(_Stopped), selectors.DefaultSelector() as selector:
+        with (
+            suppress(_Stopped),
+            selectors.DefaultSelector() as selector,
+            closing(Chronicle(log, selector, sums or Sums())) as chronicle,
+        ):
             service.begin()
-            with closing(Chronicle(log, selector, sums or Sums())) as chronicle:
-                systemd.notify(READY=1, STATUS=service.status())
-                _stay(service, load, name, changes, signals, selector, chronicle)
+            chronicle.expect_change()
+            systemd.notify(READY=1, STATUS=service.status())
+            _stay(service, load, name, changes, signals, selector, chronicle)
         systemd.notify(STOPPING=1)
         if keep or signals.keep:
             log.info("stopped; what is attached stays")
@@ -120,10 +124,9 @@ def _stay(
         if changes in ready:
             _drain(changes)
             service.expect_change()
-            chronicle.look_around()
-        else:
-            chronicle.act()
+            chronicle.expect_change()
         service.act()
+        chronicle.act(ready)
         beat.act()
 
 

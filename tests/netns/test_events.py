@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,70 @@ def test_detached_meanwhile(fw: Firewall, tmp_path: Path) -> None:
     assert "detached meanwhile" in error
 
 
+@contextmanager
+def stopped(reader: Events) -> Iterator[None]:
+    reader.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        reader.process.send_signal(signal.SIGCONT)
+
+
+def test_detached_and_attached_while_it_does_not_look(fw: Firewall, tmp_path: Path) -> None:
+    """It tells to the last of what there was, and all that the new programs have told."""
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        with stopped(reader):
+            fw.wan.send(udp(PROVIDER, CALL))
+            fw.moh("detach")
+            fw.attach("--timeout", "60s")
+            fw.wan.send(udp(PROVIDER, HOLD))
+            fw.lan.send(MUSIC)
+        seen = reader.wait_for("new", "new", "hold")
+        assert [each["public_port"] for each in seen] == [24600, 4000, 4000]
+
+
+def test_detached_while_it_does_not_look(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        with stopped(reader):
+            fw.wan.send(udp(PROVIDER, CALL))
+            fw.moh("detach")
+        assert "detached meanwhile" in reader.process.communicate(timeout=PATIENCE_SECONDS)[1]
+        assert reader.names() == ["new"]
+
+
+def test_the_end_of_a_call_that_began_before_the_ring_did(fw: Firewall, tmp_path: Path) -> None:
+    """Of which the history has nothing any more. Nor has it what nobody made room for: lost."""
+    fw.attach("--timeout", "6s")
+    fw.wan.send(udp(PROVIDER, CALL))
+    for frame in spoofed(fw.wan, 3000):
+        fw.wan.send_frame(frame)
+    with events(fw, tmp_path):  # makes room: the call's event is before that
+        pass
+    for frame in spoofed(fw.wan, 6000):
+        fw.wan.send_frame(frame)
+    fw.wan.send(udp(PROVIDER, CALL))
+    with events(fw, tmp_path, "--history") as reader:
+        until(
+            "its end is told",
+            lambda: [each for each in reader.lines if each.get("address") == "203.0.113.10"],
+        )
+        mine = [each for each in reader.lines if each.get("address") == "203.0.113.10"]
+        assert [each["event"] for each in mine] == ["expired"]
+        lost = [each["count"] for each in reader.lines if each["event"] == "lost"]
+        assert lost == [unwritten(fw)]
+
+
+def test_interfaces_have_their_present_names(fw: Firewall, tmp_path: Path) -> None:
+    fw.attach("--timeout", "60s")
+    with events(fw, tmp_path) as reader:
+        fw.namespace.run("ip", "link", "set", "wan", "name", "ppp7")
+        fw.moh("attach", "--wan", "ppp7", "--lan", "lan", "--ucm", UCM, "--timeout", "60s")
+        fw.wan.send(udp(PROVIDER, CALL))
+        assert reader.wait_for("new")[0]["interface"] == "ppp7"
+
+
 def test_nothing_attached(fw: Firewall) -> None:
     done = fw.moh("events", check=False)
     assert done.returncode == 3
@@ -302,6 +367,33 @@ def test_the_service_logs_them_and_counts_them(fw: Firewall, tmp_path: Path) -> 
         assert found["moh_ebpf_time_to_music_seconds_bucket", "10.0"] == 1
         assert found["moh_ebpf_hold_seconds_count",] == 1
         assert found["moh_ebpf_events_total", "hold"] == 1
+        assert run.stop() == 0
+
+
+def test_the_service_tells_of_all_since_it_attached(fw: Firewall, tmp_path: Path) -> None:
+    """Its own attach, another's beside it; adopted, it does not tell again what was before."""
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+
+    def counted(name: str) -> float:
+        found = samples(get(fw, "http://127.0.0.1:9477/metrics"))
+        return found.get(("moh_ebpf_events_total", name), 0)
+
+    with service(fw.namespace, tmp_path, CONFIG, "--metrics", "9477") as run:
+        run.wait_for_word("READY")
+        fw.wan.send(udp(PROVIDER, CALL))
+        run.wait_for_line(f"new {PROVIDER}")
+        # A descriptor more in use: the next ring's is another than this one's.
+        with fw.namespace.entered(), socket.create_connection(("127.0.0.1", 9477), timeout=20):
+            fw.moh("detach")
+            run.wait_for_line("attached (nothing was attached)")
+            fw.wan.send(udp(PROVIDER, CALL))
+            run.wait_for_line(f"new {PROVIDER}")
+        assert run.stop(signal.SIGUSR1) == 0
+    with service(fw.namespace, tmp_path, CONFIG, "--metrics", "9477") as run:
+        run.wait_for_word("READY")
+        fw.wan.send(udp(PROVIDER, HOLD))
+        run.wait_for_line(f"hold {PROVIDER}")
+        assert (counted("new"), counted("hold")) == (0, 1)
         assert run.stop() == 0
 
 

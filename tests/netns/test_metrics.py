@@ -10,7 +10,7 @@ import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -226,6 +226,33 @@ def test_a_client_that_goes_away_is_no_news(fw: Firewall, tmp_path: Path) -> Non
         assert run.stop() == 0
         run.wait_for_line("stopped; detached")
         assert not [line for line in run.lines if "Exception" in line or "Traceback" in line]
+
+
+def test_clients_that_hold_the_line_are_turned_away(fw: Firewall, tmp_path: Path) -> None:
+    """Beyond a few: the descriptors are the service's."""
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+    with service(fw.namespace, tmp_path, CONFIG, "--metrics", "9477") as run, ExitStack() as held:
+        run.wait_for_word("READY")
+        get(fw, "http://127.0.0.1:9477/metrics")
+        descriptors = Path(f"/proc/{run.process.pid}/fd")
+        before = len(list(descriptors.iterdir()))
+        with fw.namespace.entered():
+            clients = [
+                held.enter_context(socket.create_connection(("127.0.0.1", 9477), timeout=20))
+                for _ in range(40)
+            ]
+        assert clients[-1].recv(1) == b""
+        assert len(list(descriptors.iterdir())) <= before + 20
+        held.close()
+        until("it serves again", lambda: served(fw))
+        assert run.stop() == 0
+
+
+def served(fw: Firewall) -> bool:
+    try:
+        return get(fw, "http://127.0.0.1:9477/metrics") != ""
+    except OSError:
+        return False
 
 
 def reset(fw: Firewall, request: bytes) -> None:

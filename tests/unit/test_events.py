@@ -187,6 +187,42 @@ def test_who_was_there_from_the_start(peers: Peers) -> None:
     assert short(peers.after(13.5)) == [("expired", State.TWO, None, 2)]
 
 
+def test_changes_within_a_tick_of_the_clock(peers: Peers) -> None:
+    """With --no-quality, times are those of the last tick. What has been told of is news."""
+    told = peers.told(
+        record(10, Kind.LEARNED, State.MOH),
+        record(10, Kind.CHANGED, State.TWO, before=State.MOH),
+        record(10, Kind.CHANGED, State.MOH, before=State.TWO),
+        record(10, Kind.MUSIC, State.MOH),
+    )
+    assert [each.event for each in told] == ["new", "hold", "resume", "hold"]
+    assert [each.ended_first for each in told] == [False, True, False, False]
+
+
+def test_one_that_changes_for_ever_is_looked_for_once(peers: Peers) -> None:
+    for n in range(1000):
+        state, before = (State.MOH, State.TWO) if n % 2 else (State.TWO, State.MOH)
+        peers.told(record(10 + n / 1000, Kind.CHANGED, state, before=before))
+    assert len(peers.story._due) == 1
+    peers.there[KEY] = 10.999, 10.999
+    assert [each.event for each in peers.after(11.9)] == []
+    assert [each.event for each in peers.after(12.1)] == ["hold", "expired"]
+
+
+def test_a_replacement_with_another_timeout_and_other_indexes(peers: Peers) -> None:
+    peers.told(record(10, Kind.LEARNED, State.TWO))
+    peers.there[KEY] = 10, 10
+    peers.story.go_on(5 * SECOND, {0: 1})
+    peers.story.interfaces = {0: "eth2", 1: "eth1"}
+    assert peers.after(14.9) == []
+    (end,) = peers.after(15.1)
+    assert (end.event, end.time, end.interface) == ("expired", 15, "eth1")
+    peers.told(record(20, Kind.LEARNED, State.TWO))
+    peers.there[KEY] = 20, 20
+    peers.story.go_on(SECOND, {})
+    assert [each.event for each in peers.after(21.1)] == ["expired"]
+
+
 def test_two_endpoints_do_not_mix(peers: Peers) -> None:
     told = peers.told(
         record(10, Kind.LEARNED, State.MOH),
@@ -226,7 +262,8 @@ def test_lines() -> None:
         "music in 42 ms, 2 dropped"
     )
     silent = HOLD._replace(time_to_music=None, dropped_before=None)
-    assert "NO MUSIC" in events.line(silent)
+    assert "NO MUSIC within 1 s" in events.line(silent)
+    assert "no music before it ended" in events.line(silent._replace(ended_first=True))
     assert "7 events" in events.line(Lost(5.0, 7))
 
 

@@ -314,10 +314,11 @@ def _apply(ipr: IPRoute, changes: Batch, before: Found) -> None:
     """Send the changes. Raises MohError, with the state before restored, if one fails."""
     hooks = tc.ingress_qdiscs(ipr)
     with ExitStack() as stack:
-        programs = {
-            place: stack.enter_context(registry.open_program(each.program_id or 0))[0]
-            for place, each in before.filters.items()
-        }
+        programs = {}
+        for place, each in before.filters.items():
+            with suppress(FileNotFoundError):  # somebody has removed it meanwhile
+                opened = registry.open_program(each.program_id or 0)
+                programs[place] = stack.enter_context(opened)[0]
         try:
             errors = changes.send()
         except BaseException:

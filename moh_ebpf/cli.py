@@ -65,6 +65,13 @@ def main() -> None:
         _fail(MohError(f"{what}; {NOT_PERMITTED}"), ExitStatus.FAILURE)
     except OSError as error:
         _fail(error, ExitStatus.FAILURE)
+    except Exception as error:
+        # pyroute2's own errors are no OSError; it is imported where it is needed alone.
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        if not isinstance(error, NetlinkError):
+            raise
+        _fail(MohError(f"the kernel's answer by netlink: {error}"), ExitStatus.FAILURE)
 
 
 def _prepare_streams() -> None:

@@ -259,7 +259,10 @@ def write(file: Path) -> None:
     if file.exists() and not file.is_file():
         raise UsageError(f"--output {file}: it is no file; without --output, metrics go to stdout")
     exposition = text()
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    except OSError as error:  # which names the temporary file
+        raise MohError(f"--output {file}: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "wb") as made:
             made.write(exposition)

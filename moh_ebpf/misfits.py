@@ -4,7 +4,8 @@ from pyroute2 import IPRoute
 
 from moh_ebpf import network, registry, tc
 from moh_ebpf.compiler import Plan
-from moh_ebpf.registry import Record
+from moh_ebpf.registry import Place, Record
+from moh_ebpf.tc import Filter
 
 
 def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
@@ -36,9 +37,19 @@ def _earlier_filters(ipr: IPRoute, record: Record) -> list[str]:
         f"{registry.interface_name(place.ifindex)} {each.hook}: a {each.kind} filter at priority "
         f"{each.priority} runs before {place.role}, which sees only what that lets go on"
         for place in record.places
+        for each in earlier_filters(ipr, place)
+    ]
+
+
+def earlier_filters(ipr: IPRoute, place: Place) -> list[Filter]:
+    """Filters that run before ours there; of one classifier with several, such as u32 with its hash
+    tables, one."""
+    by_priority = {
+        (each.priority, each.kind, each.name): each
         for each in tc.filters(ipr, place.ifindex)
         if each.hook is place.role.hook and each.priority < tc.PRIORITY
-    ]
+    }
+    return list(by_priority.values())
 
 
 def _tcx_programs(record: Record) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from moh_ebpf.errors import UsageError
+from moh_ebpf.netlink import whole
 
 # Bytes before the IP header by link type (linux/if_arp.h): Ethernet and loopback have 14; PPP,
 # tunnels, raw IP and "none" (tun, WireGuard) have none where tc sees the packet.
@@ -37,7 +38,7 @@ class Interface:
 
 def links_by_name(ipr: IPRoute) -> Mapping[str, Any]:
     """This namespace's links, as netlink tells them. A dump: with hundreds of them, ask once."""
-    return {link.get_attr("IFLA_IFNAME"): link for link in ipr.get_links()}
+    return {link.get_attr("IFLA_IFNAME"): link for link in whole(ipr.get_links)}
 
 
 def usable(
@@ -89,7 +90,7 @@ def interfaces(
 
 def _addresses(ipr: IPRoute, ifindex: int) -> tuple[IPv4Address, ...]:
     addresses = []
-    for message in ipr.get_addr(family=2, index=ifindex):
+    for message in whole(lambda: ipr.get_addr(family=2, index=ifindex)):
         # On a point-to-point link, IFA_ADDRESS is the other end's.
         text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         addresses.append(IPv4Address(text))
@@ -112,7 +113,7 @@ def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
     """The names of the macvlan and ipvlan interfaces on top of an interface."""
     return [
         link.get_attr("IFLA_IFNAME")
-        for link in ipr.get_links()
+        for link in whole(ipr.get_links)
         if link.get_attr("IFLA_LINK") == ifindex and _kind(link) in ("macvlan", "ipvlan")
     ]
 

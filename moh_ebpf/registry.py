@@ -259,9 +259,16 @@ def attached_or_error() -> Iterator[Attached]:
 
 def _open_maps(each: Filter) -> dict[str, libbpf.Map]:
     """The maps of a filter's program by name. Raises FileNotFoundError if it is gone."""
+    opened: dict[str, libbpf.Map] = {}
     with open_program(each.program_id or 0) as (_, program):
-        opened = [libbpf.open_map(map_id) for map_id in program.map_ids]
-    return {each_map.name: each_map for each_map in opened}
+        try:
+            for map_id in program.map_ids:
+                opened_one = libbpf.open_map(map_id)
+                opened[opened_one.name] = opened_one
+        except OSError:
+            _close(opened)
+            raise
+    return opened
 
 
 def _close(maps: dict[str, libbpf.Map]) -> None:

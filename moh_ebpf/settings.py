@@ -218,10 +218,15 @@ def _network(option: str, value: Any) -> IPv4Network:
     try:
         if not isinstance(value, str | IPv4Network):
             raise ValueError
+        network = IPv4Network(value, strict=False)
+    except ValueError:
+        raise UsageError(
+            f"{option}: {value!r} is no IPv4 prefix; write it as 203.0.113.0/24"
+        ) from None
+    try:
         return IPv4Network(value)
-    except ValueError as error:
-        why = "has host bits set" if "host bits" in str(error) else "is no IPv4 prefix"
-        raise UsageError(f"{option}: {value!r} {why}; write it as 203.0.113.0/24") from None
+    except ValueError:
+        raise UsageError(f"{option}: {value!r} has host bits set; write it as {network}") from None
 
 
 def _whole(option: str, value: Any, low: int, high: int) -> int:

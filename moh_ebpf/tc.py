@@ -10,6 +10,7 @@ import socket
 import struct
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -17,6 +18,7 @@ from pyroute2.iproute import IPBatch
 from pyroute2.netlink.exceptions import NetlinkError
 
 from moh_ebpf.errors import MohError
+from moh_ebpf.netlink import whole
 
 # Where our filters stand, on every interface. docs/packet-flow.md says what runs before and after.
 PRIORITY = 4000
@@ -52,7 +54,7 @@ class Filter:
 def ingress_qdiscs(ipr: IPRoute) -> dict[int, str]:
     """The interfaces that have hooks: ifindex → "clsact", or the older "ingress", with one only."""
     kinds = {}
-    for qdisc in ipr.get_qdiscs():
+    for qdisc in whole(ipr.get_qdiscs):
         kind = qdisc.get_attr("TCA_KIND")
         if kind in ("clsact", "ingress"):
             kinds[qdisc["index"]] = kind
@@ -64,9 +66,10 @@ def filters(ipr: IPRoute, ifindex: int) -> list[Filter]:
     found = []
     try:
         for hook in Hook:
+            dump = partial(ipr.get_filters, index=ifindex, parent=hook.value)
             found += [
                 _filter(ifindex, hook, message)
-                for message in ipr.get_filters(index=ifindex, parent=hook.value)
+                for message in whole(dump)
                 # A dump names each classifier once with handle 0, then its filters.
                 if message["handle"] and message["index"] == ifindex
             ]
@@ -204,7 +207,7 @@ def _name(ifindex: int) -> str:
     try:
         return socket.if_indextoname(ifindex)
     except OSError:
-        return f"interface {ifindex}, which is gone,"
+        return f"interface {ifindex} (gone)"
 
 
 # The message header and the answer of netlink(7): struct nlmsghdr, struct nlmsgerr.

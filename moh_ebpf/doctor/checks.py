@@ -48,8 +48,8 @@ def run(facts: Facts) -> list[Finding]:
     for name, check in CHECKS.items():
         unasked = [topic for topic in check.needs if topic in facts.unasked]
         if unasked:
-            why = facts.unasked[unasked[0]]
-            remedy = "" if why in told else _HELP[unasked[0]]
+            why, _, own_remedy = facts.unasked[unasked[0]].partition("; try: ")
+            remedy = "" if why in told else own_remedy or _HELP[unasked[0]]
             told.add(why)
             found.append(Finding(name, Level.NOTE, "this could not be looked at", why, remedy))
         else:
@@ -635,10 +635,10 @@ def _hardware_flows(facts: Facts) -> Findings:
 def _other_programs(facts: Facts) -> Findings:
     for text, evidence in facts.others:
         rule = re.search(r"rewrites source addresses \((.*?)\);", text)
-        found, _, remedy = text.rpartition("; see: ")
+        found, _, remedy = text.partition("; see: ")
         yield (
             Level.WARNING,
-            found or text,
+            found,
             evidence or (rule[1] if rule else "ip -d link show"),
             remedy or ("name the LAN: --lan IF" if rule else "tc filter show, bpftool net"),
         )

@@ -31,6 +31,7 @@ from moh_ebpf.compiler import Plan
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.rules import Ruleset
 from moh_ebpf.errors import MohError, UsageError
+from moh_ebpf.netlink import whole
 from moh_ebpf.network import Interface
 from moh_ebpf.peers import Snapshot
 from moh_ebpf.registry import Attached, Found, Place, Record
@@ -283,7 +284,7 @@ def _interfaces(
 def _without_carrier(ipr: IPRoute, names: Collection[str]) -> list[str]:
     return [
         link.get_attr("IFLA_IFNAME")
-        for link in ipr.get_links()
+        for link in whole(ipr.get_links)
         if link.get_attr("IFLA_IFNAME") in names and link.get_attr("IFLA_CARRIER") == 0
     ]
 
@@ -293,7 +294,7 @@ def _addresses(ipr: IPRoute) -> dict[IPv4Address, str]:
         IPv4Address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")): (
             registry.interface_name(message["index"])
         )
-        for message in ipr.get_addr(family=socket.AF_INET)
+        for message in whole(lambda: ipr.get_addr(family=socket.AF_INET))
     }
 
 
@@ -502,7 +503,7 @@ class _Gateways:
     def failed(self, targets: Sequence[Target]) -> list[tuple[str, str]]:
         """Their addresses and interfaces, those of live endpoints without a gateway as well."""
         next_hops = {(str(each.address), each.heard_on) for each in targets if each.heard_on}
-        for message in self._ipr.get_routes(family=socket.AF_INET):
+        for message in whole(lambda: self._ipr.get_routes(family=socket.AF_INET)):
             for hop in (message, *(message.get_attr("RTA_MULTIPATH") or ())):
                 index = hop.get_attr("RTA_OIF") or _multipath_index(hop)
                 name = self._wan.get(index, "")
@@ -510,7 +511,7 @@ class _Gateways:
                     next_hops.add((hop.get_attr("RTA_GATEWAY"), name))
         return sorted(
             (message.get_attr("NDA_DST"), self._wan[message["ifindex"]])
-            for message in self._ipr.get_neighbours(family=socket.AF_INET)
+            for message in whole(lambda: self._ipr.get_neighbours(family=socket.AF_INET))
             if message["state"] & _NUD_FAILED
             and message["ifindex"] in self._wan
             and (message.get_attr("NDA_DST"), self._wan[message["ifindex"]]) in next_hops
@@ -653,8 +654,7 @@ def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[tuple[str, str]]:
         where = f"{registry.interface_name(place.ifindex)} {place.role.hook}"
         stands[where] = [
             f"{where}: pref {each.priority} {each.kind} {each.name or ''}".strip()
-            for each in tc.filters(ipr, place.ifindex)
-            if each.hook is place.role.hook and each.priority < tc.PRIORITY
+            for each in misfits.earlier_filters(ipr, place)
         ] + [f"{where}: tcx {name}" for name in registry.tcx_names(place.ifindex, place.role.hook)]
     return [
         (text, "; ".join(stands.get(text.partition(":")[0], [])))

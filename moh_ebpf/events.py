@@ -290,10 +290,10 @@ class Story:
         """The events that follow from a record."""
         key = record.address, record.port
         known = self._known.get(key)
+        if known and known.from_map and known.since >= record.time:
+            known = None  # the map had it before we came to read of it
         if record.kind == Kind.MUSIC:
             yield from self._music(key, known, record)
-        elif known and known.from_map and known.since >= record.time:
-            return  # the map had it already
         elif record.kind == Kind.LEARNED:
             yield from self._learned(key, known, record)
         else:

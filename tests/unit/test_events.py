@@ -181,10 +181,19 @@ def test_of_a_flood_holds_are_told_with_their_music(
 
 def test_who_was_there_from_the_start(peers: Peers) -> None:
     peers.story.know(KEY, heard(State.TWO), 10 * SECOND, 12 * SECOND)
-    # What is in the ring and in the map as well is not told twice.
-    assert peers.told(record(10, Kind.LEARNED, State.TWO)) == []
     peers.there[KEY] = 12, 10
     assert short(peers.after(13.5)) == [("expired", State.TWO, None, 2)]
+
+
+def test_what_the_map_had_before_its_record_was_read(peers: Peers) -> None:
+    """It is news all the same, and its end comes once."""
+    peers.story.know(KEY, heard(State.TWO), 10 * SECOND, 12 * SECOND)
+    assert short(peers.told(record(10, Kind.LEARNED, State.TWO))) == [
+        ("new", None, State.TWO, None)
+    ]
+    peers.there[KEY] = 12, 10
+    assert short(peers.after(13.5)) == [("expired", State.TWO, None, 2)]
+    assert peers.after(30) == []
 
 
 def test_changes_within_a_tick_of_the_clock(peers: Peers) -> None:

@@ -61,6 +61,7 @@ struct peer {
 	u64 heard;	 /* struct heard */
 	u64 last_seen;	 /* the endpoint's last packet */
 	u64 since;	 /* the first packet of the present state */
+	u64 told;	 /* have readers of events heard of it? */
 	u64 longest_gap; /* the longest pause between two of its packets, in ns */
 	u64 in_packets;
 	u64 in_bytes;

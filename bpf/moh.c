@@ -375,12 +375,6 @@ static inline void tell(struct counters *count, struct event *event)
 		count->events_unread++;
 }
 
-/* Where RTP and RTCP have a port each, RTCP's has no events: it comes too seldom to be a state. */
-static inline bool is_told_of(struct peer *peer, struct packet *packet)
-{
-	return !packet->is_rtcp || peer->in_rtp.received;
-}
-
 static inline void tell_heard(struct counters *count, struct packet *packet, u8 kind,
 			      struct heard heard, u64 now, u8 before, u64 lasted)
 {
@@ -459,15 +453,12 @@ static inline u32 datagrams(struct __sk_buff *skb)
 }
 
 static inline void note_inbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				struct packet *packet, struct heard heard, u64 now)
+				struct packet *packet, u64 now)
 {
 	struct progress progress;
 
 	if (!packet->has_rtp)
 		return;
-	/* Known by RTCP of the same port (RFC 5761) until now. */
-	if (!peer->in_rtp.received && peer->in_packets > 1)
-		tell_heard(count, packet, EVENT_LEARNED, heard, now, heard.state, 0);
 	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(skb), now);
 	count->rtp_in_expected += progress.expected;
 	count->rtp_in_lost += progress.lost;
@@ -505,7 +496,7 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 	peer->heard = heard_word(heard);
 	if (before == heard.state)
 		return;
-	if (is_told_of(peer, packet))
+	if (peer->told)
 		tell_heard(count, packet, EVENT_CHANGED, heard, now, before,
 			   elapsed(peer->since, now));
 	peer->since = now;
@@ -516,13 +507,16 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 		count->moh_to_two++;
 }
 
-/* last_seen is written last: until then, another CPU holds a forgotten peer for forgotten. */
+/*
+ * An endpoint is told of once it has sent RTP: that of RTCP alone comes too seldom to be a state.
+ * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten.
+ */
 static inline void hear_again(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			      struct packet *packet, struct heard heard, u64 now)
 {
 	note_gap(peer, now);
 	if (!is_live(peer, now)) {
-		if (is_told_of(peer, packet))
+		if (peer->told)
 			tell_heard(count, packet, EVENT_LEARNED, heard, now, heard_of(peer).state,
 				   elapsed(peer->since, peer->last_seen));
 		relearn(peer, heard, now);
@@ -530,9 +524,13 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 	} else if (peer->heard != heard_word(heard)) {
 		change_state(peer, count, packet, heard, now);
 	}
+	if (!peer->told && !packet->is_rtcp) {
+		peer->told = 1;
+		tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
+	}
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
-	note_inbound(skb, count, peer, packet, heard, now);
+	note_inbound(skb, count, peer, packet, now);
 	*(volatile u64 *)&peer->last_seen = now;
 }
 
@@ -548,12 +546,13 @@ static inline void hear(struct __sk_buff *skb, struct counters *count, struct pa
 			.heard = heard_word(heard),
 			.last_seen = now,
 			.since = now,
+			.told = !packet->is_rtcp,
 		};
 
 		/* Else another CPU was first, or there is no memory. */
 		if (!peers.insert(&endpoint, &fresh)) {
 			count_learned(count, heard.state);
-			if (!packet->is_rtcp)
+			if (fresh.told)
 				tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
 		}
 		peer = peers.lookup(&endpoint);
@@ -663,7 +662,7 @@ static inline void note_outbound(struct __sk_buff *skb, struct counters *count, 
 static inline void count_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 				  struct packet *packet, struct heard heard, u64 now)
 {
-	if (!peer->out_first && !packet->is_rtcp)
+	if (!peer->out_first && peer->told && !packet->is_rtcp)
 		end_waiting(count, peer, packet, heard, now);
 	__sync_fetch_and_add(&peer->out_packets, 1);
 	__sync_fetch_and_add(&peer->out_bytes, packet->bytes);

@@ -65,9 +65,12 @@ static __always_inline u32 measured_tick(struct rtp *rtp, u32 timestamp, u64 now
 	return elapsed > 88000 ? 125000 : elapsed > 44000 ? 62500 : elapsed > 25500 ? 31250 : 20833;
 }
 
-/* Of a packet whose arrival and timestamp the next ones are to be compared with. */
-static __always_inline void begin_clock(struct rtp *rtp, struct rtp_header *header, u64 now)
+/* Another source, or the same one anew. */
+static __always_inline void begin_stream(struct rtp *rtp, struct rtp_header *header, u64 now)
 {
+	rtp->ssrc = header->ssrc;
+	rtp->last_sequence = bpf_ntohs(header->sequence);
+	rtp->odd_sequence = NO_SEQUENCE;
 	rtp->timestamp = bpf_ntohl(header->timestamp);
 	rtp->first_timestamp = rtp->timestamp;
 	rtp->payload_type = payload_type(header);
@@ -75,25 +78,30 @@ static __always_inline void begin_clock(struct rtp *rtp, struct rtp_header *head
 	rtp->jitter = 0;
 	rtp->began = now;
 	rtp->timed = now;
-}
-
-/* Another source, or the same one anew. */
-static __always_inline void begin_stream(struct rtp *rtp, struct rtp_header *header, u64 now)
-{
-	rtp->ssrc = header->ssrc;
-	rtp->last_sequence = bpf_ntohs(header->sequence);
-	rtp->odd_sequence = NO_SEQUENCE;
 	rtp->arrival = now;
-	rtp->received++;
-	begin_clock(rtp, header, now);
 }
 
-/* A dynamic payload type amid others, such as that of DTMF, is taken to have their clock. */
-static __always_inline bool has_other_clock(struct rtp *rtp, struct rtp_header *header)
+/*
+ * The payload type says what the clock is, or it is measured; until then a dynamic type amid
+ * others, as DTMF's is, has theirs. True if this packet has another than the one before.
+ */
+static __always_inline bool has_other_clock(struct rtp *rtp, struct rtp_header *header, u64 now)
 {
+	u32 timestamp = bpf_ntohl(header->timestamp);
 	u32 tick = tick_of(payload_type(header));
 
-	return rtp->payload_type != payload_type(header) && tick && tick != rtp->tick;
+	if (rtp->payload_type != payload_type(header)) {
+		rtp->payload_type = payload_type(header);
+		rtp->first_timestamp = timestamp;
+		rtp->began = now;
+	}
+	if (!tick)
+		tick = measured_tick(rtp, timestamp, now);
+	if (!tick || tick == rtp->tick)
+		return false;
+	rtp->tick = tick;
+	rtp->jitter = 0;
+	return true;
 }
 
 /*
@@ -107,17 +115,10 @@ static __always_inline void note_timestamp(struct rtp *rtp, struct rtp_header *h
 
 	if (timestamp == rtp->timestamp)
 		return;
-	if (has_other_clock(rtp, header)) {
-		begin_clock(rtp, header, now);
-		return;
-	}
-	if (rtp->tick)
+	if (!has_other_clock(rtp, header, now) && rtp->tick)
 		rtp->jitter += (late < 0 ? -late : late) - ((rtp->jitter + 8) >> 4);
-	else
-		rtp->tick = measured_tick(rtp, timestamp, now);
 	rtp->timestamp = timestamp;
 	rtp->timed = now;
-	rtp->payload_type = payload_type(header);
 }
 
 static __always_inline void note_arrival(struct rtp *rtp, u64 now)
@@ -127,7 +128,6 @@ static __always_inline void note_arrival(struct rtp *rtp, u64 now)
 	if (gap > (s64)rtp->longest_gap && gap < (s64)LONGEST_PAUSE_NS)
 		rtp->longest_gap = gap;
 	rtp->arrival = now;
-	rtp->received++;
 }
 
 /* A.1, for a receiver that believes the first packet. A packet may be several `datagrams` in a row
@@ -149,15 +149,16 @@ static __always_inline struct progress note_rtp(struct rtp *rtp, struct rtp_head
 		note_arrival(rtp, now);
 	} else if (!step || step > 0x10000 - MAX_MISORDER) {
 		note_arrival(rtp, now);
-		return (struct progress){ .late = 1 };
+		rtp->received += datagrams;
+		return (struct progress){ .late = datagrams };
 	} else if (sequence == rtp->odd_sequence) {
 		begin_stream(rtp, header, now);
 	} else {
-		rtp->odd_sequence = (u16)(sequence + 1);
+		rtp->odd_sequence = (u16)(sequence + datagrams);
 		return (struct progress){};
 	}
 	rtp->last_sequence += datagrams - 1;
-	rtp->received += datagrams - 1;
+	rtp->received += datagrams;
 	rtp->expected += progress.expected;
 	return progress;
 }

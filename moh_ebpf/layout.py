@@ -54,6 +54,7 @@ PEER_FIELDS = (
     "heard",
     "last_seen",
     "since",
+    "told",
     "longest_gap",
     "in_packets",
     "in_bytes",
@@ -67,7 +68,7 @@ PEER_FIELDS = (
     "hop_src",
     "out_rtp",
 )
-PEER = struct.Struct(f"={HEARD.size}s5Q{RTP.size}s7Q{RTP.size}s")
+PEER = struct.Struct(f"={HEARD.size}s6Q{RTP.size}s7Q{RTP.size}s")
 
 # struct event, in its order; times are ns, address and port in network byte order.
 EVENT_FIELDS = ("time", "heard", "lasted", "dropped", "address", "port", "kind", "before")

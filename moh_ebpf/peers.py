@@ -136,7 +136,7 @@ def decode(
     from_bytes = int.from_bytes
     peers = []
     for (address, port), values in entries:
-        heard, last_seen, began, gap, in_packets, in_bytes, in_rtp, *outbound = values
+        heard, last_seen, began, _, gap, in_packets, in_bytes, in_rtp, *outbound = values
         out_packets, out_bytes, out_last, *_, out_rtp = outbound
         age = max(0, now - last_seen) * _NS
         if age >= within:

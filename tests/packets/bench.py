@@ -151,6 +151,21 @@ class Bench:
                 key = keys[at * peers.key_size :][: peers.key_size]
                 libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
 
+    def age_streams(self, seconds: float) -> None:
+        """As if so many seconds had passed since the last packet of each inbound stream."""
+        peers = self._loaded.maps["peers"]
+        for keys, values in libbpf.entries(peers):
+            for at, value in enumerate(layout.PEER.iter_unpack(values)):
+                fields = dict(zip(layout.PEER_FIELDS, value, strict=True))
+                stream = dict(
+                    zip(layout.RTP_FIELDS, layout.RTP.unpack(fields["in_rtp"]), strict=True)
+                )
+                for name in ("arrival", "began", "timed"):
+                    stream[name] -= int(seconds * 1e9)
+                fields["in_rtp"] = layout.RTP.pack(*stream.values())
+                key = keys[at * peers.key_size :][: peers.key_size]
+                libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
+
     def age_waiting(self, seconds: float) -> None:
         """As if UCM's dropped packets had come so long ago."""
         waiting_for, waiting = self._loaded.maps["waiting_for"], struct.Struct("=3Q")

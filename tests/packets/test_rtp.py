@@ -181,6 +181,20 @@ def test_another_payload_type_may_have_another_clock(programs: Bench) -> None:
     assert (other.jitter, other.payload_type) == (0, 11)
 
 
+def test_a_dynamic_clock_is_measured_as_long_as_it_goes_on(programs: Bench) -> None:
+    """Of 48 kHz, with comfort noise amid it, whose type says 8 kHz."""
+    hear(programs, media(1, payload_type=111, stamp=0))
+    for number, payload_type in ((2, 13), (3, 111)):
+        hear(programs, media(number, payload_type=payload_type, stamp=number * 960))
+    programs.age_streams(1)
+    rtp = hear(programs, media(53, payload_type=111, stamp=3 * 960 + 48000))
+    assert rtp
+    assert rtp.jitter == 0
+    rtp = hear(programs, media(103, payload_type=111, stamp=3 * 960 + 96000))
+    assert rtp
+    assert rtp.jitter == pytest.approx(1 / 16, rel=0.2)
+
+
 class Sequence:
     """RFC 3550, A.1 and A.3, for a receiver that believes the first packet."""
 

@@ -18,6 +18,8 @@ _LINES_PER_SECOND = 50
 _SHARE = 0.05
 # What went wrong once is tried again after so long.
 _RETRY_SECONDS = 5.0
+# Whatever a read has taken, the next one is no later than that.
+_LONGEST_LAG_SECONDS = 5.0
 
 MUSIC_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 HOLD_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -99,12 +101,12 @@ class Chronicle:
         self._listen(False)
         try:
             self._read(begun)
-            self._failed = ""
+            self._failed, self._is_first = "", False
         except NotAttachedError:
             self.close()
+            self._failed, self._is_first = "", False
         except (MohError, OSError) as error:
-            self._fail(str(error))
-        self._is_first = False
+            self._retry(str(error))
         self._keep_pace(begun)
 
     def _read(self, now: float) -> None:
@@ -117,9 +119,9 @@ class Chronicle:
             self._say(event)
         self.due = now + self._reader.due()
 
-    def _fail(self, error: str) -> None:
-        """Try again, for nothing may happen that would make us; the log says it once."""
-        self.close()
+    def _retry(self, error: str) -> None:
+        """Go on from here some time, for nothing may happen that would make us; the log says it
+        once."""
         self.due = time.monotonic() + _RETRY_SECONDS
         if error != self._failed:
             self._failed = error
@@ -129,7 +131,9 @@ class Chronicle:
         """Leave the core to others; woken by the next event, unless the last ones have taken so
         long that it must wait."""
         took = time.monotonic() - begun
-        self._not_before = begun + took / _SHARE
+        self._not_before = begun + min(took / _SHARE, _LONGEST_LAG_SECONDS)
+        if self._failed:
+            return
         if self._reader and took >= 0.002:
             self.due = self._not_before
             return

@@ -18,7 +18,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -40,6 +40,8 @@ _SECOND = 1e9  # ns
 MUSIC_WITHIN_SECONDS = 1.0
 # Endpoints that may have been forgotten are looked for this often at most, in seconds.
 _LOOK_SECONDS = 0.2
+# Two records of one change are of two CPUs within a tick of their clock, in ns.
+_AT_ONCE = 10_000_000
 # Endpoints whose end is followed, at most.
 _MOST_KNOWN = 20_000
 # Is it still attached, and are these its maps? In seconds.
@@ -169,7 +171,10 @@ class Ring:
             self._poll = stack.enter_context(select.epoll())
             self._poll.register(ring.fd, select.EPOLLIN | select.EPOLLET)
             self._close = stack.pop_all().close
-        self._at = self._oldest() if history else self._written()
+        # It is full where nobody has made room since; then the kernel has told of what it could not
+        # write.
+        self.was_full = self._written() - self._consumed() > self._size - 2 * _RECORD
+        self._at = self._consumed() if history else self._written()
         self._more = False
         # After a read there is room for so many records at least: half a ring, cut to whole ones.
         self.room = self._size // 2 // _RECORD - 1
@@ -222,9 +227,6 @@ class Ring:
     def _written(self) -> int:
         return int.from_bytes(self._data[:8], "little")
 
-    def _oldest(self) -> int:
-        return max(self._consumed(), self._half_behind())
-
     def _consumed(self) -> int:
         return int.from_bytes(self._consumer[:8], "little")
 
@@ -245,20 +247,30 @@ class _Known:
 
     state: State
     heard: bytes
+    interface: str
     since: int
     due: int
     from_map: bool = False  # nothing has been told of it yet
 
 
-Lookup = Callable[[Key], tuple[int, int] | None]  # last_seen and since; None: it is not there
+# struct heard, last_seen and since; None: it is not there.
+Lookup = Callable[[Key], tuple[bytes, int, int] | None]
 
 
 class Story:
     """From records to events. `lookup` asks for a peer, all else is pure. `interfaces` are the
-    WANs' names by their index."""
+    WANs' names by their index. Before an end is told, `renew` is asked whether peers are to be
+    looked up elsewhere by now; if so, it has called `go_on`."""
 
-    def __init__(self, lookup: Lookup, timeout_ns: int, interfaces: dict[int, str]) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        timeout_ns: int,
+        interfaces: dict[int, str],
+        renew: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._lookup, self._timeout, self.interfaces = lookup, timeout_ns, interfaces
+        self._renew, self._is_renewed = renew, False
         self._known: dict[Key, _Known] = {}
         # A heap with one entry for each that is known; what is due may have moved on since.
         self._due: list[tuple[int, Key]] = []
@@ -268,12 +280,9 @@ class Story:
         # What CLOCK_MONOTONIC's 0 is in ns of the epoch.
         self.epoch = 0
 
-    def go_on(self, timeout_ns: int, indexes: Mapping[int, int]) -> None:
-        """What is known stays; the timeout is another, and WANs have other indexes, by the old
-        ones. One that is no WAN any more keeps its own."""
+    def go_on(self, timeout_ns: int) -> None:
+        """What is known stays; the timeout is another."""
         for known in self._known.values():
-            address, port, state, wan = layout.HEARD.unpack(known.heard)
-            known.heard = layout.HEARD.pack(address, port, state, indexes.get(wan, wan))
             known.due += timeout_ns - self._timeout
         self._due = [(known.due, key) for key, known in self._known.items()]
         heapq.heapify(self._due)
@@ -282,9 +291,12 @@ class Story:
     def know(self, key: Key, heard: bytes, since: int, last_seen: int) -> None:
         """An endpoint that was there before the first record: no event, but its end will be one."""
         if key not in self._known:
-            state = State(layout.HEARD.unpack(heard)[2])
-            due = last_seen + self._timeout
-            self._remember(key, _Known(state, heard, since, due, from_map=True))
+            self._remember(key, self._found(heard, since, last_seen, from_map=True))
+
+    def give_up(self) -> Iterator[Event]:
+        """Nothing follows any more: the holds that wait for their music."""
+        for key in list(self._waiting):
+            yield from self._without_music(key, ended=True)
 
     def tell(self, record: Record) -> Iterator[Event]:
         """The events that follow from a record."""
@@ -297,13 +309,13 @@ class Story:
         elif record.kind == Kind.LEARNED:
             yield from self._learned(key, known, record)
         else:
-            yield from self._changed(key, record)
+            yield from self._changed(key, known, record)
 
     def due(self, now: int) -> Iterator[Event]:
         """The events that time brings: holds without music, endpoints forgotten or evicted."""
         if now - self._looked < _LOOK_SECONDS * _SECOND:
             return
-        self._looked = now
+        self._looked, self._is_renewed = now, False
         for key, (since, _) in list(self._waiting.items()):
             if now - since < MUSIC_WITHIN_SECONDS * _SECOND:
                 break
@@ -333,19 +345,22 @@ class Story:
             if forgotten > record.time:
                 return  # two CPUs have found it forgotten, and both have told
             yield from self._end(key, known, "expired", forgotten, record.lasted)
-        state = self._begin(key, record)
-        yield self._event("new", record.time, key, record.heard, None, state)
-        if state is State.MOH:
-            hold = self._event("hold", record.time, key, record.heard, None, state)
+        made = self._begin(key, record)
+        yield self._event("new", record.time, key, made, None, made.state)
+        if made.state is State.MOH:
+            hold = self._event("hold", record.time, key, made, None, made.state)
             self._wait_for_music(key, record.time, hold)
 
-    def _changed(self, key: Key, record: Record) -> Iterator[Event]:
+    def _changed(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
+        made = self._found(record.heard, record.time, record.time)
+        if known and known.state is made.state and record.time - known.since < _AT_ONCE:
+            return  # two CPUs have seen it, and both have told
         yield from self._without_music(key, ended=True)
-        state = self._begin(key, record)
-        name = "hold" if state is State.MOH else "resume"
-        event = self._event(name, record.time, key, record.heard, State(record.before), state)
+        self._remember(key, made)
+        name = "hold" if made.state is State.MOH else "resume"
+        event = self._event(name, record.time, key, made, State(record.before), made.state)
         event = event._replace(lasted=record.lasted / _SECOND)
-        if state is State.MOH:
+        if made.state is State.MOH:
             self._wait_for_music(key, record.time, event)
         else:
             yield event
@@ -353,10 +368,11 @@ class Story:
     def _music(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
         if key in self._waiting:
             _, hold = self._waiting.pop(key)
-        elif known and known.state is State.MOH:
+        elif known and known.state is State.MOH and not known.from_map:
             return  # told already, as one without music
         else:  # its beginning was missed, or it is one of a flood
-            hold = self._event("hold", record.time, key, record.heard, None, State.MOH)
+            made = self._found(record.heard, record.time, record.time)
+            hold = self._event("hold", record.time, key, made, None, State.MOH)
         yield hold._replace(time_to_music=record.lasted / _SECOND, dropped_before=record.dropped)
 
     def _wait_for_music(self, key: Key, since: int, hold: Event) -> None:
@@ -368,11 +384,15 @@ class Story:
         if key in self._waiting:
             yield self._waiting.pop(key)[1]._replace(ended_first=ended)
 
-    def _begin(self, key: Key, record: Record) -> State:
-        state = State(layout.HEARD.unpack(record.heard)[2])
-        due = record.time + self._timeout
-        self._remember(key, _Known(state, record.heard, record.time, due))
-        return state
+    def _begin(self, key: Key, record: Record) -> _Known:
+        made = self._found(record.heard, record.time, record.time)
+        self._remember(key, made)
+        return made
+
+    def _found(self, heard: bytes, since: int, last_seen: int, *, from_map: bool = False) -> _Known:
+        _, _, state, wan = layout.HEARD.unpack(heard)
+        interface = self.interfaces.get(wan, "(gone)")
+        return _Known(State(state), heard, interface, since, last_seen + self._timeout, from_map)
 
     def _remember(self, key: Key, known: _Known) -> None:
         """Of a flood of endpoints, the end is not followed."""
@@ -384,29 +404,38 @@ class Story:
 
     def _look_for(self, key: Key, known: _Known, now: int) -> Iterator[Event]:
         found = self._lookup(key)
+        if self._has_ended(found, now) and not self._is_renewed:
+            self._is_renewed = True
+            if self._renew():
+                return  # `go_on` has it due again
         if found is None:
             del self._known[key]
             yield from self._end(key, known, "evicted", now, None)
             return
-        last_seen, since = found
+        # What it was at last, even if that record was missed.
+        known.heard, last_seen, since = found
+        known.state = State(layout.HEARD.unpack(known.heard)[2])
         known.due = last_seen + self._timeout
-        if known.due <= now:
+        if self._has_ended(found, now):
             del self._known[key]
             yield from self._end(key, known, "expired", known.due, max(0, last_seen - since))
         else:
             heapq.heappush(self._due, (known.due, key))
 
+    def _has_ended(self, found: tuple[bytes, int, int] | None, now: int) -> bool:
+        return found is None or found[1] + self._timeout <= now
+
     def _end(
         self, key: Key, known: _Known, name: str, at: int, lasted: int | None
     ) -> Iterator[Event]:
         yield from self._without_music(key, ended=True)
-        event = self._event(name, at, key, known.heard, known.state, None)
+        event = self._event(name, at, key, known, known.state, None)
         yield event._replace(lasted=None if lasted is None else lasted / _SECOND)
 
     def _event(
-        self, name: str, at: int, key: Key, heard: bytes, before: State | None, after: State | None
+        self, name: str, at: int, key: Key, of: _Known, before: State | None, after: State | None
     ) -> Event:
-        address, port, _, wan = layout.HEARD.unpack(heard)
+        address, port, *_ = layout.HEARD.unpack(of.heard)
         return Event(
             (at + self.epoch) / _SECOND,
             name,
@@ -416,7 +445,7 @@ class Story:
             after,
             inet_ntoa(address),
             int.from_bytes(port, "big"),
-            self.interfaces.get(wan, "(gone)"),
+            of.interface,
         )
 
 
@@ -467,22 +496,29 @@ class Reader:
         self._check_at = 0.0
 
     def read(self, wait: float = 0.0) -> list[Event | Lost]:
-        """What has happened by now; waits up to so many seconds for something to."""
+        """What has happened by now; waits up to so many seconds for something to.
+
+        If it raises, nothing that has happened is lost: the next read has it.
+        """
         self._ring.wait(min(wait, self.due()))
-        events = self._read()
+        events = self._told()
         if time.monotonic() >= self._check_at:
             try:
                 self._check(events)
             except NotAttachedError:
-                events += self._read()
+                events += [*self._told(), *self._story.give_up()]
                 if not events:
                     raise
-                self.expect_change()  # what has happened comes first
+                return events  # what has happened comes first
+            except (MohError, OSError):
+                if not events:
+                    raise
+                return events
+        events += self._story.due(time.monotonic_ns())
         return events
 
-    def _read(self) -> list[Event | Lost]:
-        now = time.monotonic_ns()
-        self._story.epoch = time.time_ns() - now
+    def _told(self) -> list[Event | Lost]:
+        self._story.epoch = time.time_ns() - time.monotonic_ns()
         records, missed = self._ring.read()
         events: list[Event | Lost] = [Lost(time.time(), missed)] if missed else []
         for record in records:
@@ -492,7 +528,6 @@ class Reader:
         if self._joins and not self._ring.more:
             self._joins = False
             self._know_all()
-        events += self._story.due(now)
         return events
 
     def _open(self, attached: Attached, history: bool) -> None:
@@ -504,47 +539,63 @@ class Reader:
             ring = Ring(attached.maps["events"], history=history)
             stack.callback(ring.close)
             maps = stack.enter_context(_Maps(attached))
-            if history:  # of those that it has no room for any more, nobody has told
+            if history and ring.was_full:  # nobody has told of those that had no room
                 maps.unwritten_before = 0
-            self._ring, self._maps, self._joins = ring, maps, True
-            self._story = Story(
-                maps.look_up, _timeout(attached.record.settings), attached.wan_names()
-            )
-            self._attached = _Identity.of(attached)
-            self._close = stack.pop_all().close
+            timeout, names = _timeout(attached.record.settings), attached.wan_names()
+            story = Story(maps.look_up, timeout, names, self._renew)
+            before, self._close = self._close, stack.pop_all().close
+        before()
+        self._ring, self._maps, self._story, self._joins = ring, maps, story, True
+        self._attached = _Identity.of(attached)
 
     def _plan_check(self) -> None:
         self._check_at = time.monotonic() + _CHECK_SECONDS if self._checks else math.inf
 
     def _know_all(self) -> None:
-        now, settings = time.monotonic_ns(), self._maps.attached.record.settings
-        for key, (heard, last_seen, since, _, _, _, in_rtp, *_) in self._maps.attached.peers():
-            if now - last_seen < _timeout(settings) and _is_rtp(heard, in_rtp, settings):
+        now, timeout = time.monotonic_ns(), _timeout(self._maps.attached.record.settings)
+        for key, (heard, last_seen, since, told, *_) in self._maps.attached.peers():
+            if told and now - last_seen < timeout:
                 self._story.know(key, heard, since, last_seen)
 
     def _check(self, events: list[Event | Lost]) -> None:
         """Is it attached still, with these maps? Else go on with the new ones; what the old ones
-        had to the last is added to `events`."""
-        self._plan_check()
+        had to the last is added to `events`. Until that has worked, it is to be done."""
+        self.expect_change()
         try:
             with registry.attached_or_error() as attached:
-                now, before = _Identity.of(attached), self._attached
-                if now.ring != before.ring:
-                    events += self._read()
-                    self.close()
+                if _Identity.of(attached).ring == self._attached.ring:
+                    self._go_on_with(attached)
+                else:
+                    events += [*self._told(), *self._story.give_up()]
                     # Whatever is in a ring that was made since is news.
                     self._open(attached, history=True)
-                elif now != before:
-                    self._maps.replace(attached)
-                    self._story.go_on(
-                        _timeout(attached.record.settings), _moved(before.wan, now.wan)
-                    )
-                    self._attached = now
-                self._story.interfaces = attached.wan_names()
         except NotAttachedError:
             raise NotAttachedError(
                 "detached meanwhile: nothing happens any more; attach with: moh-ebpf attach"
             ) from None
+        self._plan_check()
+
+    def _go_on_with(self, attached: Attached) -> bool:
+        """True if its peers are in another map, or its settings others."""
+        self._story.interfaces = attached.wan_names()
+        now = _Identity.of(attached)
+        if now == self._attached:
+            return False
+        self._maps.replace(attached)
+        self._story.go_on(_timeout(attached.record.settings))
+        self._attached = now
+        return True
+
+    def _renew(self) -> bool:
+        """Before an end is told: was what is attached replaced since the last check? At other times
+        than a check's, an error is for the next one."""
+        try:
+            with registry.attached_or_error() as attached:
+                same_ring = _Identity.of(attached).ring == self._attached.ring
+                return same_ring and self._go_on_with(attached)
+        except (MohError, OSError):
+            self.expect_change()
+            return False
 
 
 class _Identity(NamedTuple):
@@ -561,11 +612,6 @@ class _Identity(NamedTuple):
         maps, record = attached.maps, attached.record
         ring = maps["events"].id if "events" in maps else -1
         return cls(ring, maps["peers"].id, record.settings.timeout, record.wan)
-
-
-def _moved(before: Sequence[int], now: Sequence[int]) -> dict[int, int]:
-    """Indexes of WANs by the ones that they had."""
-    return {old: now.index(wan) for old, wan in enumerate(before) if wan in now}
 
 
 class _Maps:
@@ -595,12 +641,12 @@ class _Maps:
             self._close = stack.pop_all().close
         self.unwritten_before = self.attached.counters()["events_unread"]
 
-    def look_up(self, key: Key) -> tuple[int, int] | None:
-        """A peer's last_seen and since; None: it is not there."""
+    def look_up(self, key: Key) -> tuple[bytes, int, int] | None:
+        """A peer's struct heard, last_seen and since; None: it is not there."""
         with suppress(FileNotFoundError):
             value = libbpf.lookup(self.attached.maps["peers"], layout.ENDPOINT.pack(*key))
-            _, last_seen, since, *_ = layout.PEER.unpack(value)
-            return last_seen, since
+            heard, last_seen, since, *_ = layout.PEER.unpack(value)
+            return heard, last_seen, since
         return None
 
     def unwritten(self) -> int:
@@ -620,15 +666,6 @@ def _copy(bpf_map: libbpf.Map) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _is_rtp(heard: bytes, in_rtp: bytes, settings: Settings) -> bool:
-    """Has this endpoint sent RTP, not RTCP alone? Without quality, RTP's ports tell: the phantom
-    one, and even ones (RFC 3550, 11)."""
-    if settings.quality:
-        return bool(layout.RTP.unpack(in_rtp)[layout.RTP_FIELDS.index("received")])
-    public_port = int.from_bytes(layout.HEARD.unpack(heard)[1], "big")
-    return public_port == settings.port or public_port % 2 == 0
 
 
 def _timeout(settings: Settings) -> int:

@@ -132,7 +132,12 @@ def program_info(fd: int) -> Program:
 
 def open_map(map_id: int) -> Map:
     """The map with this id, opened. Raises OSError, ENOENT if there is none."""
-    return map_info(_call("bpf_map_get_fd_by_id", ctypes.c_uint32(map_id)))
+    fd = _call("bpf_map_get_fd_by_id", ctypes.c_uint32(map_id))
+    try:
+        return map_info(fd)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def map_info(fd: int) -> Map:

@@ -4,6 +4,7 @@ No label names a peer: series that come and go with each call are what a time se
 least. docs/monitoring.md says what each metric is for.
 """
 
+import io
 import itertools
 import os
 import re
@@ -327,10 +328,14 @@ def _server(host: str, port: int) -> type[WSGIServer]:
 
         def process_request(self, request: Any, client_address: Any) -> None:
             """Whoever keeps connecting shall not have all our descriptors."""
-            if places.acquire(blocking=False):
-                super().process_request(request, client_address)
-            else:
+            if not places.acquire(blocking=False):
                 self.shutdown_request(request)
+                return
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread can be had
+                places.release()
+                raise
 
         def process_request_thread(self, request: Any, client_address: Any) -> None:
             try:
@@ -340,7 +345,7 @@ def _server(host: str, port: int) -> type[WSGIServer]:
 
         def handle_error(self, request: object, client_address: object) -> None:
             """Unlike socketserver, no traceback for a client's reset or timeout."""
-            if not isinstance(sys.exception(), OSError):
+            if not isinstance(sys.exception(), OSError | RuntimeError):
                 super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     return Server
@@ -351,6 +356,10 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """A scrape is no news."""
+
+    def get_stderr(self) -> io.StringIO:
+        """Nor is one that asks for what prometheus_client does not know: it gets a 500."""
+        return io.StringIO()
 
 
 def _registry(sums: Sums | None = None) -> Any:

@@ -165,28 +165,35 @@ def interface_name(ifindex: int) -> str:
 
 def find_filters(ipr: IPRoute) -> dict[Place, Filter]:
     """Our filters in this network namespace."""
-    found = {}
-    for ifindex in tc.ingress_qdiscs(ipr):
-        for each in tc.filters(ipr, ifindex):
-            role = role_of(each)
-            if role:
-                found[Place(ifindex, role)] = each
-    return found
+    while True:
+        # A program that is freed before we have looked at it was replaced or detached: look again.
+        with suppress(FileNotFoundError):
+            return {
+                Place(ifindex, role): each
+                for ifindex in tc.ingress_qdiscs(ipr)
+                for each in tc.filters(ipr, ifindex)
+                if (role := _own_role(each))
+            }
 
 
 def role_of(each: Filter) -> Role | None:
     """The role of a filter if it is ours: at our priority and handle, by our name, with a program
     of that name, at the role's own hook."""
+    try:
+        return _own_role(each)
+    except FileNotFoundError:
+        return None
+
+
+def _own_role(each: Filter) -> Role | None:
+    """Raises FileNotFoundError if its program is gone."""
     role = ROLES.get(each.name or "")
     if not role or (each.priority, each.handle) != (tc.PRIORITY, tc.HANDLE):
         return None
     if each.hook is not role.hook or each.program_id is None:
         return None
-    try:
-        with open_program(each.program_id) as (_, program):
-            return role if program.name == role.program else None
-    except FileNotFoundError:
-        return None
+    with open_program(each.program_id) as (_, program):
+        return role if program.name == role.program else None
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.iproute import IPBatch
-from pyroute2.netlink.exceptions import NetlinkError
 
 from moh_ebpf.errors import MohError
 from moh_ebpf.netlink import whole
@@ -73,8 +72,8 @@ def filters(ipr: IPRoute, ifindex: int) -> list[Filter]:
                 # A dump names each classifier once with handle 0, then its filters.
                 if message["handle"] and message["index"] == ifindex
             ]
-    except NetlinkError as error:
-        if error.code not in (errno.ENODEV, errno.ENOENT):
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.ENOENT):
             raise
     return found
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 
 from rich.segment import Segment
@@ -26,16 +25,19 @@ class Recent:
 
     def __call__(self) -> Sequence[Line]:
         """The last of them by now, the latest last."""
-        with suppress(MohError, OSError):
+        try:
             if self._reader is None:
-                self._reader = Reader(history=True)
+                self._reader = Reader(history=not self._lines)
             self._lines.extend(map(_line, self._reader.read()))
+        except (MohError, OSError):
+            self.close()
         return list(self._lines)
 
     def close(self) -> None:
         """Read no more."""
         if self._reader:
             self._reader.close()
+        self._reader = None
 
 
 def _line(event: Event | Lost) -> Line:

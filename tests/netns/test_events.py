@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -269,10 +271,39 @@ def test_detached_while_it_does_not_look(fw: Firewall, tmp_path: Path) -> None:
     fw.attach("--timeout", "60s")
     with events(fw, tmp_path) as reader:
         with stopped(reader):
-            fw.wan.send(udp(PROVIDER, CALL))
+            fw.wan.send(udp(PROVIDER, HOLD))
             fw.moh("detach")
         assert "detached meanwhile" in reader.process.communicate(timeout=PATIENCE_SECONDS)[1]
-        assert reader.names() == ["new"]
+        assert reader.names() == ["new", "hold"]  # which no music can follow
+
+
+def test_history_has_all_that_is_in_the_ring(fw: Firewall) -> None:
+    fw.attach("--timeout", "60s")
+    for frame in spoofed(fw.wan, 4000):
+        fw.wan.send_frame(frame)
+    shown = fw.moh("events", "--history", "--for", "3s", "--json").stdout
+    assert shown.count('"new"') == learned(fw)
+
+
+def test_one_that_is_live_over_a_replacement(fw: Firewall, tmp_path: Path) -> None:
+    """With another map of peers: in the old one, which nobody writes to any more, it is silent."""
+    fw.attach("--timeout", "500ms")
+    ended = threading.Event()
+
+    def talk() -> None:
+        while not ended.wait(0.02):
+            fw.wan.send(udp(PROVIDER, CALL))
+
+    with events(fw, tmp_path) as reader, ThreadPoolExecutor() as pool:
+        talking = pool.submit(talk)
+        reader.wait_for("new")
+        try:
+            for count in (1000, 2000, 3000):
+                fw.attach("--timeout", "500ms", "--max-peers", str(count))
+        finally:
+            ended.set()
+        talking.result()
+        reader.wait_for("new", "expired")
 
 
 def test_the_end_of_a_call_that_began_before_the_ring_did(fw: Firewall, tmp_path: Path) -> None:

@@ -43,9 +43,10 @@ class _TestRunOptions(ctypes.Structure):
     )
 
 
-# struct __sk_buff up to gso_size: 48 words; ifindex is the one that a test run takes and we set.
+# struct __sk_buff up to gso_size: 48 words; of those that a test run takes, the ones that we set.
 _SKB_WORDS = 48
 _SKB_IFINDEX = 10
+_SKB_GSO_SEGS = 41
 
 # The kernel sums the packet (CHECKSUM_COMPLETE), and checks that sum after the run (linux/bpf.h).
 COMPLETE = 1 << 2
@@ -63,7 +64,9 @@ class Run:
     ns: int
 
 
-def run_program(fd: int, frame: bytes, ifindex: int, repeat: int = 1, flags: int = 0) -> Run:
+def run_program(
+    fd: int, frame: bytes, ifindex: int, repeat: int = 1, flags: int = 0, segments: int = 0
+) -> Run:
     """Run a program on a frame that came by this interface of this thread's namespace.
 
     Repeated, it is given the frame as it has left it the time before. Raises OSError, EBADMSG if
@@ -73,6 +76,7 @@ def run_program(fd: int, frame: bytes, ifindex: int, repeat: int = 1, flags: int
     data = ctypes.create_string_buffer(frame, len(frame))
     words = [0] * _SKB_WORDS
     words[_SKB_IFINDEX] = ifindex
+    words[_SKB_GSO_SEGS] = segments
     context = ctypes.create_string_buffer(struct.pack(f"={_SKB_WORDS}I", *words))
     options = _TestRunOptions(
         sz=ctypes.sizeof(_TestRunOptions),
@@ -118,14 +122,22 @@ class Bench:
         self._attached = Attached({}, record, self._loaded.maps)
         self._ring = told.Ring(self._loaded.maps["events"])
 
-    def run(self, role: Role, packet: Packet | bytes, interface: str | None = None, flags: int = 0):
-        """The verdict, and the frame after it. Ethernet is put before a bare IP packet."""
+    def run(
+        self,
+        role: Role,
+        packet: Packet | bytes,
+        interface: str | None = None,
+        flags: int = 0,
+        segments: int = 0,
+    ):
+        """The verdict, and the frame after it. Ethernet is put before a bare IP packet. As GRO
+        makes it, it is one of so many segments."""
         wire = self.firewall.lan if role is Role.BYPASS else self.firewall.wan
         if not isinstance(packet, bytes):
             packet = bytes(packet if Ether in packet else wire.frame(packet))
         ifindex = self.ifindex[interface or wire.interface]
         with self.firewall.namespace.entered():
-            done = run_program(self.programs[role], packet, ifindex, flags=flags)
+            done = run_program(self.programs[role], packet, ifindex, flags=flags, segments=segments)
         return done.verdict, done.frame
 
     def set_peer(self, endpoint: str, peer: PeerState) -> None:

@@ -70,6 +70,20 @@ def test_expected_and_lost(programs: Bench, what: str, numbers: list[int], wante
     assert counts(play(programs, *map(media, numbers))) == wanted
 
 
+BATCHES = [
+    ("come late", [1, 9, 5, 13], (16, 0)),
+    ("begin anew", [1, 30000, 30004, 30008], (12, 0)),
+]
+
+
+@pytest.mark.parametrize(("what", "numbers", "wanted"), BATCHES)
+def test_packets_of_four_datagrams(programs: Bench, what: str, numbers: list[int], wanted) -> None:
+    """As GRO makes them: each has the header of its first."""
+    for number in numbers:
+        programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:4000", media(number)), segments=4)
+    assert counts(only(programs).in_rtp) == wanted
+
+
 def test_another_source_goes_on_from_the_sums(programs: Bench) -> None:
     """As hold music does with each hold: another SSRC, another beginning."""
     hear(programs, media(100), media(101), media(103))

@@ -31,15 +31,16 @@ def record(
 
 
 class Peers:
-    """The kernel's map: last_seen and since, in seconds."""
+    """The kernel's map: last_seen and since, in seconds, of endpoints in `state`."""
 
     def __init__(self) -> None:
         self.there: dict[Key, tuple[float, float]] = {}
+        self.state = State.TWO
         self.story = Story(self.look, SECOND, {0: "eth1"})
 
-    def look(self, key: Key) -> tuple[int, int] | None:
+    def look(self, key: Key) -> tuple[bytes, int, int] | None:
         times = self.there.get(key)
-        return times and (round(times[0] * SECOND), round(times[1] * SECOND))
+        return times and (heard(self.state), *(round(each * SECOND) for each in times))
 
     def told(self, *records: Record) -> list[Event]:
         return [event for each in records for event in self.story.tell(each)]
@@ -86,7 +87,7 @@ def test_one_that_begins_on_hold_is_new_and_on_hold(peers: Peers) -> None:
 
 def test_a_hold_without_music_is_told_after_a_second(peers: Peers) -> None:
     peers.told(record(10, Kind.LEARNED, State.MOH))
-    peers.there[KEY] = 10.9, 10
+    peers.there[KEY], peers.state = (10.9, 10), State.MOH
     assert peers.after(10.5) == []
     (hold,) = peers.after(11.1)
     assert (hold.event, hold.time_to_music, hold.dropped_before) == ("hold", None, None)
@@ -218,18 +219,59 @@ def test_one_that_changes_for_ever_is_looked_for_once(peers: Peers) -> None:
     assert [each.event for each in peers.after(12.1)] == ["hold", "expired"]
 
 
-def test_a_replacement_with_another_timeout_and_other_indexes(peers: Peers) -> None:
+def test_a_replacement_with_another_timeout_and_other_interfaces(peers: Peers) -> None:
     peers.told(record(10, Kind.LEARNED, State.TWO))
     peers.there[KEY] = 10, 10
-    peers.story.go_on(5 * SECOND, {0: 1})
-    peers.story.interfaces = {0: "eth2", 1: "eth1"}
+    peers.story.go_on(5 * SECOND)
+    peers.story.interfaces = {0: "eth2"}
     assert peers.after(14.9) == []
     (end,) = peers.after(15.1)
     assert (end.event, end.time, end.interface) == ("expired", 15, "eth1")
     peers.told(record(20, Kind.LEARNED, State.TWO))
     peers.there[KEY] = 20, 20
-    peers.story.go_on(SECOND, {})
+    peers.story.go_on(SECOND)
     assert [each.event for each in peers.after(21.1)] == ["expired"]
+
+
+def test_an_end_is_looked_up_where_it_is_by_now(peers: Peers) -> None:
+    """A replacement may have moved the peers since: those in the old map grow old."""
+    peers.told(record(10, Kind.LEARNED, State.TWO), record(10, Kind.LEARNED, State.TWO, key=OTHER))
+    peers.there = {KEY: (10, 10), OTHER: (10, 10)}
+    asked = []
+
+    def renew() -> bool:
+        asked.append(True)
+        peers.there = {KEY: (11.5, 10), OTHER: (11.4, 10)}
+        peers.story.go_on(SECOND)
+        return True
+
+    peers.story._renew = renew
+    assert peers.after(11.6) == []
+    assert len(asked) == 1
+    assert [each.port for each in peers.after(12.45)] == [20002]
+    assert len(peers.story._due) == 1
+
+
+def test_what_it_was_at_last_though_a_record_was_missed(peers: Peers) -> None:
+    peers.told(record(10, Kind.LEARNED, State.TWO))
+    peers.there[KEY], peers.state = (40, 15), State.MOH
+    assert short(peers.after(41.5)) == [("expired", State.MOH, None, 25)]
+
+
+def test_two_cpus_that_see_the_same_change(peers: Peers) -> None:
+    told = peers.told(
+        record(10, Kind.LEARNED, State.TWO),
+        record(20, Kind.CHANGED, State.MOH, before=State.TWO, lasted=10),
+        record(20.000001, Kind.CHANGED, State.MOH, before=State.TWO, lasted=10),
+        record(20.1, Kind.MUSIC, State.MOH),
+    )
+    assert [(each.event, each.ended_first) for each in told] == [("new", False), ("hold", False)]
+
+
+def test_nothing_follows_any_more(peers: Peers) -> None:
+    peers.told(record(10, Kind.LEARNED, State.MOH))
+    assert [(each.event, each.ended_first) for each in peers.story.give_up()] == [("hold", True)]
+    assert list(peers.story.give_up()) == []
 
 
 def test_two_endpoints_do_not_mix(peers: Peers) -> None:

@@ -75,9 +75,13 @@ def events(fw: Firewall, directory: Path, *options: str, wait: bool = True) -> I
 
 
 def reads(fw: Firewall, process: subprocess.Popen) -> None:
-    """Wait until it waits for events (epoll)."""
-    waits = Path(f"/proc/{process.pid}/wchan")
-    until("it reads", lambda: waits.read_text() in ("ep_poll", "do_epoll_wait"))
+    """Wait until it has the ring's pages, and sleeps: for events."""
+    of = Path(f"/proc/{process.pid}")
+
+    def sleeps() -> bool:
+        return "bpf-map" in (of / "maps").read_text() and "State:\tS" in (of / "status").read_text()
+
+    until("it reads", sleeps)
 
 
 def test_what_happens_to_a_call(fw: Firewall, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    # A shell that runs us in the background has SIGINT ignored, and what we start would inherit that.
+    # In a shell's background SIGINT is ignored, and what we start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = parse(sys.argv[1:])

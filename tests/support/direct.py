@@ -10,18 +10,15 @@ import array
 import math
 import random
 import shutil
-import subprocess
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from moh_ebpf.lab.audio import SAMPLE_RATE, Sound, measure
 from tests.support.firewall import GATEWAY, PUBLIC, UCM
-from tests.support.hosts import Hosts, hosts
+from tests.support.hosts import Hosts, add_sip_helper, hosts
 from tests.support.namespace import Namespace
 from tests.support.telephony import (
     FIREWALL_RULES,
@@ -389,18 +386,10 @@ def direct_call(
     with hosts(masquerade=False) as made, ExitStack() as stack:
         made.firewall.nft(RULES)
         if helper:
-            _add_helper(made)
+            add_sip_helper(made.firewall, _HELPERS)
         made.provider.nft(PROVIDER_RULES.replace("udp dport 5060", ANY_SIP))
         # What baresip sends comes from the address that it listens on.
         route = (f"{GATEWAY.rpartition('.')[0]}.0/24", "dev", "eth0", "src", PROVIDER_ADDRESS)
         made.provider.run("ip", "route", "replace", *route)
         made.attach("--lan", "lan", "--ucm", UCM, *options)
         yield DirectCall(made, directory, stack, scenario, helper)
-
-
-def _add_helper(made: Hosts) -> None:
-    for module in ("nf_nat_sip", "nf_conntrack_sip"):  # it may be built in, or not there at all
-        subprocess.run(["modprobe", "--quiet", module], check=False)
-    added = made.firewall.run("nft", "-f", "-", input=_HELPERS, check=False)
-    if added.returncode:
-        pytest.skip(f"this kernel has no nf_conntrack_sip: {added.stderr.splitlines()[0]}")

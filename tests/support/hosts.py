@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
@@ -116,6 +117,15 @@ def udp_socket(place: Namespace, at: Address, to: Address | None = None) -> sock
         made.close()
         raise
     return made
+
+
+def add_sip_helper(firewall: Namespace, rules: str) -> None:
+    """Load these rules, which use it; where the kernel has no such helper, the test is skipped."""
+    for module in ("nf_nat_sip", "nf_conntrack_sip"):  # it may be built in, or not there at all
+        subprocess.run(["modprobe", "--quiet", module], check=False)
+    added = firewall.run("nft", "-f", "-", input=rules, check=False)
+    if added.returncode:
+        pytest.skip(f"this kernel has no nf_conntrack_sip: {added.stderr.splitlines()[0]}")
 
 
 def send_no_checksums(sender: socket.socket) -> None:

@@ -41,7 +41,12 @@ def _shown(done) -> tuple[int, dict]:
 
 
 def troubles(shown: dict) -> dict[str, dict]:
-    return {each["check"]: each for each in shown["findings"] if each["level"] != "ok"}
+    """But for what is the machine's: a module that no rule of this firewall's has loaded."""
+    return {
+        each["check"]: each
+        for each in shown["findings"]
+        if each["level"] != "ok" and "the SIP helper is loaded, and no rule" not in each["found"]
+    }
 
 
 def assert_only(fw: Firewall, check: str, level: str, evidence: str, *arguments: str) -> dict:

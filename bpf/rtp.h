@@ -85,7 +85,7 @@ static __always_inline void begin_stream(struct rtp *rtp, struct rtp_header *hea
  * The payload type says what the clock is, or it is measured; until then a dynamic type amid
  * others, as DTMF's is, has theirs. True if this packet has another than the one before.
  */
-static __always_inline bool has_other_clock(struct rtp *rtp, struct rtp_header *header, u64 now)
+static __always_inline bool note_clock(struct rtp *rtp, struct rtp_header *header, u64 now)
 {
 	u32 timestamp = bpf_ntohl(header->timestamp);
 	u32 tick = tick_of(payload_type(header));
@@ -115,7 +115,7 @@ static __always_inline void note_timestamp(struct rtp *rtp, struct rtp_header *h
 
 	if (timestamp == rtp->timestamp)
 		return;
-	if (!has_other_clock(rtp, header, now) && rtp->tick)
+	if (!note_clock(rtp, header, now) && rtp->tick)
 		rtp->jitter += (late < 0 ? -late : late) - ((rtp->jitter + 8) >> 4);
 	rtp->timestamp = timestamp;
 	rtp->timed = now;

@@ -19,7 +19,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from socket import inet_ntoa
@@ -520,6 +520,8 @@ class Reader:
     def _told(self) -> list[Event | Lost]:
         self._story.epoch = time.time_ns() - time.monotonic_ns()
         records, missed = self._ring.read()
+        if records:  # an interface may have been renamed
+            self._story.interfaces = self._maps.attached.wan_names()
         events: list[Event | Lost] = [Lost(time.time(), missed)] if missed else []
         for record in records:
             events += self._story.tell(record)
@@ -577,7 +579,6 @@ class Reader:
 
     def _go_on_with(self, attached: Attached) -> bool:
         """True if its peers are in another map, or its settings others."""
-        self._story.interfaces = attached.wan_names()
         now = _Identity.of(attached)
         if now == self._attached:
             return False
@@ -632,9 +633,7 @@ class _Maps:
         self._close()
         with ExitStack() as stack:
             maps = {
-                name: replace(
-                    attached.maps[name], fd=stack.enter_context(_copy(attached.maps[name]))
-                )
+                name: replace(attached.maps[name], fd=_copied(attached.maps[name].fd, stack))
                 for name in ("peers", "counters")
             }
             self.attached = replace(attached, maps=maps)
@@ -658,14 +657,11 @@ class _Maps:
         return self.unwritten_before - before
 
 
-@contextmanager
-def _copy(bpf_map: libbpf.Map) -> Iterator[int]:
-    """An fd of the map that stays when `attached` is closed."""
-    fd = os.dup(bpf_map.fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _copied(fd: int, stack: ExitStack) -> int:
+    """One that stays open as long as the stack."""
+    copy = os.dup(fd)
+    stack.callback(os.close, copy)
+    return copy
 
 
 def _timeout(settings: Settings) -> int:

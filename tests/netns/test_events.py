@@ -84,6 +84,15 @@ def reads(fw: Firewall, process: subprocess.Popen) -> None:
     until("it reads", sleeps)
 
 
+@contextmanager
+def stopped(reader: Events) -> Iterator[None]:
+    reader.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        reader.process.send_signal(signal.SIGCONT)
+
+
 def test_what_happens_to_a_call(fw: Firewall, tmp_path: Path) -> None:
     """Two readers see all of it."""
     fw.attach("--timeout", "2s")
@@ -170,12 +179,11 @@ def test_what_is_missed_is_counted(fw: Firewall, tmp_path: Path) -> None:
     fw.attach("--timeout", "60s")
     count = 20_000
     with events(fw, tmp_path) as slow, events(fw, tmp_path) as fast:
-        slow.process.send_signal(signal.SIGSTOP)
-        for number, frame in enumerate(spoofed(fw.wan, count)):
-            fw.wan.send_frame(frame)
-            if number % 1000 == 999:
-                until("the other one reads", lambda n=number: told(fast)[0] >= n - 500)
-        slow.process.send_signal(signal.SIGCONT)
+        with stopped(slow):
+            for number, frame in enumerate(spoofed(fw.wan, count)):
+                fw.wan.send_frame(frame)
+                if number % 1000 == 999:
+                    until("the other one reads", lambda n=number: told(fast)[0] >= n - 500)
         until("both have all", lambda: {sum(told(slow)), sum(told(fast))} == {learned(fw)})
         assert told(slow)[1] > 0
         assert told(fast)[1] == 0
@@ -186,10 +194,9 @@ def test_what_no_reader_made_room_for_is_counted(fw: Firewall, tmp_path: Path) -
     """The only reader is stopped until the kernel cannot write any more."""
     fw.attach("--timeout", "60s")
     with events(fw, tmp_path) as reader:
-        reader.process.send_signal(signal.SIGSTOP)
-        for frame in spoofed(fw.wan, 10_000):
-            fw.wan.send_frame(frame)
-        reader.process.send_signal(signal.SIGCONT)
+        with stopped(reader):
+            for frame in spoofed(fw.wan, 10_000):
+                fw.wan.send_frame(frame)
         until("it has all", lambda: sum(told(reader)) == learned(fw))
         assert told(reader)[1] == unwritten(fw) > 0
         # It reads on: there is room again, and nothing is counted twice.
@@ -246,15 +253,6 @@ def test_detached_meanwhile(fw: Firewall, tmp_path: Path) -> None:
         error = reader.process.communicate(timeout=PATIENCE_SECONDS)[1]
     assert reader.process.returncode == 3
     assert "detached meanwhile" in error
-
-
-@contextmanager
-def stopped(reader: Events) -> Iterator[None]:
-    reader.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        reader.process.send_signal(signal.SIGCONT)
 
 
 def test_detached_and_attached_while_it_does_not_look(fw: Firewall, tmp_path: Path) -> None:

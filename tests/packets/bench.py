@@ -3,10 +3,11 @@
 import ctypes
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from typing import Any
 
 from pyroute2 import IPRoute
 from scapy.layers.l2 import Ether
@@ -154,27 +155,42 @@ class Bench:
 
     def age_all(self, seconds: float) -> None:
         """As if so many seconds had passed: every time that the map keeps is moved back."""
-        peers = self._loaded.maps["peers"]
-        for keys, values in libbpf.entries(peers):
-            for at, value in enumerate(layout.PEER.iter_unpack(values)):
-                fields = dict(zip(layout.PEER_FIELDS, value, strict=True))
-                for name in ("last_seen", "since", "hop_checked"):
-                    fields[name] -= min(int(seconds * 1e9), fields[name])
-                key = keys[at * peers.key_size :][: peers.key_size]
-                libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
+
+        def age(fields: dict[str, Any]) -> None:
+            for name in ("last_seen", "since", "hop_checked"):
+                fields[name] -= min(int(seconds * 1e9), fields[name])
+
+        self._change_peers(age)
 
     def age_streams(self, seconds: float) -> None:
         """As if so many seconds had passed since the last packet of each inbound stream."""
+
+        def age(fields: dict[str, Any]) -> None:
+            words = layout.RTP.unpack(fields["in_rtp"])
+            stream = dict(zip(layout.RTP_FIELDS, words, strict=True))
+            for name in ("arrival", "began", "timed"):
+                stream[name] -= int(seconds * 1e9)
+            fields["in_rtp"] = layout.RTP.pack(*stream.values())
+
+        self._change_peers(age)
+
+    def trust_hops(self) -> None:
+        """As if each next hop, which is trusted for 100 ms, had been looked up just now: the next
+        packet may be as late as the machine likes."""
+
+        def trust(fields: dict[str, Any]) -> None:
+            assert fields["hop_checked"], "no next hop is remembered"
+            fields["hop_checked"] += 3600 * 10**9
+
+        self._change_peers(trust)
+
+    def _change_peers(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Each peer's fields of the map, written again as `change` has left them."""
         peers = self._loaded.maps["peers"]
         for keys, values in libbpf.entries(peers):
             for at, value in enumerate(layout.PEER.iter_unpack(values)):
                 fields = dict(zip(layout.PEER_FIELDS, value, strict=True))
-                stream = dict(
-                    zip(layout.RTP_FIELDS, layout.RTP.unpack(fields["in_rtp"]), strict=True)
-                )
-                for name in ("arrival", "began", "timed"):
-                    stream[name] -= int(seconds * 1e9)
-                fields["in_rtp"] = layout.RTP.pack(*stream.values())
+                change(fields)
                 key = keys[at * peers.key_size :][: peers.key_size]
                 libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
 

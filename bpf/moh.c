@@ -51,6 +51,8 @@ BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 BPF_TABLE("lru_hash", u64, u64, dialogs, 16384);
 /* TCP segments that go on with a message, if the one before them was seen. */
 BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096);
+/* Where in a TCP connection a line began that is in two segments. */
+BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines, 4096);
 BPF_TABLE("percpu_array", u32, struct sip, sip_text, 1);
 #endif
 
@@ -179,67 +181,141 @@ static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *plac
 	return sip;
 }
 
+/* The segment that begins, or would, at this place of the text. */
+static inline struct sip_segment segment_at(struct sip *sip, u32 at)
+{
+	struct sip_segment segment = sip->place.segment;
+
+	segment.sequence += at - sip->tail;
+	return segment;
+}
+
+static inline void note_cut(struct sip *sip, u32 at)
+{
+	struct sip_segment segment = segment_at(sip, at);
+	u8 one = 1;
+
+	cut_lines.update(&segment, &one);
+}
+
 /* The next segment goes on with what is known of the last message by now. */
 static inline void remember_segment(struct sip *sip)
 {
+	struct sip_message *message = &sip->context.message;
+	struct sip_segment next = segment_at(sip, sip->length);
+
 	if (!sip->place.is_tcp || !is_read_whole(sip))
 		return;
 	keep_tail(sip);
-	sip->context.message = sip->messages[sip->count & (SIP_MESSAGES - 1)];
-	sip->context.message.call_id_at = 0;
-	sip->context.message.word = 0;
-	sip->context.message.session_word = 0;
-	sip->context.message.more_words = 0;
-	sip->context.message.stray_words = 0;
-	sip->place.segment.sequence += sip->place.length;
-	segments.update(&sip->place.segment, &sip->context);
+	if (sip->context.tail_length && sip->context.tail_length < SIP_WORD)
+		note_cut(sip, sip->line);
+	*message = sip->messages[sip->count & (SIP_MESSAGES - 1)];
+	message->call_id_at = 0;
+	message->length_at = 0;
+	message->media_at = 0;
+	message->word = 0;
+	message->session_word = 0;
+	message->more_words = 0;
+	message->stray_words = 0;
+	segments.update(&next, &sip->context);
 }
 
-static inline void note_dialog(struct sip *sip, struct sip_message *message)
+/*
+ * A packet that will be cut into segments (GSO): where one of them is lost, it is sent again alone.
+ * What the one with the word has to know then.
+ */
+static inline void remember_again(struct __sk_buff *skb, struct sip *sip,
+				  struct sip_message *message, u32 word)
+{
+	u32 size = skb->gso_size, at = word - 1 - sip->tail, begin;
+	struct sip_segment segment;
+
+	if (!size || at < size)
+		return;
+	begin = word - 1 - at % size;
+	segment = segment_at(sip, begin);
+	sip->again.line_begins = sip->text[(begin - 1) & (SIP_TEXT - 1)] == '\n';
+	sip->again.message = (struct sip_message){
+		.call_id = message->call_id,
+		.begun = 1,
+		.section = message->media_at <= begin ? SECTION_OPEN : SECTION_NONE,
+	};
+	segments.update(&segment, &sip->again);
+}
+
+static inline void note_headers(struct sip *sip, struct sip_message *message)
 {
 	if (message->call_id_at)
 		message->call_id = hash_call_id(sip, message->call_id_at - 1);
+	if (message->length_at)
+		message->no_body = is_no_length(sip, message->length_at - 1);
+}
+
+/* A media section, the only one, that has no direction of its own. */
+static inline bool is_undirected(struct sip_message *message)
+{
+	return !message->word && message->section == SECTION_OPEN && message->media == 1;
 }
 
 /*
  * The word that is to be changed: of the media section, or of the whole session if there is one
- * media section only, without a direction of its own. Offset in the text plus 1; 0: none.
+ * media section only. Offset in the text plus 1; 0: none.
  */
-static inline u32 word_of(struct sip_message *message)
+static inline u32 word_of(struct sip *sip, struct sip_message *message)
 {
-	if (message->word || message->section != SECTION_OPEN || message->media != 1)
-		return message->word;
-	return message->session_word;
+	if (is_undirected(message) && (message->ends || sip->place.pushed))
+		return message->session_word;
+	return message->word;
 }
 
-/* Has the word begun in the segment before? Then it is left, for half of it is gone already. */
-static inline bool is_cut(struct sip *sip, u32 word)
+/*
+ * A word that is in two segments is left, also when both are sent again as one: a receiver that has
+ * the first of them already takes of it the rest alone.
+ */
+static inline bool is_cut(struct __sk_buff *skb, struct sip *sip, u32 word)
 {
-	return word && word <= sip->tail;
+	u32 size = skb->gso_size, at = word - 1 - sip->tail;
+	struct sip_segment segment = segment_at(sip, word - 1);
+
+	if (word <= sip->tail)
+		return true;
+	if (size && at / size != (at + SIP_WORD - 1) / size) {
+		note_cut(sip, word - 1);
+		return true;
+	}
+	return sip->place.is_tcp && cut_lines.lookup(&segment);
 }
 
-/* May the word that is looked for, or its m= line, be where it cannot be read? */
+/* May the word that is looked for, or an m= line, be where it cannot be read? */
 static inline bool is_open(struct sip *sip, struct sip_message *message)
 {
+	if (message->ends)
+		return false;
 	if (message->section == SECTION_NONE)
-		return message->session_word && !message->ends;
-	return message->section == SECTION_OPEN && (sip->place.goes_on || !is_read_whole(sip)) &&
-	       !message->ends;
+		return message->session_word;
+	return message->section == SECTION_OPEN &&
+	       (sip->place.goes_on || !is_read_whole(sip) ||
+		(is_undirected(message) && message->session_word && !sip->place.pushed));
 }
 
-/* What cannot be changed: a word that is cut, a second one, one that nothing is known of, and one
- * that may follow where it is not read. */
-static inline bool is_split(struct sip *sip, struct sip_message *message, u32 word)
+/*
+ * Change the word's last eight letters, if it is in this packet. Counted, if it is not or may not
+ * be all: a word that is cut, a second one, one that nothing is known of, and one that may follow
+ * where it is not read.
+ */
+static inline bool change_word(struct __sk_buff *skb, struct counters *count, struct sip *sip,
+			       struct sip_message *message, u64 from, u64 to)
 {
-	return is_cut(sip, word) || message->more_words || message->stray_words ||
-	       is_open(sip, message);
-}
+	u32 word = word_of(sip, message);
+	bool cut = word && is_cut(skb, sip, word);
+	bool changed =
+		word && !cut && change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
 
-/* Change the word's last eight letters, if the word is in this packet. */
-static inline bool change_word(struct __sk_buff *skb, struct sip *sip, u32 word, u64 from, u64 to)
-{
-	return word && !is_cut(sip, word) &&
-	       change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
+	if (changed)
+		remember_again(skb, sip, message, word);
+	if (cut || message->more_words || message->stray_words || is_open(sip, message))
+		count->sip_split++;
+	return changed;
 }
 
 static inline void forget_dialog(struct sip_message *message)
@@ -259,7 +335,8 @@ static inline void remember_dialog(struct sip_message *message)
 /* Does UCM hold no more? Or does it ask the provider for an offer, which it is to see as it is? */
 static inline bool ends_hold(struct sip_message *message)
 {
-	if (message->section == SECTION_CLOSED)
+	if (message->section == SECTION_CLOSED ||
+	    (message->section == SECTION_OPEN && message->ends))
 		return !message->held;
 	return message->section == SECTION_NONE && message->invite &&
 	       (message->no_body || message->ends);
@@ -268,32 +345,24 @@ static inline bool ends_hold(struct sip_message *message)
 static inline void flip_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
 				struct sip_message *message)
 {
-	u32 word = word_of(message);
-
-	note_dialog(sip, message);
-	if (change_word(skb, sip, word, SENDONLY, SENDRECV)) {
+	note_headers(sip, message);
+	if (change_word(skb, count, sip, message, SENDONLY, SENDRECV)) {
 		count->sip_flipped++;
 		message->held = 1;
 		remember_dialog(message);
 	} else if (ends_hold(message)) {
 		forget_dialog(message);
 	}
-	if (is_split(sip, message, word))
-		count->sip_split++;
 }
 
 static inline void restore_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
 				   struct sip_message *message)
 {
-	u32 word = word_of(message);
-
-	note_dialog(sip, message);
-	if (!word || !message->call_id || !dialogs.lookup(&message->call_id))
+	note_headers(sip, message);
+	if (!message->call_id || !dialogs.lookup(&message->call_id))
 		return;
-	if (change_word(skb, sip, word, SENDRECV, RECVONLY))
+	if (change_word(skb, count, sip, message, SENDRECV, RECVONLY))
 		count->sip_restored++;
-	else
-		count->sip_split++;
 }
 
 /* Each message of a packet of SIP. The firewall's end of it is a UCM's, or public. */

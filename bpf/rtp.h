@@ -57,11 +57,11 @@ static __always_inline u32 tick_of(u8 payload_type)
 static __always_inline u32 measured_tick(struct rtp *rtp, u32 timestamp, u64 now)
 {
 	u64 elapsed = now - rtp->began;
-	u32 ticks = timestamp - rtp->first_timestamp;
+	s32 ticks = timestamp - rtp->first_timestamp;
 
-	if (elapsed < CLOCK_MEASURED_NS || !ticks)
+	if (elapsed < CLOCK_MEASURED_NS || ticks <= 0)
 		return 0;
-	elapsed /= ticks;
+	elapsed /= (u32)ticks;
 	return elapsed > 88000 ? 125000 : elapsed > 44000 ? 62500 : elapsed > 25500 ? 31250 : 20833;
 }
 
@@ -105,8 +105,8 @@ static __always_inline bool note_clock(struct rtp *rtp, struct rtp_header *heade
 }
 
 /*
- * A.8, in ns. Packets with the same timestamp are of one frame or one DTMF digit (RFC 4733): only
- * the first of them came when its timestamp says.
+ * A.8, in ns, of each packet as it comes, a late one, too. Packets with the same timestamp are of
+ * one frame or one DTMF digit (RFC 4733): only the first of them came when its timestamp says.
  */
 static __always_inline void note_timestamp(struct rtp *rtp, struct rtp_header *header, u64 now)
 {
@@ -148,6 +148,7 @@ static __always_inline struct progress note_rtp(struct rtp *rtp, struct rtp_head
 		note_timestamp(rtp, header, now);
 		note_arrival(rtp, now);
 	} else if (!step || step > 0x10000 - MAX_MISORDER) {
+		note_timestamp(rtp, header, now);
 		note_arrival(rtp, now);
 		rtp->received += datagrams;
 		return (struct progress){ .late = datagrams };

@@ -23,9 +23,11 @@
 #define SIP_TEXT 4096	   /* bytes that are read; a power of two */
 #define SIP_TAIL 128	   /* of them, a line's that the segment before has begun */
 #define SIP_SHORT_LINE 16  /* a longer one has told what it is */
+#define SIP_WORD 10	   /* bytes of "a=sendonly" */
 #define SIP_TURNS 448	   /* one for each sixteen bytes, and one for each line */
 #define SIP_MESSAGES 8	   /* that are told apart in one packet; a power of two */
-#define CALL_ID_LENGTH 128 /* characters that tell one Call-ID from another */
+#define CALL_ID_LENGTH 112 /* characters that tell one Call-ID from another: all in a tail */
+#define HEADER_BLANKS 8	   /* at most, between a header's name and its value, the colon is one */
 
 /* Eight characters or fewer as the number that they are when loaded from the text. */
 #define TEXT8(a, b, c, d, e, f, g, h)                                                  \
@@ -72,6 +74,8 @@ enum section {
 struct sip_message {
 	u64 call_id;	  /* a hash; 0: not known */
 	u32 call_id_at;	  /* behind the header's name */
+	u32 length_at;	  /* the same of Content-Length */
+	u32 media_at;	  /* the m= line of the section that matters */
 	u32 word;	  /* the direction to be changed, in its media section */
 	u32 session_word; /* the same before any m= line */
 	u8 section;	  /* enum section */
@@ -113,6 +117,7 @@ struct sip_place {
 	bool is_tcp;
 	bool has_check;
 	bool goes_on; /* the rest is in other fragments */
+	bool pushed;  /* what the sender wrote at once ends here (PSH: RFC 9293, 3.9.1.2) */
 	struct sip_segment segment;
 };
 
@@ -127,6 +132,7 @@ struct sip {
 	u32 count; /* of messages */
 	struct sip_message messages[SIP_MESSAGES];
 	struct sip_context context; /* its message is the present one */
+	struct sip_context again;   /* for a segment that is sent again */
 	struct sip_place place;
 };
 
@@ -165,16 +171,20 @@ static __always_inline bool ends_in(u64 word, u32 bytes)
 }
 
 /* A line that the packet's end cuts off before it has told is read in the next one. */
-static __always_inline void note_media(struct sip *sip, struct sip_search *search, u64 first,
-				       u64 second)
+static __always_inline void note_media(struct sip *sip, struct sip_search *search, u32 at,
+				       u64 first, u64 second)
 {
 	bool is_audio = first == M_AUDIO;
 
 	if (ends_in(first, 8) || (is_audio && ends_in(second, search->digits + 1)))
 		return;
 	sip->context.message.media = sip->context.message.media << 1 | 1;
-	sip->context.message.section =
-		is_audio && is_section(search, second) ? SECTION_OPEN : SECTION_CLOSED;
+	if (is_audio && is_section(search, second)) {
+		sip->context.message.section = SECTION_OPEN;
+		sip->context.message.media_at = at + 1;
+	} else {
+		sip->context.message.section = SECTION_CLOSED;
+	}
 }
 
 /* The line's end is a CR, a LF, or that of the packet, whose bytes are followed by 0. */
@@ -214,20 +224,42 @@ static __always_inline void note_attribute(struct sip *sip, struct sip_search *s
 		sip->context.message.section = SECTION_CLOSED;
 }
 
-/*
- * Is it the first line of a message? "SIP/2.0 ", or a method: three capitals or more, and a blank
- * or the end of the eight bytes. No header's name is like that, and SDP's lines begin in lower
- * case. Without branches: it is asked of each line.
- */
-static __always_inline u64 is_first_line(u64 first)
+static __always_inline u64 is_zero(u64 value)
 {
-	u64 seven = first & ALL(0x7f), blank = first ^ ALL(' '), status = first ^ SIP_2_0;
-	u64 capitals = (seven + ALL(0x80 - 'A')) & ~(seven + ALL(0x80 - 'Z' - 1)) & ~first;
-	u64 others = ~capitals & MARKS;
-	u64 blanks = ~(((blank & ALL(0x7f)) + ALL(0x7f)) | blank) & MARKS;
-	u64 method_ends = others & -others & blanks & ~FIRST(3);
+	return ~(value | -value) >> 63;
+}
 
-	return method_ends | (~others & (others - 1)) >> 63 | (~(status | -status)) >> 63;
+/* " sip" or " tel" (RFC 3261, 7.1: the method is followed by a URI; its scheme has no case). */
+static __always_inline u64 begins_uri(u64 text)
+{
+	text = (text | LOWER) & FIRST(4);
+	return is_zero(text ^ TEXT4(' ', 's', 'i', 'p')) |
+	       is_zero(text ^ TEXT4(' ', 't', 'e', 'l'));
+}
+
+/* Of eight bytes, a mark in each that is a capital. */
+static __always_inline u64 capitals_in(u64 word)
+{
+	u64 seven = word & ALL(0x7f);
+
+	return (seven + ALL(0x80 - 'A')) & ~(seven + ALL(0x80 - 'Z' - 1)) & ~word & MARKS;
+}
+
+/*
+ * Is it the first line of a message? "SIP/2.0 ", or a method, which is three to nine capitals, and
+ * a URI: a header's name, a CSeq's method or a segment's "AVP 0" is neither. Without branches, for
+ * it is asked of each line.
+ */
+static __always_inline u64 is_first_line(u64 first, u64 second)
+{
+	u64 others = ~capitals_in(first) & MARKS, end = others & -others;
+	u32 bits = (end >> 7) * 0x0001020304050607ULL >> 56 << 3;
+	u64 behind = first >> bits | second << 1 << (63 - bits);
+	u64 is_short = begins_uri(behind) & ~is_zero(end & ~FIRST(3));
+	u64 is_nine = capitals_in(second) >> 7 & begins_uri(second >> 8);
+	u64 is_long = is_zero(others) & (begins_uri(second) | is_nine);
+
+	return is_short | is_long | is_zero(first ^ SIP_2_0);
 }
 
 /* All that follows is of another message, unless there is no more room: then it is not read. */
@@ -255,19 +287,10 @@ static __always_inline void note_call_id(struct sip *sip, u32 at, u32 name)
 	sip->whole = at + 1;
 }
 
-/* "Content-Length: 0": of the value, its first digit tells. */
 static __always_inline void note_length(struct sip *sip, u32 at, u32 name)
 {
-	u64 value = load8(sip, at, name);
-
+	sip->context.message.length_at = at + name + 1;
 	sip->whole = at + 1;
-	if ((value & 0xff) == ':')
-		value >>= 8;
-	if ((value & 0xff) == ' ')
-		value >>= 8;
-	if ((value & 0xff) == ' ')
-		value >>= 8;
-	sip->context.message.no_body = (value & 0xff) == '0';
 }
 
 /* Header names are read without regard to case, those of SDP are lower case (RFC 8866, 5). */
@@ -276,12 +299,12 @@ static __always_inline void note_line(struct sip *sip, struct sip_search *search
 	u64 first = load8(sip, at, 0), second = load8(sip, at, 8);
 	u32 call_id = 0;
 
-	if (is_first_line(first))
+	if (is_first_line(first, second))
 		next_message(sip, at);
 	switch ((u16)(first | LOWER)) {
 	case TEXT2('m', '='):
 		if ((u16)first == TEXT2('m', '='))
-			note_media(sip, search, first, second);
+			note_media(sip, search, at, first, second);
 		break;
 	case TEXT2('a', '='):
 		note_attribute(sip, search, at, first, second);
@@ -357,18 +380,31 @@ static __always_inline void read_text(struct sip *sip, struct sip_search *search
 		sip->length = sip->at;
 }
 
+/* From behind a header's name to its value. */
+static __always_inline u32 skip_blanks(struct sip *sip, u32 at)
+{
+	for (u32 i = 0; i < HEADER_BLANKS; i++, at++) {
+		u8 c = sip->text[at & (SIP_TEXT - 1)];
+
+		if (c != ':' && c != ' ' && c != '\t')
+			break;
+	}
+	return at;
+}
+
+/* "Content-Length: 0": its first digit tells. */
+static __always_inline bool is_no_length(struct sip *sip, u32 at)
+{
+	return sip->text[skip_blanks(sip, at) & (SIP_TEXT - 1)] == '0';
+}
+
 /* A hash of the Call-ID, from the first visible character to the last, in FNV's manner; 0 is none.
  */
 static __always_inline u64 hash_call_id(struct sip *sip, u32 at)
 {
 	u64 hash = 0xcbf29ce484222325ULL;
 
-	for (u32 i = 0; i < 8; i++, at++) {
-		u8 c = sip->text[at & (SIP_TEXT - 1)];
-
-		if (c != ':' && c != ' ' && c != '\t')
-			break;
-	}
+	at = skip_blanks(sip, at);
 	for (u32 i = 0; i < CALL_ID_LENGTH / 8; i++) {
 		u64 word = load8(sip, at + 8 * i, 0);
 		u64 blanks = ~(((word & ALL(0x7f)) + ALL(0x7f - ' ')) | word) & MARKS;
@@ -427,6 +463,7 @@ static __always_inline bool find_text(struct __sk_buff *skb, struct sip_place *p
 	place->check = place->l4 + offsetof(struct udphdr, check);
 	place->has_check = place->is_tcp || udp->check;
 	place->segment.sequence = 0;
+	place->pushed = false;
 	if (place->is_tcp) {
 		tcp = header_at(skb, place->l4, sizeof(*tcp));
 		if (!tcp)
@@ -436,6 +473,7 @@ static __always_inline bool find_text(struct __sk_buff *skb, struct sip_place *p
 			return false;
 		place->check = place->l4 + offsetof(struct tcphdr, check);
 		place->segment.sequence = bpf_ntohl(tcp->seq);
+		place->pushed = tcp->psh;
 	}
 	place->payload = place->l4 + headers;
 	place->length = total - place->payload;
@@ -467,34 +505,17 @@ static __always_inline bool load_text(struct __sk_buff *skb, struct sip *sip)
 	return true;
 }
 
-/*
- * Is the packet's first line that of a message? A segment may begin within a line, so "AVP 0" or a
- * CSeq's method will not do: "SIP/2.0 ", or capitals and a URI.
- */
+/* Is the packet's first line that of a message? A segment may begin within a line. */
 static __always_inline bool begins_message(struct __sk_buff *skb, struct sip_place *place)
 {
 	struct {
 		u64 first;
 		u64 second;
 	} line = {};
-	u64 capitals;
 
 	if (bpf_skb_load_bytes(skb, place->payload, &line, sizeof("SIP/2.0 200 OK") - 1))
 		return false;
-	if (line.first == SIP_2_0)
-		return true;
-	capitals = line.first & TEXT8(0xe0, 0xe0, 0xe0, 0, 0, 0, 0, 0);
-	if (capitals != TEXT8(0x40, 0x40, 0x40, 0, 0, 0, 0, 0))
-		return false;
-#pragma unroll
-	for (u32 method = 3; method <= 9; method++) {
-		u32 uri = method < 8 ? line.first >> 8 * method | line.second << (64 - 8 * method)
-				     : line.second >> 8 * (method - 8);
-
-		if (uri == TEXT4(' ', 's', 'i', 'p') || uri == TEXT4(' ', 't', 'e', 'l'))
-			return true;
-	}
-	return false;
+	return is_first_line(line.first, line.second);
 }
 
 /* For the next segment: a line that is long has told what it is by now, but for some headers. */

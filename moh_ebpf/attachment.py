@@ -175,7 +175,7 @@ def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     if _same_peers(plan, record, before):
         names.append("peers")
     if plan.settings.flip_hold:
-        names += ["dialogs", "segments"]
+        names += ["dialogs", "segments", "cut_lines"]
     return {name: before.maps[name].fd for name in names if name in before.maps}
 
 

@@ -85,7 +85,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         raise MohError(_explain("".join(output) or str(error))) from error
     names = ["peers", "counters", "settings", "events", "waiting_for"]
     names += ["providers"] * bool(plan.settings.provider)
-    names += ["dialogs", "segments"] * plan.settings.flip_hold
+    names += ["dialogs", "segments", "cut_lines"] * plan.settings.flip_hold
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
     loaded = Loaded(module, programs, maps)
     _check_names(loaded)

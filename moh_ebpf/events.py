@@ -295,8 +295,9 @@ class Story:
 
     def give_up(self) -> Iterator[Event]:
         """Nothing follows any more: the holds that wait for their music."""
-        for key in list(self._waiting):
-            yield from self._without_music(key, ended=True)
+        waiting, self._waiting = self._waiting, {}
+        for _, hold in waiting.values():
+            yield hold._replace(ended_first=True)
 
     def tell(self, record: Record) -> Iterator[Event]:
         """The events that follow from a record."""
@@ -355,7 +356,7 @@ class Story:
         made = self._found(record.heard, record.time, record.time)
         if known and known.state is made.state and record.time - known.since < _AT_ONCE:
             return  # two CPUs have seen it, and both have told
-        yield from self._without_music(key, ended=True)
+        yield from self._without_music(key, record.time)
         self._remember(key, made)
         name = "hold" if made.state is State.MOH else "resume"
         event = self._event(name, record.time, key, made, State(record.before), made.state)
@@ -367,7 +368,10 @@ class Story:
 
     def _music(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
         if key in self._waiting:
-            _, hold = self._waiting.pop(key)
+            since, hold = self._waiting.pop(key)
+            if record.time - since >= MUSIC_WITHIN_SECONDS * _SECOND:  # too late, whoever read late
+                yield hold
+                return
         elif known and known.state is State.MOH and not known.from_map:
             return  # told already, as one without music
         else:  # its beginning was missed, or it is one of a flood
@@ -380,9 +384,11 @@ class Story:
         if key in self._known:
             self._waiting[key] = since, hold
 
-    def _without_music(self, key: Key, *, ended: bool = False) -> Iterator[Event]:
+    def _without_music(self, key: Key, ended: float = math.inf) -> Iterator[Event]:
+        """`ended` is when the hold did, however late that is read."""
         if key in self._waiting:
-            yield self._waiting.pop(key)[1]._replace(ended_first=ended)
+            since, hold = self._waiting.pop(key)
+            yield hold._replace(ended_first=ended - since < MUSIC_WITHIN_SECONDS * _SECOND)
 
     def _begin(self, key: Key, record: Record) -> _Known:
         made = self._found(record.heard, record.time, record.time)
@@ -428,7 +434,7 @@ class Story:
     def _end(
         self, key: Key, known: _Known, name: str, at: int, lasted: int | None
     ) -> Iterator[Event]:
-        yield from self._without_music(key, ended=True)
+        yield from self._without_music(key, at)
         event = self._event(name, at, key, known, known.state, None)
         yield event._replace(lasted=None if lasted is None else lasted / _SECOND)
 
@@ -518,7 +524,8 @@ class Reader:
         return events
 
     def _told(self) -> list[Event | Lost]:
-        self._story.epoch = time.time_ns() - time.monotonic_ns()
+        # Whoever is held up between the two clocks has too little: the most is the best.
+        self._story.epoch = max(time.time_ns() - time.monotonic_ns() for _ in range(3))
         records, missed = self._ring.read()
         if records:  # an interface may have been renamed
             self._story.interfaces = self._maps.attached.wan_names()

@@ -74,6 +74,9 @@ PEER = struct.Struct(f"={HEARD.size}s6Q{RTP.size}s7Q{RTP.size}s")
 EVENT_FIELDS = ("time", "heard", "lasted", "dropped", "address", "port", "kind", "before")
 EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBB")
 
+# struct waiting: when UCM's first and last packet were dropped, in ns of CLOCK_MONOTONIC, how many.
+WAITING = struct.Struct("=3Q")
+
 # struct prefix: length in bits, address in network byte order.
 PREFIX = struct.Struct("=I4s")
 
@@ -109,8 +112,12 @@ COUNTERS = {
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
 # struct sip_segment and struct sip_context (bpf/sip.h), which no command reads.
-SIP = struct.Struct("=4s4s2s2sI128sQ3I12B8B")
+SIP = struct.Struct("=4s4s2s2sI128sQ5I12B8B")
 
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
-_ALL = [ENDPOINT.format, HEARD.format, RTP_FIELDS, PEER_FIELDS, *COUNTERS, SIP.format, EVENT_FIELDS]
+_ALL = [
+    *(each.format for each in (ENDPOINT, HEARD, SIP, WAITING)),
+    *(RTP_FIELDS, PEER_FIELDS, EVENT_FIELDS),
+    *COUNTERS,
+]
 ID = f"{zlib.crc32(repr(_ALL).encode()):08x}"

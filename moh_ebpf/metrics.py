@@ -26,7 +26,7 @@ from moh_ebpf import __version__, layout, registry
 from moh_ebpf.chronicle import Histogram, Sums
 from moh_ebpf.errors import MohError, NotAttachedError, UsageError
 from moh_ebpf.layout import State
-from moh_ebpf.peers import SILENT_SECONDS, Snapshot
+from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot
 from moh_ebpf.registry import Attached
 from moh_ebpf.settings import Settings
 
@@ -76,6 +76,7 @@ class Facts:
     missing: int
     programs: list[Program]
     snapshot: Snapshot
+    unheard: list[Peer]
 
 
 class Collector:
@@ -115,6 +116,7 @@ def _facts() -> Facts:
             missing=len(attached.missing),
             programs=_programs(attached),
             snapshot=attached.snapshot(forgotten_for=0),
+            unheard=attached.unheard(),
         )
 
 
@@ -173,7 +175,9 @@ def _peers(facts: Facts) -> Iterator[Any]:
     core = _client().core
     peers = facts.snapshot.peers
     states = Counter(peer.state for peer in peers)
-    silent = Counter(peer.state for peer in peers if peer.is_silent(facts.settings.port))
+    silent = Counter(
+        peer.state for peer in [*peers, *facts.unheard] if peer.is_silent(facts.settings.port)
+    )
     for name, help_text, counts in (
         ("peers", "Live endpoints.", states),
         (

@@ -53,7 +53,10 @@ class Peer(NamedTuple):
 
     def is_silent(self, phantom_port: int) -> bool:
         """Dead air: on hold, no music has been sent to it for SILENT_SECONDS, or, in a two-way
-        call, one direction has been silent so long. Endpoints of RTCP are none of media."""
+        call, one direction has been silent so long. Endpoints of RTCP are none of media; one that
+        is forgotten is taken for one that UCM still sends to."""
+        if self.expired:
+            return self.age >= SILENT_SECONDS
         outbound = min(self.since, math.inf if self.out_age is None else self.out_age)
         if self.state is State.MOH:
             return self.public_port == phantom_port and outbound >= SILENT_SECONDS

@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,11 +20,14 @@ from pyroute2 import IPRoute
 
 from moh_ebpf import layout, libbpf, peers, tc
 from moh_ebpf.errors import MohError, NotAttachedError
-from moh_ebpf.peers import Snapshot
+from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot
 from moh_ebpf.settings import Settings, from_values
 from moh_ebpf.tc import Filter, Hook
 
 _FIRST = struct.pack("=I", 0)
+
+# A peer's struct endpoint and struct peer, unpacked.
+_Entry = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 class Role(Enum):
@@ -127,8 +130,8 @@ class Attached:
         values = map(layout.COUNTERS_VALUE.unpack, per_cpu)
         return dict(zip(layout.COUNTERS, map(sum, zip(*values, strict=True)), strict=True))
 
-    def peers(self) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-        """Each peer's struct endpoint and struct peer, unpacked. Raises OSError."""
+    def peers(self) -> Iterator[_Entry]:
+        """Each peer's entry of the map. Raises OSError."""
         for keys, values in libbpf.entries(self.maps["peers"]):
             yield from zip(
                 layout.ENDPOINT.iter_unpack(keys), layout.PEER.iter_unpack(values), strict=True
@@ -139,16 +142,29 @@ class Attached:
 
         Raises OSError.
         """
-        timeout = self.record.settings.timeout
         now = time.monotonic_ns()
-        decoded = peers.decode(
-            self.peers(),
-            now=now,
-            timeout=timeout,
-            interfaces=self.wan_names(),
-            within=timeout + forgotten_for,
-        )
-        return Snapshot(now * 1e-9, decoded, self.counters())
+        within = self.record.settings.timeout + forgotten_for
+        return Snapshot(now * 1e-9, self._decoded(self.peers(), now, within), self.counters())
+
+    def unheard(self) -> list[Peer]:
+        """Peers that have been forgotten, and that UCM still sends to: in vain. Raises OSError."""
+        now = time.monotonic_ns()
+        found = []
+        for keys, values in libbpf.entries(self.maps["waiting_for"]):
+            waits = zip(
+                layout.ENDPOINT.iter_unpack(keys), layout.WAITING.iter_unpack(values), strict=True
+            )
+            for endpoint, (_, last, _) in waits:
+                if now - last < SILENT_SECONDS * 1e9:
+                    with suppress(FileNotFoundError):  # most have never been heard
+                        key = layout.ENDPOINT.pack(*endpoint)
+                        value = libbpf.lookup(self.maps["peers"], key)
+                        found.append((endpoint, layout.PEER.unpack(value)))
+        return [peer for peer in self._decoded(found, now) if peer.expired]
+
+    def _decoded(self, entries: Iterable[_Entry], now: int, within: float = math.inf) -> list[Peer]:
+        timeout, names = self.record.settings.timeout, self.wan_names()
+        return peers.decode(entries, now=now, timeout=timeout, interfaces=names, within=within)
 
     def wan_names(self) -> dict[int, str]:
         """The WANs' present names by their index in a peer."""

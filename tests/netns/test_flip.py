@@ -157,6 +157,47 @@ def test_messages_longer_than_a_segment(place: Hosts, gro: bool) -> None:
     assert whole >= 50
 
 
+LOSS = """
+table ip loss {{
+    chain prerouting {{
+        type filter hook prerouting priority raw;
+        ip protocol tcp ip length {length} quota until {length} bytes counter drop
+    }}
+}}
+"""
+
+
+@contextmanager
+def lost_once(place: Hosts, segment: int) -> Iterator[None]:
+    """The provider loses the first segment of so many bytes. It comes cut from the firewall."""
+    length = 20 + 20 + 12 + segment  # IP, TCP, the timestamps that all of Linux's TCP carries
+    ethtool(place.firewall, "lan", gro=True)
+    ethtool(place.firewall, "wan", tso=False, gso=False)
+    place.provider.nft(LOSS.format(length=length))
+    try:
+        yield
+        table = place.provider.run("nft", "list", "table", "ip", "loss").stdout
+        assert "counter packets 1 " in table
+    finally:
+        place.provider.run("nft", "delete", "table", "ip", "loss")
+        ethtool(place.firewall, "wan", tso=True, gso=True)
+        ethtool(place.firewall, "lan", gro=False)
+
+
+@pytest.mark.parametrize("begun", [-300, -1, 0, 1, 5, 7, 9, 10])
+def test_a_lost_segment_is_sent_again(place: Hosts, begun: int) -> None:
+    """Two segments are one packet where the programs see them, of which the second comes again
+    alone. It begins when so many bytes of the word are in the first."""
+    with connected(place) as (ucm, provider):
+        first = ucm.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        hold = message([*HOLD, f"a=x:{'y' * 300}"])
+        space = first - begun - hold.index(b"a=sendonly") - len(b"X: \r\n")
+        hold = hold.replace(b"Via", b"X: " + b"x" * space + b"\r\nVia")
+        with lost_once(place, len(hold) - first):
+            text = through(ucm, provider, hold)
+        assert text == (hold if 0 < begun < 10 else flipped(hold))
+
+
 def test_several_calls_in_one_packet(place: Hosts) -> None:
     """As a trunk's connection has them: written at once, they leave UCM as one packet."""
     names = [f"{n}@several" for n in range(5)]

@@ -48,6 +48,7 @@ class _TestRunOptions(ctypes.Structure):
 _SKB_WORDS = 48
 _SKB_IFINDEX = 10
 _SKB_GSO_SEGS = 41
+_SKB_GSO_SIZE = 44
 
 # The kernel sums the packet (CHECKSUM_COMPLETE), and checks that sum after the run (linux/bpf.h).
 COMPLETE = 1 << 2
@@ -66,7 +67,13 @@ class Run:
 
 
 def run_program(
-    fd: int, frame: bytes, ifindex: int, repeat: int = 1, flags: int = 0, segments: int = 0
+    fd: int,
+    frame: bytes,
+    ifindex: int,
+    repeat: int = 1,
+    flags: int = 0,
+    segments: int = 0,
+    size: int = 0,
 ) -> Run:
     """Run a program on a frame that came by this interface of this thread's namespace.
 
@@ -78,6 +85,7 @@ def run_program(
     words = [0] * _SKB_WORDS
     words[_SKB_IFINDEX] = ifindex
     words[_SKB_GSO_SEGS] = segments
+    words[_SKB_GSO_SIZE] = size
     context = ctypes.create_string_buffer(struct.pack(f"={_SKB_WORDS}I", *words))
     options = _TestRunOptions(
         sz=ctypes.sizeof(_TestRunOptions),
@@ -130,15 +138,18 @@ class Bench:
         interface: str | None = None,
         flags: int = 0,
         segments: int = 0,
+        size: int = 0,
     ):
         """The verdict, and the frame after it. Ethernet is put before a bare IP packet. As GRO
-        makes it, it is one of so many segments."""
+        makes it, it is one of so many segments, of `size` bytes each."""
         wire = self.firewall.lan if role is Role.BYPASS else self.firewall.wan
         if not isinstance(packet, bytes):
             packet = bytes(packet if Ether in packet else wire.frame(packet))
         ifindex = self.ifindex[interface or wire.interface]
         with self.firewall.namespace.entered():
-            done = run_program(self.programs[role], packet, ifindex, flags=flags, segments=segments)
+            done = run_program(
+                self.programs[role], packet, ifindex, flags=flags, segments=segments, size=size
+            )
         return done.verdict, done.frame
 
     def set_peer(self, endpoint: str, peer: PeerState) -> None:
@@ -196,10 +207,10 @@ class Bench:
 
     def age_waiting(self, seconds: float) -> None:
         """As if UCM's dropped packets had come so long ago."""
-        waiting_for, waiting = self._loaded.maps["waiting_for"], struct.Struct("=3Q")
+        waiting_for = self._loaded.maps["waiting_for"]
         ((keys, values),) = libbpf.entries(waiting_for)
-        first, last, packets = waiting.unpack(values)
-        moved = waiting.pack(first - int(seconds * 1e9), last - int(seconds * 1e9), packets)
+        first, last, packets = layout.WAITING.unpack(values)
+        moved = layout.WAITING.pack(first - int(seconds * 1e9), last - int(seconds * 1e9), packets)
         libbpf.update(waiting_for, keys, moved)
 
     def peers(self) -> dict[str, tuple[str, str]]:
@@ -211,6 +222,9 @@ class Bench:
 
     def snapshot(self):
         return self._attached.snapshot()
+
+    def unheard(self) -> list[str]:
+        return [each.endpoint for each in self._attached.unheard()]
 
     def counters(self) -> dict[str, int]:
         """Those that are not 0, but for the sums over RTP streams."""

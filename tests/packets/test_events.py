@@ -9,7 +9,7 @@ from moh_ebpf import layout
 from moh_ebpf.events import Record
 from moh_ebpf.layout import Kind, State
 from moh_ebpf.registry import Role
-from tests.packets.bench import Bench
+from tests.packets.bench import Bench, PeerState
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import rtp, udp
 
@@ -103,6 +103,22 @@ def test_a_wait_that_was_given_up(programs: Bench, seconds: float, dropped: int)
     music = programs.events()[-1]
     assert (music.kind, music.dropped) == (Kind.MUSIC, dropped)
     assert (music.lasted >= seconds * 1e9) == bool(dropped)
+
+
+def test_who_is_forgotten_and_still_sent_to(programs: Bench) -> None:
+    """For as long as UCM goes on; neither one that is heard, nor one that never was."""
+    for endpoint, age in ((PROVIDER, 11), ("203.0.113.11:20000", 1), ("203.0.113.12:20000", 11)):
+        programs.set_peer(endpoint, PeerState(State.TWO, CALL, age=age))
+    for endpoint in (PROVIDER, "203.0.113.11:20000", "203.0.113.13:20000"):
+        programs.run(Role.BYPASS, udp(f"{UCM}:24576", endpoint))
+    assert programs.unheard() == [PROVIDER]
+
+
+def test_who_is_forgotten_and_was_sent_to(programs: Bench) -> None:
+    programs.set_peer(PROVIDER, PeerState(State.TWO, CALL, age=11))
+    programs.run(Role.BYPASS, sent())
+    programs.age_waiting(3)
+    assert programs.unheard() == []
 
 
 def test_rtcp_is_no_event(programs: Bench) -> None:

@@ -95,6 +95,22 @@ def test_a_hold_without_music_is_told_after_a_second(peers: Peers) -> None:
     assert peers.told(record(12, Kind.MUSIC, State.MOH)) == []
 
 
+def test_whoever_reads_late_is_told_the_same(peers: Peers) -> None:
+    """All records at once, as --history has them: they alone say when the music came."""
+    told = peers.told(
+        record(10, Kind.LEARNED, State.MOH),
+        record(11.5, Kind.MUSIC, State.MOH, lasted=0, dropped=0),
+        record(20, Kind.CHANGED, State.TWO, before=State.MOH, lasted=10),
+        record(30, Kind.CHANGED, State.MOH, before=State.TWO, lasted=10),
+        record(31.1, Kind.CHANGED, State.TWO, before=State.MOH, lasted=1.1),
+        record(32, Kind.CHANGED, State.MOH, before=State.TWO, lasted=0.9),
+        record(32.9, Kind.CHANGED, State.TWO, before=State.MOH, lasted=0.9),
+    )
+    holds = [each for each in told if each.event == "hold"]
+    assert [each.time_to_music for each in holds] == [None, None, None]
+    assert [each.ended_first for each in holds] == [False, False, True]
+
+
 def test_a_hold_without_music_that_ends_before(peers: Peers) -> None:
     told = peers.told(
         record(10, Kind.LEARNED, State.MOH),

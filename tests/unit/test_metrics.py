@@ -53,6 +53,7 @@ FACTS = Facts(
     snapshot=snapshot(
         1.0, peer(1, State.MOH), peer(2, State.TWO, out_age=0.01), peer(3, State.TWO, out_age=9)
     ),
+    unheard=[peer(4, State.TWO, age=2.5, out_age=1.6)._replace(expired=True)],
 )
 
 
@@ -85,7 +86,7 @@ def test_what_is_attached() -> None:
     assert shown["moh_ebpf_peers{state=two}"] == 2
     assert shown["moh_ebpf_peers_max"] == 4096
     assert shown["moh_ebpf_peers_silent{state=moh}"] == 1
-    assert shown["moh_ebpf_peers_silent{state=two}"] == 1
+    assert shown["moh_ebpf_peers_silent{state=two}"] == 2
     assert shown["moh_ebpf_program_runs_total{program=learn}"] == 1000
     assert shown["moh_ebpf_program_run_seconds_total{program=learn}"] == 0.00025
     assert [name for name in shown if name.startswith("moh_ebpf_build_info{version=")]

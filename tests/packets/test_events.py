@@ -106,12 +106,14 @@ def test_a_wait_that_was_given_up(programs: Bench, seconds: float, dropped: int)
 
 
 def test_who_is_forgotten_and_still_sent_to(programs: Bench) -> None:
-    """For as long as UCM goes on; neither one that is heard, nor one that never was."""
+    """For as long as UCM goes on; neither one that is heard (again), nor one that never was."""
     for endpoint, age in ((PROVIDER, 11), ("203.0.113.11:20000", 1), ("203.0.113.12:20000", 11)):
         programs.set_peer(endpoint, PeerState(State.TWO, CALL, age=age))
     for endpoint in (PROVIDER, "203.0.113.11:20000", "203.0.113.13:20000"):
         programs.run(Role.BYPASS, udp(f"{UCM}:24576", endpoint))
     assert programs.unheard() == [PROVIDER]
+    programs.run(Role.LEARN, heard(CALL))
+    assert programs.unheard() == []
 
 
 def test_who_is_forgotten_and_was_sent_to(programs: Bench) -> None:

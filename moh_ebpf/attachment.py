@@ -49,7 +49,7 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
     with exclusive(notify), IPRoute() as ipr, registry.found(ipr) as before:
         plan = make_plan(ipr, settings, {place.ifindex for place in before.filters})
         record = make_record(ipr, plan, before)
-        _refuse_foreign(ipr, record)
+        refuse_foreign(ipr, record)
         with closing(_load(plan, record, before.attached)) as loaded:
             report = Report(
                 record.places,
@@ -141,7 +141,8 @@ def make_record(ipr: IPRoute, plan: Plan, before: Found) -> Record:
     )
 
 
-def _refuse_foreign(ipr: IPRoute, record: Record) -> None:
+def refuse_foreign(ipr: IPRoute, record: Record) -> None:
+    """Raises MohError if one of its places is taken by somebody else's filter."""
     for place in record.places:
         for each in tc.filters(ipr, place.ifindex):
             if each.hook is not place.role.hook or each.priority != tc.PRIORITY:

@@ -39,14 +39,15 @@ class Histogram:
 
 
 class Sums:
-    """What the metrics show of the events since `run` began. Written by one thread, read by another
-    with `lock` held."""
+    """What the metrics show of the events since `run` began, and of what it waits for. Written by
+    one thread, read by another with `lock` held."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.events: Counter[str] = Counter()
         self.time_to_music = Histogram(MUSIC_BUCKETS)
         self.hold = Histogram(HOLD_BUCKETS)
+        self.interfaces_missing = 0
 
     def add(self, event: Event | Lost) -> None:
         """Count an event; a hold's length when it ends."""

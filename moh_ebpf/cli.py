@@ -306,7 +306,7 @@ def _served(address: str | None, sums: "Sums") -> Iterator[None]:
         return
     from moh_ebpf import metrics
 
-    with metrics.served(*metrics.address("--metrics", address), sums):
+    with metrics.served(*metrics.address("--metrics", address), sums, _notify):
         yield
 
 

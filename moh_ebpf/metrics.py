@@ -4,6 +4,7 @@ No label names a peer: series that come and go with each call are what a time se
 least. docs/monitoring.md says what each metric is for.
 """
 
+import errno
 import io
 import itertools
 import os
@@ -12,12 +13,12 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -54,6 +55,8 @@ RTP = {
 # Of a scrape: clients at once, beyond which they are turned away, and the longest that one of them
 # may keep its place without going on.
 _MOST_CLIENTS = 16
+# IP_FREEBIND and IPV6_FREEBIND (linux/in.h, linux/in6.h), which Python does not name.
+_FREEBIND = {AF_INET: (IPPROTO_IP, 15), AF_INET6: (IPPROTO_IPV6, 78)}
 _PATIENCE_SECONDS = 10.0
 
 
@@ -79,6 +82,16 @@ class Facts:
     unheard: list[Peer]
 
 
+_NOTHING = Facts(
+    version=__version__,
+    settings=Settings(wan=(), ucm=()),
+    missing=0,
+    programs=[Program(role="none", runs=1, seconds=0.0)],
+    snapshot=Snapshot(0.0, [], dict.fromkeys(layout.COUNTERS, 0)),
+    unheard=[],
+)
+
+
 class Collector:
     """prometheus_client's collector: each scrape looks at the kernel anew.
 
@@ -90,8 +103,8 @@ class Collector:
         self._sums = sums
 
     def describe(self) -> list[Any]:
-        """Nothing: to be registered is no reason to look."""
-        return []
+        """The families that there may be, for who asks for some by name: without a look."""
+        return list(self._families(_NOTHING))
 
     def collect(self) -> Iterator[Any]:
         """The metric families."""
@@ -102,9 +115,12 @@ class Collector:
         except Exception:  # in a thread of the server's, where it would only print a traceback
             yield from _build_info()
             return
+        yield from self._families(facts)
+
+    def _families(self, facts: Facts | None) -> Iterator[Any]:
         yield from families(facts)
         if self._sums:
-            yield from _events(self._sums)
+            yield from _of_the_service(self._sums)
 
 
 def _facts() -> Facts:
@@ -196,8 +212,13 @@ def _peers(facts: Facts) -> Iterator[Any]:
     )
 
 
-def _events(sums: Sums) -> Iterator[Any]:
-    """What `run` has read of the events since it began."""
+def _of_the_service(sums: Sums) -> Iterator[Any]:
+    """What `run` has read of the events since it began, and what it waits for."""
+    yield _client().core.GaugeMetricFamily(
+        "moh_ebpf_interfaces_missing",
+        "Interfaces of the config that are not there, or cannot be attached to.",
+        value=sums.interfaces_missing,
+    )
     with sums.lock:
         yield _counter("events", "Events, as moh-ebpf events has them.", "event", sums.events)
         yield _histogram(
@@ -293,15 +314,20 @@ def address(option: str, value: str) -> tuple[str, int]:
 
 
 @contextmanager
-def served(host: str, port: int, sums: Sums) -> Iterator[None]:
+def served(host: str, port: int, sums: Sums, notify: Callable[[str], None]) -> Iterator[None]:
     """Metrics by HTTP meanwhile, at any path, those of events among them.
 
-    Raises MohError if the address cannot be had.
+    Raises MohError if the address cannot be had. One that is not there yet is no error, but a line
+    by `notify`.
     """
     exposition = _client().exposition
     try:
         server = make_server(
-            host, port, exposition.make_wsgi_app(_registry(sums)), _server(host, port), _Handler
+            host,
+            port,
+            exposition.make_wsgi_app(_registry(sums)),
+            _server(host, port, notify),
+            _Handler,
         )
     except OSError as error:
         raise MohError(f"--metrics {host}:{port}: {error.strerror}") from error
@@ -315,7 +341,7 @@ def served(host: str, port: int, sums: Sums) -> Iterator[None]:
         thread.join()
 
 
-def _server(host: str, port: int) -> type[WSGIServer]:
+def _server(host: str, port: int, notify: Callable[[str], None]) -> type[WSGIServer]:
     places = threading.Semaphore(_MOST_CLIENTS)
 
     class Server(ThreadingMixIn, WSGIServer):
@@ -325,8 +351,16 @@ def _server(host: str, port: int) -> type[WSGIServer]:
         daemon_threads = True
 
         def server_bind(self) -> None:
-            """Without HTTPServer's question to the DNS for our name."""
-            TCPServer.server_bind(self)
+            """Without HTTPServer's question to the DNS for our name. An address that is not there
+            may come, as it does after a boot: hold music shall not wait for that."""
+            try:
+                TCPServer.server_bind(self)
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                self.socket.setsockopt(*_FREEBIND[self.address_family], 1)
+                TCPServer.server_bind(self)
+                notify(f"warning: --metrics {host}:{port}: there is no such address here (yet)")
             self.server_name, self.server_port = host, port
             self.setup_environ()
 

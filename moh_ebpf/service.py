@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +33,12 @@ from moh_ebpf.layout import State
 from moh_ebpf.lock import is_asked_by_root, only_service
 from moh_ebpf.registry import Attached, Found, Record
 from moh_ebpf.settings import Settings
+from moh_ebpf.systemd import SERVICE_SIGNALS
 
 Load = Callable[[], Settings]
 
 # Netlink multicast groups (linux/rtnetlink.h): links, filters and qdiscs, IPv4 addresses.
 _GROUPS = 0x1 | 0x8 | 0x10
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # What belongs together (an interface, its address) comes within a moment of each other.
 _SETTLED_SECONDS = 0.2
@@ -74,12 +74,14 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
         _changes() as changes,
         _signals() as signals,
     ):
-        service = Service(load(), log, signals)
+        sums = sums or Sums()
+        service = Service(load(), log, signals, sums)
         with (
             suppress(_Stopped),
             selectors.DefaultSelector() as selector,
-            closing(Chronicle(log, selector, sums or Sums())) as chronicle,
+            closing(Chronicle(log, selector, sums)) as chronicle,
         ):
+            signals.raise_if_stopped()
             service.begin()
             chronicle.expect_change()
             systemd.notify(READY=1, STATUS=service.status())
@@ -134,10 +136,13 @@ class Service:
     """What is to be attached, and the steps there. `due`: when the next one is, by
     time.monotonic(); None while nothing is to be done."""
 
-    def __init__(self, settings: Settings, log: logging.Logger, signals: "_Signals") -> None:
+    def __init__(
+        self, settings: Settings, log: logging.Logger, signals: "_Signals", sums: Sums
+    ) -> None:
         self._settings = settings
         self._log = log
         self._signals = signals
+        self._sums = sums
         self._waits_for = ""
         self._failed = ""
         self._attached_at = -_LONGEST_PAUSE_SECONDS
@@ -158,15 +163,17 @@ class Service:
         try:
             self._settings = load()
             self._refuse_unknown_interfaces(before)
-            wanted = self._step("config reloaded")
+            new = _interfaces(self._settings) - _interfaces(before)
+            wanted = self._step("config reloaded", needed=new)
             if not wanted.settings and _interfaces(self._settings) != _interfaces(before):
-                raise MohError(wanted.waits_for)
+                raise MohError(f"it would wait for {wanted.waits_for}")
             if not wanted.reason:
                 self._log.info("config reloaded: nothing to change")
         except _Stopped:
             raise
         except Exception as error:  # whatever a file may do to us, the old settings are good
             self._settings, self._waits_for = before, waited_for
+            self.expect_change()
             self._log.error("config not reloaded, the old one stays in force: %s", _text(error))
 
     def expect_change(self) -> None:
@@ -202,12 +209,22 @@ class Service:
             calls = str(error)
         return f"{calls}; waiting for {self._waits_for}" if self._waits_for else calls
 
-    def _step(self, verb: str, *, at_start: bool = False, patient: bool = False) -> "_Wanted":
-        """Attach what should be, if it is not; where `patient`, later, if it was just now.
+    def _step(
+        self,
+        verb: str,
+        *,
+        at_start: bool = False,
+        patient: bool = False,
+        needed: Collection[str] = (),
+    ) -> "_Wanted":
+        """Attach what should be, if it is not; where `patient`, later, if it was just now. WANs
+        that cannot be attached to are left out, but not the `needed`.
 
         Raises MohError, OSError, NetlinkError.
         """
-        wanted = self._look(at_start)
+        wanted = self._look(at_start, needed)
+        present = _interfaces(wanted.settings) if wanted.settings else set()
+        self._sums.interfaces_missing = len(_interfaces(self._settings) - present)
         if wanted.waits_for != self._waits_for:
             if wanted.waits_for:
                 self._log.warning("waiting for %s", wanted.waits_for)
@@ -218,17 +235,18 @@ class Service:
             if patient and self._must_wait(wanted.record, wanted.reason):
                 return wanted
             self._count_attempt(wanted.record)
-            warnings = _attach(wanted.settings, self._signals, self._log)
+            # With the addresses that were seen: by now there may be others, which are other news.
+            warnings = _attach(wanted.record.settings, self._signals, self._log)
             self._log.info("%s (%s): %s", verb, wanted.reason, _words(wanted.record.settings))
             for warning in warnings:
                 self._log.warning("%s", warning)
         return wanted
 
-    def _look(self, at_start: bool) -> "_Wanted":
+    def _look(self, at_start: bool, needed: Collection[str]) -> "_Wanted":
         begun = time.monotonic()
         try:
             with IPRoute() as ipr, registry.found(ipr) as found:
-                return _wanted(ipr, self._settings, found, at_start)
+                return _wanted(ipr, self._settings, found, at_start, needed)
         finally:
             # Where others keep changing a thousand interfaces, looking must not take a core.
             took = time.monotonic() - begun
@@ -300,7 +318,36 @@ def _interfaces(settings: Settings) -> set[str]:
     return {*settings.wan, *settings.lan}
 
 
-def _wanted(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> _Wanted:
+def _wanted(
+    ipr: IPRoute, settings: Settings, found: Found, at_start: bool, needed: Collection[str]
+) -> _Wanted:
+    """What is to be attached. A WAN that cannot be attached to, a port of a bridge by now for
+    instance, shall not keep the others from it: it is waited for. Raises MohError if it is the only
+    one, or one of the `needed`, or if the LAN is unfit."""
+    try:
+        return _wanted_of_all(ipr, settings, found, at_start)
+    except MohError:
+        unfit = _unfit(ipr, settings, found, at_start)
+        fit = tuple(name for name in settings.wan if name not in unfit)
+        if not fit or not unfit or unfit.keys() & needed:
+            raise
+    wanted = _wanted_of_all(ipr, replace(settings, wan=fit), found, at_start)
+    reasons = [wanted.waits_for, *unfit.values()]
+    return wanted._replace(waits_for="; ".join(filter(None, reasons)))
+
+
+def _unfit(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> dict[str, str]:
+    """The WANs that cannot be attached to, and why not."""
+    unfit = {}
+    for name in settings.wan:
+        try:
+            _wanted_of_all(ipr, replace(settings, wan=(name,)), found, at_start)
+        except MohError as error:
+            unfit[name] = str(error)
+    return unfit
+
+
+def _wanted_of_all(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> _Wanted:
     if found.filters and not found.attached and not at_start:
         return _Wanted(None, waits_for="a restart: another version's programs are attached")
     attached_to = {place.ifindex for place in found.filters}
@@ -317,6 +364,7 @@ def _wanted(ipr: IPRoute, settings: Settings, found: Found, at_start: bool) -> _
     except attachment.NoAddressError:
         return _Wanted(None, waits_for=f"an IPv4 address on {' or '.join(wan)}")
     record = attachment.make_record(ipr, plan, found)
+    attachment.refuse_foreign(ipr, record)
     return _Wanted(present, record, _difference(found, record, at_start), absent)
 
 
@@ -476,12 +524,16 @@ class _Signals:
             self.stop = True
             self.keep = number == signal.SIGUSR1
 
+    def raise_if_stopped(self) -> None:
+        """Raises _Stopped."""
+        if self.stop:
+            raise _Stopped
+
     def reload_asked(self) -> bool:
         """Is a reload asked for, since the last call? Raises _Stopped: that goes first."""
         with suppress(BlockingIOError):
             self.wakes.recv(4096)
-        if self.stop:
-            raise _Stopped
+        self.raise_if_stopped()
         asked, self._reload = self._reload, False
         return asked
 
@@ -492,9 +544,11 @@ def _signals() -> Iterator[_Signals]:
     reader.setblocking(False)
     writer.setblocking(False)
     signals = _Signals(reader)
-    handlers = {each: signal.signal(each, signals.received) for each in _SIGNALS}
+    handlers = {each: signal.signal(each, signals.received) for each in SERVICE_SIGNALS}
     # Full: then there is something to read, which is all that it is for.
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    # They have waited since the start of the program (__main__.py).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SERVICE_SIGNALS)
     try:
         yield signals
     finally:

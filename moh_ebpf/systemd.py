@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import select
+import signal
 import socket
 import sys
 import threading
@@ -17,6 +18,9 @@ from contextlib import contextmanager, suppress
 
 # Python's levels as syslog priorities, which journald takes from "<N>" at the head of a line.
 _PRIORITIES = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6}
+
+# What a service answers to: stop, stop, be followed by another, reload.
+SERVICE_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # Lines that wait for a reader. What comes after them is lost, and counted.
 _MOST_LINES = 1000

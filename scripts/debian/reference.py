@@ -93,7 +93,12 @@ def command_line() -> Verb:
 
 def _verb(words: tuple[str, ...], command: Any) -> Verb:
     params = [each for each in command.params if not each.name.endswith("_completion")]
-    options = [_option(each) for each in params if each.param_type_name == "option"]
+    options = [
+        option
+        for each in params
+        if each.param_type_name == "option"
+        for option in (_option(each), *_opposites(each))
+    ]
     options.append(Option("--help", "", "Show a short help.", False))
     arguments = [_argument(each) for each in params if each.param_type_name == "argument"]
     below = getattr(command, "commands", {})
@@ -113,6 +118,12 @@ def _option(param: Any) -> Option:
         help_text += f" Default: {param.default}."
     word = "" if is_flag else param.metavar or param.name.upper()
     return Option(max(param.opts, key=len), word, help_text, bool(param.multiple))
+
+
+def _opposites(param: Any) -> Iterator[Option]:
+    """The other names of a switch: --no-quality is the one that does something."""
+    for name in param.secondary_opts:
+        yield Option(name, "", f"The opposite of {max(param.opts, key=len)}.", False)
 
 
 def _argument(param: Any) -> Argument:
@@ -241,7 +252,9 @@ def config_manual(top: Verb) -> str:
         what = option.word.rstrip("….").strip()
         kind = f"list of {_LISTS[what]}" if option.is_list else _scalar(each.default)
         must = " Required." if each.default is MISSING else ""
-        lines += [".TP", f"{bold(each.name)} ({escaped(kind)})", filled(option.help + must)]
+        told = option.help.replace("Default: yes.", "Default: true.")
+        told = told.replace("Default: no.", "Default: false.")
+        lines += [".TP", f"{bold(each.name)} ({escaped(kind)})", filled(told + must)]
     example = re.sub(r"^#(?=\w+ =)", "", (HERE / "moh-ebpf.toml").read_text(), flags=re.MULTILINE)
     lines += [".SH EXAMPLE", ".nf", escaped(example.rstrip("\n")), ".fi"]
     lines += [".SH SEE ALSO", f"{bold(COMMAND)}(8)"]
@@ -249,7 +262,8 @@ def config_manual(top: Verb) -> str:
 
 
 def _scalar(default: object) -> str:
-    return {int: "number", float: 'duration: "500ms", "1.5s", "1m"'}.get(type(default), "string")
+    kinds = {bool: "true or false", int: "number", float: 'duration: "500ms", "1.5s", "1m"'}
+    return kinds.get(type(default), "string")
 
 
 # Completions.

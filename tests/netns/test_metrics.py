@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from moh_ebpf import libbpf
@@ -209,10 +210,42 @@ def test_each_panel_of_the_dashboard_shows_something(fw: Firewall, tmp_path: Pat
 
 
 def test_address_in_use_is_an_error(fw: Firewall, tmp_path: Path) -> None:
-    with service(fw.namespace, tmp_path, CONFIG, "--metrics", "192.0.2.200:9477") as run:
-        assert re.search("192.0.2.200:9477: Cannot assign", run.wait_for_line("--metrics"))
+    with fw.namespace.entered():
+        other = socket.create_server(("127.0.0.1", 9477))
+    with other, service(fw.namespace, tmp_path, CONFIG, "--metrics", "127.0.0.1:9477") as run:
+        assert "127.0.0.1:9477: Address already in use" in run.wait_for_line("--metrics")
         assert run.process.wait(20) == 1
     assert fw.moh("status", check=False).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "url"), [("192.0.2.200", "192.0.2.200"), ("fd00::9", "[fd00::9]")]
+)
+def test_an_address_that_comes_later(fw: Firewall, tmp_path: Path, address: str, url: str) -> None:
+    """After a boot, hold music does not wait for it."""
+    fw.namespace.sysctl("net.ipv6.conf.lo.disable_ipv6", 0)
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+    with service(fw.namespace, tmp_path, CONFIG, "--metrics", f"{url}:9477") as run:
+        run.wait_for_line(f"warning: --metrics {address}:9477: there is no such address")
+        run.wait_for_word("READY")
+        fw.namespace.run("ip", "addr", "add", address, "dev", "lo")
+        until("it is there", lambda: "tentative" not in fw.namespace.run("ip", "addr").stdout)
+        assert "moh_ebpf_attached 1.0" in get(fw, f"http://{url}:9477/metrics")
+
+
+def test_metrics_by_name_and_what_is_waited_for(fw: Firewall, tmp_path: Path) -> None:
+    fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
+    fw.add_tun("wan2", "192.0.2.2/32")
+    config = CONFIG.replace('["wan"]', '["wan", "wan2"]')
+    url = "http://127.0.0.1:9477/metrics?name[]=moh_ebpf_interfaces_missing"
+    with service(fw.namespace, tmp_path, config, "--metrics", "9477") as run:
+        run.wait_for_word("READY")
+        samples = [line for line in get(fw, url).splitlines() if not line.startswith("#")]
+        assert samples == ["moh_ebpf_interfaces_missing 0.0"]
+        fw.namespace.run("ip", "link", "del", "wan2")
+        run.wait_for_line("waiting for wan2")
+        run.wait_for_line("interfaces have changed")
+        assert "moh_ebpf_interfaces_missing 1.0" in get(fw, url)
 
 
 def test_a_client_that_goes_away_is_no_news(fw: Firewall, tmp_path: Path) -> None:

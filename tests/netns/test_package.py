@@ -85,11 +85,19 @@ def test_manual_page_is_clean(package: Path, page: str, tmp_path: Path) -> None:
     assert output("mandoc", "-T", "lint", "-W", "style", tmp_path / "page") == ""
 
 
+def test_manual_page_has_switches_as_toml_does(package: Path) -> None:
+    page = package / "usr/share/man/man5/moh-ebpf.toml.5.gz"
+    text = output("gzip", "--decompress", "--stdout", page)
+    assert text.count("(true or false)") == 2
+    assert "Default: yes" not in text
+
+
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
         ("moh-ebpf att", ["attach"]),
         ("moh-ebpf attach --rtp", ["--rtp-ports"]),
+        ("moh-ebpf attach --no-q", ["--no-quality"]),
         ("moh-ebpf attach --wan l", ["lo"]),
         ("moh-ebpf attach --wan lo l", ["lo"]),
         ("moh-ebpf lab voi", ["voicemail"]),

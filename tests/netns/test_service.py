@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from moh_ebpf import lock
 from moh_ebpf.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall
@@ -95,6 +97,25 @@ def test_a_restart_leaves_it_attached(fw: Firewall, tmp_path: Path) -> None:
         run.wait_for_line("what is attached already is right, and stays")
         assert program_ids(fw) == ids
         assert hears_music(fw)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_stopped_while_it_starts(fw: Firewall, tmp_path: Path, number: signal.Signals) -> None:
+    """Over what a killed one has left. Signals wait until they can be answered."""
+    before = state(fw)
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        run.stop(signal.SIGKILL)
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        until("its signals wait", lambda: _blocks(run.process.pid, number))
+        assert run.stop(number) == 0
+        run.wait_for_line("stopped; ")
+    assert (state(fw) == before) is (number != signal.SIGUSR1)
+
+
+def _blocks(pid: int, number: signal.Signals) -> bool:
+    (mask,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_status_text_counts_the_calls(fw: Firewall, tmp_path: Path) -> None:
@@ -214,6 +235,50 @@ def test_one_uplink_goes_the_other_plays_on(fw: Firewall, tmp_path: Path) -> Non
             fw.add_tun("wan2", "192.0.2.3/32")
             run.wait_for_line("192.0.2.3:4000")
         run.stop()
+
+
+def test_one_uplink_is_unfit_the_other_plays_on(fw: Firewall, tmp_path: Path) -> None:
+    """It has somebody's ingress qdisc by now, which has no place for enforce."""
+    config = CONFIG.replace('["wan"]', '["wan", "wan2"]')
+    fw.add_tun("wan2", "192.0.2.2/32")
+    with service(fw.namespace, tmp_path, config) as run:
+        run.wait_for_word("READY")
+        do(fw, "tc qdisc del dev wan2 clsact")
+        run.wait_for_line("somebody had removed learn on wan2")
+        fw.namespace.run("sh", "-c", "tc qdisc del dev wan2 clsact; tc qdisc add dev wan2 ingress")
+        run.wait_for_line("waiting for wan2: it has an ingress qdisc")
+        run.wait_for_line("attached (interfaces have changed): wan wan,")
+        do(fw, "tc filter del dev wan ingress pref 4000")
+        run.wait_for_line("somebody had removed learn on wan")
+        assert hears_music(fw)
+        do(fw, "tc qdisc del dev wan2 ingress")
+        run.wait_for_line("192.0.2.2:4000")
+        assert not status(fw)["missing"]
+
+
+def test_a_new_uplink_that_is_unfit_is_refused(fw: Firewall, tmp_path: Path) -> None:
+    fw.add_tun("wan2", "192.0.2.2/32")
+    do(fw, "tc qdisc add dev wan2 ingress")
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        ids = program_ids(fw)
+        reload(run, tmp_path, CONFIG.replace('["wan"]', '["wan", "wan2"]'))
+        run.wait_for_line("the old one stays in force: wan2: it has an ingress qdisc")
+        assert program_ids(fw) == ids
+
+
+def test_an_address_that_comes_and_goes_is_news_each_time(fw: Firewall, tmp_path: Path) -> None:
+    """However often: nobody waits for long to be heard on it."""
+    with service(fw.namespace, tmp_path, CONFIG) as run:
+        run.wait_for_word("READY")
+        for number in range(41):
+            verb = "del" if number % 2 else "add"
+            do(fw, f"ip addr {verb} 192.0.2.50/27 dev wan")
+            threading.Event().wait(0.3)  # that is its pace
+        until("it is followed", lambda: "192.0.2.50" in status(fw)["settings"]["public"])
+        assert run.stop() == 0
+        run.wait_for_line("stopped; detached")
+        assert not [line for line in run.lines if "again and again" in line]
 
 
 def test_address_of_the_wan_is_followed(fw: Firewall, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.wire import flow, udp
 
 UNITS = Path(__file__).parents[2] / "scripts" / "systemd"
+DOCS = Path(__file__).parents[2] / "docs"
 # systemd's own scale goes from 0 (all is closed) to 10; a plain service has 9.6.
 MOST_EXPOSED = 4.0
 
@@ -38,6 +39,7 @@ def test_service_is_hardened() -> None:
     shown = analyze("security", "--offline=yes", "--no-pager", unit)
     (exposure,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", shown)
     assert float(exposure) <= MOST_EXPOSED, shown
+    assert f"at most {MOST_EXPOSED} of 10" in (DOCS / "operations.md").read_text()
 
 
 def test_service_keeps_the_capabilities_that_it_needs(fw: Firewall) -> None:

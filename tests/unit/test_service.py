@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from moh_ebpf import service, systemd
+from moh_ebpf.chronicle import Sums
 from moh_ebpf.errors import MohError
 from moh_ebpf.registry import Record
 from moh_ebpf.service import Service, _Wanted
@@ -28,8 +29,8 @@ class Run:
         self.fails = False
         monkeypatch.setattr(service.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(service, "_attach", self._attach)
-        self.service = Service(SETTINGS, logging.getLogger("test"), None)
-        monkeypatch.setattr(self.service, "_look", lambda at_start: self.wanted)
+        self.service = Service(SETTINGS, logging.getLogger("test"), None, Sums())
+        monkeypatch.setattr(self.service, "_look", lambda at_start, needed: self.wanted)
 
     def _attach(self, *_: object) -> list[str]:
         self.attached.append(self.now)

@@ -303,11 +303,11 @@ def _wan_route(facts: Facts) -> Findings:
 
 
 def _wan_neighbour(facts: Facts) -> Findings:
-    for address, name in facts.failed:
+    for address, name, state in facts.failed:
         yield (
             Level.ERROR,
             f"{address}, the next hop on {name}, does not answer",
-            f"ip neigh show {address} dev {name}: FAILED",
+            f"ip neigh show {address} dev {name}: {state}",
             f"look at the link and the addresses: ip addr show dev {name}",
         )
 

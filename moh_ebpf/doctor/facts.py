@@ -39,7 +39,10 @@ from moh_ebpf.settings import Settings
 
 # linux/capability.h. Those that attach and every command that reads need.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
-_NUD_FAILED = 0x20  # linux/neighbour.h
+_NUD_INCOMPLETE, _NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
+# The kernel asks for a neighbour's address once a second: who leaves a second request unanswered as
+# well is not there.
+_UNANSWERED_SECONDS = 1.5
 # Stands for "any global address" where no provider is known: nothing is sent there.
 ANYWHERE = IPv4Address("9.9.9.9")
 _MOST_ASKED = 64  # provider addresses whose routes are looked up
@@ -110,7 +113,8 @@ class Facts:
     targets: Sequence[Target] = ()
     routes: Mapping[IPv4Address, Route | None] = field(default_factory=dict)
     back: Mapping[tuple[IPv4Address, str], Route | None] = field(default_factory=dict)
-    failed: Sequence[tuple[str, str]] = ()  # gateways that do not answer, and their interfaces
+    # Gateways that do not answer, their interfaces and states.
+    failed: Sequence[tuple[str, str, str]] = ()
     # Netfilter
     ruleset: Ruleset = field(default_factory=Ruleset)
     moved: Sequence[Entry] = ()
@@ -500,8 +504,22 @@ class _Gateways:
     def __init__(self, ipr: IPRoute, wan: Mapping[int, str]) -> None:
         self._ipr, self._wan = ipr, wan
 
-    def failed(self, targets: Sequence[Target]) -> list[tuple[str, str]]:
-        """Their addresses and interfaces, those of live endpoints without a gateway as well."""
+    def failed(self, targets: Sequence[Target]) -> list[tuple[str, str, str]]:
+        """Their addresses, interfaces and states; those of live endpoints without a gateway too.
+
+        While somebody sends, a neighbour is FAILED for a moment only: the next packet makes it
+        INCOMPLETE again, as one that is merely being asked for. Which, a second look tells.
+        """
+        next_hops = self._next_hops(targets)
+        failed, asked_for = self._states(next_hops)
+        silent = [(*each, "FAILED") for each in failed]
+        if asked_for:
+            time.sleep(_UNANSWERED_SECONDS)
+            still = asked_for & set().union(*self._states(next_hops))
+            silent += [(*each, f"INCOMPLETE for {_UNANSWERED_SECONDS:g} s") for each in still]
+        return sorted(silent)
+
+    def _next_hops(self, targets: Sequence[Target]) -> set[tuple[str, str]]:
         next_hops = {(str(each.address), each.heard_on) for each in targets if each.heard_on}
         for message in whole(lambda: self._ipr.get_routes(family=socket.AF_INET)):
             for hop in (message, *(message.get_attr("RTA_MULTIPATH") or ())):
@@ -509,13 +527,20 @@ class _Gateways:
                 name = self._wan.get(index, "")
                 if name and hop.get_attr("RTA_GATEWAY"):
                     next_hops.add((hop.get_attr("RTA_GATEWAY"), name))
-        return sorted(
-            (message.get_attr("NDA_DST"), self._wan[message["ifindex"]])
-            for message in whole(lambda: self._ipr.get_neighbours(family=socket.AF_INET))
-            if message["state"] & _NUD_FAILED
-            and message["ifindex"] in self._wan
-            and (message.get_attr("NDA_DST"), self._wan[message["ifindex"]]) in next_hops
-        )
+        return next_hops
+
+    def _states(self, among: set[tuple[str, str]]) -> list[set[tuple[str, str]]]:
+        """Those of them that are FAILED, and those that are INCOMPLETE, at one moment."""
+        seen = whole(lambda: self._ipr.get_neighbours(family=socket.AF_INET))
+        return [
+            among
+            & {
+                (message.get_attr("NDA_DST"), self._wan.get(message["ifindex"], ""))
+                for message in seen
+                if message["state"] & state
+            }
+            for state in (_NUD_FAILED, _NUD_INCOMPLETE)
+        ]
 
 
 def _multipath_index(hop: Any) -> int:

@@ -5,13 +5,17 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pyroute2 import IPRoute
 
 from moh_ebpf.doctor import CHECKS
+from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor.facts import has_feature
 from moh_ebpf.tc import Hook
 from tests.support.article import (
@@ -574,6 +578,43 @@ def test_text_shows_evidence_and_remedy_only_where_something_is_wrong(fw: Firewa
     assert re.search(r"^error +forwarding +packets that come in by lan", shown, re.M)
     assert re.search(r"^ +seen: net.ipv4.conf.lan.forwarding = 0$", shown, re.M)
     assert re.search(r"^ +try: sysctl -w net.ipv4.conf.lan.forwarding=1$", shown, re.M)
+
+
+# A gateway that does not answer
+
+
+def test_a_silent_gateway_while_ucm_sends(fw: Firewall) -> None:
+    """Each of its packets turns FAILED back to INCOMPLETE, which is what is nearly always seen."""
+    silence(fw)
+    played(fw, f"{UCM}:24576", PROVIDER)
+    threading.Event().wait(4)  # three requests, a second each: it has FAILED once
+    assert_only(fw, "wan-neighbour", "error", f"ip neigh show {GATEWAY} dev wan: ", *SETTINGS)
+
+
+def silence(fw: Firewall) -> None:
+    """The gateway has no address: nobody answers for it."""
+    fw.namespace.run("ip", "neigh", "del", GATEWAY, "dev", "wan")
+
+
+def test_a_gateway_that_is_merely_being_asked_for(
+    fw: Firewall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers the second request, between the two looks."""
+    silence(fw)
+    looks = []
+
+    def answer(seconds: float) -> None:
+        looks.append(fw.namespace.run("ip", "neigh", "show", GATEWAY).stdout)
+        fw.outside.run("ip", "addr", "add", f"{GATEWAY}/24", "dev", "wan-end")
+        time.sleep(seconds)
+
+    with fw.namespace.entered(), IPRoute() as ipr:
+        gateways = asked._Gateways(ipr, {fw.namespace.ifindex("wan"): "wan"})
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", ("203.0.113.10", 21000))
+        monkeypatch.setattr(asked, "time", SimpleNamespace(sleep=answer))
+        assert gateways.failed([]) == []
+    assert ["INCOMPLETE" in each for each in looks] == [True]
 
 
 # Flowtables

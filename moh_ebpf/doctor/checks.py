@@ -698,12 +698,14 @@ def _unidentified(facts: Facts) -> Findings:
     if not dropped:
         return
     port = facts.settings.port
+    # A call's first packets come before its endpoint's, whether or not anybody was ever on hold.
+    is_stream = dropped >= _STREAM_PACKETS_PER_SECOND * facts.seconds
     never = not facts.total("learned_moh") and not facts.total("two_to_moh")
     evidence = (
         f"dropped_unidentified grew by {dropped} in {facts.seconds:g} s, consumed by {music}; "
         f"consumed in all {facts.total('consumed')}"
     )
-    if never:
+    if is_stream and never:
         yield (
             Level.WARNING,
             f"UCM sends RTP, and no RTP has ever come in to port {port}: sendonly is probably not "
@@ -713,7 +715,7 @@ def _unidentified(facts: Facts) -> Findings:
             f"{facts.wan_names[0] if facts.wan else 'WAN'} udp dst port {port}; --provider and "
             "--public must have what is sent from and to",
         )
-    elif dropped >= _STREAM_PACKETS_PER_SECOND * facts.seconds:
+    elif is_stream:
         yield (
             Level.WARNING,
             "UCM sends a stream or more to endpoints that send none",

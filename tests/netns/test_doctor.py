@@ -233,12 +233,12 @@ def no_way_out(fw: Firewall) -> None:
     played(fw, f"{UCM}:24576", PROVIDER)
 
 
-def played(fw: Firewall, source: str, destination: str) -> None:
+def played(fw: Firewall, source: str, destination: str, every: float = 0.005) -> None:
     """UCM plays until the test ends: some of it comes while doctor looks."""
     done = threading.Event()
 
     def play() -> None:
-        while not done.wait(0.005):
+        while not done.wait(every):
             fw.lan.send(udp(source, destination))
 
     thread = threading.Thread(target=play)
@@ -449,6 +449,16 @@ def test_strict_filtering_on_the_lan(fw: Firewall) -> None:
     found = troubles(examine(fw, *SETTINGS)[1])
     assert list(found) == ["rp-filter", "ucm-route", "attached"]
     assert "net.ipv4.conf.lan.rp_filter = 1; ip route get" in found["rp-filter"]["evidence"]
+
+
+def test_a_calls_first_packets_where_nobody_was_on_hold_yet(fw: Firewall) -> None:
+    """A few of UCM's packets come before the provider's, while doctor looks."""
+    fw.attach("--timeout", "60s", *NETWORK)
+    fw.wan.send(udp(PROVIDER, CALL))
+    fw.lan.send(udp(f"{UCM}:24576", PROVIDER))
+    played(fw, f"{UCM}:24580", "203.0.113.10:21004", every=0.5)
+    found = assert_only(fw, "unidentified", "note", "consumed in all 0", "--for", "2s")
+    assert "first packets" in found["found"]
 
 
 def test_an_endpoint_that_is_heard_where_no_route_leads(fw: Firewall) -> None:

@@ -363,7 +363,10 @@ def attached(**counters: tuple[int, int]) -> Facts:
     ("counters", "level", "words"),
     [
         ({"dropped_unidentified": (9, 9)}, None, ""),
-        ({"dropped_unidentified": (0, 1)}, Level.WARNING, "sendonly"),
+        ({"dropped_unidentified": (0, 5)}, Level.NOTE, "first packets"),
+        ({"dropped_unidentified": (0, 49)}, Level.NOTE, "first packets"),
+        ({"dropped_unidentified": (0, 50)}, Level.WARNING, "sendonly"),
+        ({"dropped_unidentified": (0, 50), "two_to_moh": (1, 1)}, Level.WARNING, "a stream"),
         ({"dropped_unidentified": (0, 9), "learned_moh": (1, 1)}, Level.NOTE, "first packets"),
         ({"dropped_unidentified": (0, 100), "learned_moh": (1, 1)}, Level.WARNING, "a stream"),
     ],

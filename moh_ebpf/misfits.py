@@ -20,7 +20,7 @@ def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
 
 def _unseen_behind_nat(plan: Plan) -> list[str]:
     """Attached without a LAN on a firewall that NATs, enforce would never see UCM's packets."""
-    if plan.lan or set(plan.settings.ucm) <= set(plan.settings.public):
+    if plan.settings.lan or set(plan.settings.ucm) <= set(plan.settings.public):
         return []
     rule = network.source_nat()
     if rule is None:

@@ -178,8 +178,9 @@ def _public_address(facts: Facts) -> Findings:
 def _listeners(facts: Facts) -> Findings:
     ports = (facts.settings.port, facts.settings.port + 1)
     for line in facts.sockets:
-        port = asked.listening_port(line)
-        if port in ports:
+        address, port = asked.listening(line) or (None, 0)
+        # learn takes what is sent to the public addresses, no more.
+        if port in ports and address in (asked.ANY, *facts.settings.public):
             yield (
                 Level.WARNING,
                 f"a socket listens on UDP {port}, and hears no RTP from the WAN: that ends in "

@@ -14,12 +14,13 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +46,7 @@ _NUD_INCOMPLETE, _NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
 _UNANSWERED_SECONDS = 1.5
 # Stands for "any global address" where no provider is known: nothing is sent there.
 ANYWHERE = IPv4Address("9.9.9.9")
+ANY = IPv4Address("0.0.0.0")  # what a socket listens on that listens on all
 _MOST_ASKED = 64  # provider addresses whose routes are looked up
 _MOST_ENTRIES = 1_000_000  # conntrack's, read at most
 _PATIENCE_SECONDS = 30
@@ -396,13 +398,21 @@ def _udp_sockets() -> list[str]:
     return lines
 
 
-def listening_port(line: str) -> int | None:
-    """The port of a line of /proc/net/udp if it listens, and not to the machine itself alone."""
+def listening(line: str) -> tuple[IPv4Address, int] | None:
+    """Where a line of /proc/net/udp or udp6 listens to IPv4, 0.0.0.0 for all addresses; None if it
+    does not."""
     local, state = line.split()[1], line.split()[3]
-    address, port = local.split(":")
-    # 07: no far end. Addresses are words in the machine's order; 127.0.0.1 on x86 is 0100007F.
-    loopback = re.fullmatch(r"[0-9A-F]{6}7F|7F[0-9A-F]{6}|0{24}0{7}1|0{24}01000000", address)
-    return int(port, 16) if state == "07" and not loopback else None
+    if state != "07":  # it has a far end
+        return None
+    digits, port = local.split(":")
+    # Words of 32 bits, each as a number of this machine's.
+    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    if len(packed) == 4:
+        return IPv4Address(packed), int(port, 16)
+    address = IPv6Address(packed)
+    by_ipv4 = ANY if address.is_unspecified else address.ipv4_mapped
+    return (by_ipv4, int(port, 16)) if by_ipv4 else None
 
 
 def _modules() -> list[str]:

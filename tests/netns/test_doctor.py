@@ -419,10 +419,12 @@ def test_somebody_listens_or_stands_before(fw: Firewall) -> None:
         fw.namespace.entered(),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to_itself,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as to_the_lan,
         counter(fw, "wan", Hook.EGRESS, 10),
     ):
         listener.bind(("0.0.0.0", 4001))
         to_itself.bind(("127.0.0.1", 4000))
+        to_the_lan.bind(("10.10.10.1", 4000))
         found = troubles(examine(fw)[1])
     assert list(found) == ["listeners", "other-programs"]
     assert "00000000:0FA1" in found["listeners"]["evidence"]
@@ -484,6 +486,9 @@ def test_what_cannot_be_attached_to(fw: Firewall) -> None:
     assert [found[name]["level"] for name in ("interfaces", "wan-route", "input-chain")] == [
         "error", "note", "note"
     ]  # fmt: skip
+    found = troubles(examine(fw, "--wan", "wan", "--lan", "lan.20", "--ucm", UCM)[1])
+    assert "--lan lan.20: there is no such interface" in found["interfaces"]["evidence"]
+    assert "other-programs" not in found
     fw.namespace.run("ip", "link", "set", "lan", "down")
     found = troubles(examine(fw, *SETTINGS)[1])
     assert found["interfaces"]["remedy"] == "ip link set lan up"

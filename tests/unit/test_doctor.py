@@ -268,19 +268,37 @@ def test_capabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    ("local", "state", "port"),
+    ("local", "state", "where"),
     [
-        ("00000000:0FA0", "07", 4000),
-        ("0164A8C0:0FA1", "07", 4001),
-        ("0100007F:0FA0", "07", None),
+        ("00000000:0FA0", "07", ("0.0.0.0", 4000)),
+        ("026433C6:0FA1", "07", ("198.51.100.2", 4001)),
+        ("0100007F:0FA0", "07", ("127.0.0.1", 4000)),
         ("00000000:0FA0", "01", None),
-        ("00000000000000000000000000000000:0FA0", "07", 4000),
+        ("00000000000000000000000000000000:0FA0", "07", ("0.0.0.0", 4000)),
+        ("0000000000000000FFFF0000026433C6:0FA0", "07", ("198.51.100.2", 4000)),
         ("00000000000000000000000001000000:0FA0", "07", None),
     ],
 )
-def test_sockets(local: str, state: str, port: int | None) -> None:
+def test_sockets(local: str, state: str, where: tuple[str, int] | None) -> None:
+    """On a machine of little endian."""
     line = f"  12: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000"
-    assert asked.listening_port(line) == port
+    found = asked.listening(line)
+    assert found == (where and (IPv4Address(where[0]), where[1]))
+
+
+@pytest.mark.parametrize(
+    ("local", "warned"),
+    [
+        ("00000000:0FA0", True),
+        ("026433C6:0FA1", True),
+        ("00000000:0FA2", False),
+        ("010A0A0A:0FA0", False),  # the LAN's
+        ("0100007F:0FA0", False),
+    ],
+)
+def test_listeners_where_learn_takes_packets(local: str, warned: bool) -> None:
+    line = f"  12: {local} 00000000:0000 07 00000000:00000000 00:00000000 00000000"
+    assert ("listeners" in found(replace(WELL, sockets=[line]))) is warned
 
 
 # Judging

@@ -3,10 +3,11 @@
 Pure: what they look at has been asked before (facts.py). docs/doctor.md has a row for each.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from moh_ebpf import registry
@@ -14,7 +15,7 @@ from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.facts import Facts, Target
 from moh_ebpf.doctor.findings import Finding, Level
-from moh_ebpf.doctor.rules import Chain, Match, Outcome, Packets, Range, Rule, Truth
+from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 from moh_ebpf.errors import NOT_PERMITTED
 from moh_ebpf.settings import TIMEOUT_SECONDS
 
@@ -176,7 +177,7 @@ def _public_address(facts: Facts) -> Findings:
 
 
 def _listeners(facts: Facts) -> Findings:
-    ports = (facts.settings.port, facts.settings.port + 1)
+    ports = _phantom_ports(facts)
     for line in facts.sockets:
         address, port = asked.listening(line) or (None, 0)
         # learn takes what is sent to the public addresses, no more.
@@ -328,6 +329,9 @@ def _of(network: IPv4Network) -> Range:
     return int(network.network_address), int(network.broadcast_address)
 
 
+_ALL = (rules.of_network("0.0.0.0/0"),)
+
+
 def _global() -> tuple[Range, ...]:
     """All addresses that may be a provider's where none is named."""
     nowhere = sorted(
@@ -350,7 +354,7 @@ def _far(facts: Facts) -> tuple[tuple[Range, ...], bool]:
 
 def _inbound(facts: Facts, wan: str, state: str = "new") -> Packets:
     """RTP from the provider that comes in by a WAN to UCM's ports at the public addresses."""
-    far, any_source = _far(facts)
+    far, anybody = _far(facts)
     ports = facts.settings.rtp_ports
     return Packets(
         iif=wan,
@@ -359,22 +363,31 @@ def _inbound(facts: Facts, wan: str, state: str = "new") -> Packets:
         sport=_port_range(1024, 65535),
         dport=_port_range(ports.low, ports.high),
         state=state,
-        any_source=any_source,
+        anybody="saddr" if anybody else "",
     )
 
 
-def _outbound(facts: Facts, wan: str, lan: str) -> Packets:
-    """UCM's RTP to the provider."""
-    far, _ = _far(facts)
+def _to_phantom_ports(facts: Facts, wan: str) -> Packets:
+    """By a WAN that need not be there, and have an address."""
+    packets = _inbound(facts, wan)
+    return replace(packets, dport=(_phantom_ports(facts),), daddr=packets.daddr or _ALL)
+
+
+def _outbound(facts: Facts) -> Iterator[Packets]:
+    """RTP to the provider, of each UCM by each way: each may have rules of its own."""
+    far, anybody = _far(facts)
     ports = facts.settings.rtp_ports
-    return Packets(
-        iif=lan,
-        oif=wan,
-        saddr=tuple(map(_host, facts.settings.ucm)),
-        daddr=far,
-        sport=_port_range(ports.low, ports.high),
-        dport=_port_range(1024, 65535),
-    )
+    ways = itertools.product(facts.wan_names, facts.lan_names or [""], facts.settings.ucm)
+    for wan, lan, ucm in ways:
+        yield Packets(
+            iif=lan,
+            oif=wan,
+            saddr=(_host(ucm),),
+            daddr=far,
+            sport=_port_range(ports.low, ports.high),
+            dport=_port_range(1024, 65535),
+            anybody="daddr" if anybody else "",
+        )
 
 
 def _is_of_udp(rule: Rule) -> bool:
@@ -393,19 +406,37 @@ def _is_narrow(ports: object, wanted: Range) -> bool:
     return bool(high - low < _NARROW and low <= wanted[1] and wanted[0] <= high)
 
 
-def _names_ports(match: Match, wanted: Range) -> bool:
-    if match.field not in ("sport", "dport") or match.negated:
-        return False
-    return any(_is_narrow(each, wanted) for each in match.values or ())
-
-
-def _takes_phantom_port(facts: Facts, rule: Rule) -> bool:
-    ports = (facts.settings.port, facts.settings.port + 1)
-    return _is_of_udp(rule) and (
-        _is_narrow(rule.ports, ports) or any(_names_ports(each, ports) for each in rule.matches)
+def _names_ports(rule: Rule, wanted: Range, *fields: str) -> bool:
+    return any(
+        _is_narrow(each, wanted)
+        for match in rule.matches
+        if match.field in fields and not match.negated
+        for each in match.values or ()
     )
 
 
+def _phantom_ports(facts: Facts) -> Range:
+    return facts.settings.port, facts.settings.port + 1
+
+
+def _takes_phantom_port(facts: Facts, rule: Rule) -> bool:
+    """Does a rule name the phantom ports? What DNAT leads to is a port inside."""
+    ports = _phantom_ports(facts)
+    if rule.action not in _SNAT:
+        return _names_ports(rule, ports, "dport")
+    named = _is_narrow(rule.ports, ports) or _names_ports(rule, ports, "sport", "dport")
+    return named and _is_of_udp(rule) and _may_leave(facts, rule)
+
+
+def _may_leave(facts: Facts, rule: Rule) -> bool:
+    """May what a rule is for leave by a WAN?"""
+    ways = Rule("", tuple(each for each in rule.matches if each.field == "oif"))
+    return any(
+        rules.matches(ways, replace(_inbound(facts, ""), oif=wan)) for wan in facts.settings.wan
+    )
+
+
+_SNAT = ("snat", "masquerade")
 _TAKING = {
     "snat": "gives out",
     "masquerade": "gives out",
@@ -418,9 +449,15 @@ _TAKING = {
 
 def _phantom_port(facts: Facts) -> Findings:
     """A rule about the phantom ports is of an earlier cure, or takes them from us."""
-    ports = (facts.settings.port, facts.settings.port + 1)
+    ports = _phantom_ports(facts)
+    of_the_wans = {
+        rule
+        for wan in facts.settings.wan
+        for _, rule in rules.reached(facts.ruleset, "prerouting", _to_phantom_ports(facts, wan))
+    }
     for _, rule in facts.ruleset.rules():
-        if rule.action in _TAKING and _takes_phantom_port(facts, rule):
+        ours = rule.action in _SNAT or (rule.action in _TAKING and rule in of_the_wans)
+        if ours and _takes_phantom_port(facts, rule):
             yield (
                 Level.WARNING,
                 f"a {rule.action} rule {_TAKING[rule.action]} the phantom port {ports[0]} or "
@@ -467,31 +504,25 @@ def _earlier_cure(facts: Facts) -> Findings:
 def _untracked(facts: Facts) -> Findings:
     if not facts.lan:
         return
-    ways = [(_outbound(facts, wan, lan), f"UCM's RTP is not tracked, so it leaves {wan} with its "
-             "own address while a call is two-way")
-            for wan in facts.wan_names for lan in facts.lan_names]  # fmt: skip
+    ways = [(packets, f"UCM's RTP is not tracked, so it leaves {packets.oif} with its own address "
+             "while a call is two-way") for packets in _outbound(facts)]  # fmt: skip
     ways += [(_inbound(facts, wan), f"RTP that comes in by {wan} is not tracked, so what belongs "
               "to a two-way call does not reach UCM") for wan in facts.wan_names]  # fmt: skip
     seen = set()
     for packets, found in ways:
-        for chain, rule in facts.ruleset.rules():
-            if rule.action != "notrack" or chain.hook not in ("prerouting", ""):
+        for truth, rule in rules.reached(facts.ruleset, "prerouting", packets):
+            if rule.action != "notrack" or truth < Truth.SOME:
                 continue
-            if rule.text in seen or _takes_phantom_port(facts, rule):
-                continue
-            if rules.matches(rule, packets) >= Truth.SOME:
+            if rule.text not in seen and not _takes_phantom_port(facts, rule):
                 seen.add(rule.text)
                 yield Level.WARNING, found, rule.text, f"remove it: {_removal(rule)}"
 
 
 def _source_nat(facts: Facts) -> Rule | None:
     """The rule that gives UCM's RTP another source, if there is one."""
-    for wan in facts.wan_names:
-        for lan in facts.lan_names or [""]:
-            packets = _outbound(facts, wan, lan)
-            for _, rule in facts.ruleset.rules():
-                if rule.action in ("snat", "masquerade") and rules.matches(rule, packets):
-                    return rule
+    for packets in _outbound(facts):
+        for _, rule in rules.nat(facts.ruleset, "postrouting", packets):
+            return rule
     return None
 
 
@@ -499,10 +530,8 @@ def _leads_to_ucm(facts: Facts, packets: Packets) -> bool:
     """Is there DNAT to UCM for such packets? Then their conntrack entry is UCM's."""
     ucm = tuple(map(_host, facts.settings.ucm))
     return any(
-        rule.action == "dnat"
-        and rules.matches(rule, packets)
-        and (not rule.addresses or rules.overlap(ucm, rule.addresses))
-        for _, rule in facts.ruleset.rules()
+        rule.action == "dnat" and (not rule.addresses or rules.overlap(ucm, rule.addresses))
+        for _, rule in rules.nat(facts.ruleset, "prerouting", packets)
     )
 
 
@@ -517,8 +546,9 @@ def _accepted(facts: Facts, packets: Packets) -> Outcome | None:
     inputs = [chain for chain in _in_the_way(facts) if chain.hook == "input"]
     if not inputs:
         return Outcome(Truth.YES, "there is no chain at the hook input")
-    decided = [rules.outcome(facts.ruleset, chain, packets) for chain in inputs]
-    return min(decided, key=lambda each: each.passes)
+    # A rule tells more than a policy; and of policies the last, for those before it let all pass.
+    decided = [rules.outcome(facts.ruleset, chain, packets) for chain in reversed(inputs)]
+    return min(decided, key=lambda each: (each.passes, each.is_policy))
 
 
 def _in_the_way(facts: Facts) -> list[Chain]:
@@ -577,6 +607,32 @@ def _sip_helper(facts: Facts) -> Findings:
         )
 
 
+def _snat_ports(facts: Facts) -> Findings:
+    """SNAT keeps a port that is free and in its range, if it has one; never if it is random."""
+    ports = facts.settings.rtp_ports
+    wanted = _port_range(ports.low, ports.high)
+    moving = {
+        rule
+        for packets in _outbound(facts)
+        for truth, rule in rules.nat(facts.ruleset, "postrouting", packets)
+        if truth >= Truth.SOME
+        and (rule.random or (rule.ports and rules.overlap(wanted, [rule.ports]) < Truth.YES))
+        and not _takes_phantom_port(facts, rule)
+    }
+    for _, rule in facts.ruleset.rules() if facts.lan else ():
+        if rule in moving:
+            low, high = rule.ports or (0, 0)
+            yield (
+                Level.WARNING,
+                f"a {rule.action} rule gives UCM's RTP ports "
+                + ("at random" if rule.random else f"of {low}-{high}, for those of {ports}")
+                + ": others than UCM has told the provider",
+                rule.text,
+                "by itself, SNAT keeps UCM's ports: leave out random, fully-random and ports "
+                "(iptables: --random, --random-fully, --to-ports)",
+            )
+
+
 def _moved_ports(facts: Facts) -> Findings:
     shown = facts.moved[:_LONGEST_EVIDENCE]
     for each in shown:
@@ -587,7 +643,7 @@ def _moved_ports(facts: Facts) -> Findings:
             f"{each.answer_to[0]}:{each.answer_to[1]}, another port than it has told the provider"
             + (f" ({more} more such)" if more else ""),
             each.line,
-            "see input-chain and phantom-port; then: conntrack -D -p udp --orig-src "
+            "see snat-ports, input-chain and phantom-port; then: conntrack -D -p udp --orig-src "
             f"{each.source[0]} --orig-port-src {each.source[1]}",
         )
 
@@ -830,6 +886,7 @@ CHECKS: Mapping[str, Check] = {
         _input_chain, "INPUT makes no entries for inbound RTP", ("usable", "rules")
     ),
     "sip-helper": Check(_sip_helper, "the SIP helper is not there", ("usable", "rules", "modules")),
+    "snat-ports": Check(_snat_ports, "SNAT keeps UCM's ports", ("usable", "rules")),
     "moved-ports": Check(_moved_ports, "UCM's ports are its own outside", ("conntrack",)),
     "flowtables": Check(_flowtables, "no flowtable is on these interfaces", ("rules",)),
     "hardware-flows": Check(_hardware_flows, "nothing is offloaded", ("rules", "offload")),

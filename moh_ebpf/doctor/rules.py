@@ -33,7 +33,8 @@ class Truth(IntEnum):
 @dataclass(frozen=True)
 class Packets:
     """Packets that are alike: UDP that comes in by `iif` (and leaves by `oif`), its addresses and
-    ports as ranges. `any_source`: the sources are no more than all that is possible."""
+    ports as ranges. `anybody`: where these addresses ("saddr", "daddr") are no more than all that
+    is possible."""
 
     iif: str
     saddr: tuple[Range, ...]
@@ -42,7 +43,7 @@ class Packets:
     dport: tuple[Range, ...]
     oif: str = ""
     state: str = "new"
-    any_source: bool = False
+    anybody: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Match:
 @dataclass(frozen=True)
 class Rule:
     """One thing that a rule does (`action`, and its `target`: a chain, a helper), with `text` the
-    rule as its tool prints it. For NAT, the `addresses` and `ports` given out, where it names any.
+    rule as its tool prints it. For NAT, the `addresses` and `ports` given out, where it names any,
+    and whether a port is given out at `random`.
     """
 
     text: str
@@ -66,6 +68,7 @@ class Rule:
     target: str = ""
     addresses: tuple[Range, ...] = ()
     ports: Range | None = None
+    random: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Chain:
     hook: str = ""
     kind: str = ""
     policy: str = "accept"
+    priority: int = 0
     rules: list[Rule] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -101,12 +105,13 @@ class Ruleset:
     helpers: Mapping[str, str] = field(default_factory=dict)
 
     def at(self, *hooks: str, kind: str = "") -> list[Chain]:
-        """The chains at these hooks, of this kind (filter, nat) if one is named."""
-        return [
+        """The chains at these hooks, of this kind (filter, nat) if one is named, as they follow."""
+        found = (
             chain
             for chain in self.chains.values()
             if chain.hook in hooks and kind in ("", chain.kind)
-        ]
+        )
+        return sorted(found, key=lambda each: each.priority)
 
     def rules(self) -> Iterator[tuple[Chain, Rule]]:
         """Every rule, and its chain."""
@@ -133,14 +138,14 @@ def merged(rulesets: Iterable[Ruleset]) -> Ruleset:
 def matches(rule: Rule, packets: Packets) -> Truth:
     """Does the rule match these packets?
 
-    Where nothing is known of the sources, a rule for some addresses tells nothing of ours, unless
-    it is for UDP: then it is most likely for them.
+    Where nothing is known of the provider, a rule for some addresses tells nothing of its own,
+    unless it is for UDP: then it is most likely for them.
     """
     truth = Truth.YES
     of_udp = any(each.field in ("protocol", "sport", "dport") for each in rule.matches)
     for each in rule.matches:
         one = _asks_for(each, packets)
-        if one is Truth.SOME and each.field == "saddr" and packets.any_source and not of_udp:
+        if one is Truth.SOME and each.field == packets.anybody and not of_udp:
             one = Truth.UNKNOWN
         truth = min(truth, one)
     return truth
@@ -158,10 +163,12 @@ def _asks_for(match: Match, packets: Packets) -> Truth:
             "oif": packets.oif,
             "protocol": "udp",
             "nfproto": "ipv4",
+            "ethertype": "ip",
             "state": packets.state,
-            "local": "local",
+            "type": "unicast" if packets.oif else "local",
             "pkttype": "host",
             "status": "",
+            "fragment": "no",  # conntrack has put them together before any chain
         }.get(match.field)
         if had is None:
             return Truth.UNKNOWN
@@ -201,51 +208,84 @@ def _union(ranges: Iterable[Range]) -> list[Range]:
     return united
 
 
+Reached = list[tuple[Truth, Rule]]
+# What a packet does not go on from. One that is not tracked makes no conntrack entry, whatever
+# becomes of it.
+_FINAL = {"accept", "drop", "notrack", "snat", "masquerade", "dnat", "redirect"}
+_NAT = {"snat", "masquerade", "dnat", "redirect"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Whether a chain lets such packets go on, and the rule or policy that does."""
 
     passes: Truth
     by: str
+    is_policy: bool = False
 
 
 def outcome(ruleset: Ruleset, chain: Chain, packets: Packets) -> Outcome:
-    """What a chain at a hook does with these packets."""
-    best, ended = _walk(ruleset, chain, packets, Truth.YES, frozenset())
+    """What a chain at a hook does with these packets: its most certain accept."""
+    found, ended = _walk(ruleset, chain, packets, Truth.YES, frozenset())
+    accepts = [Outcome(truth, rule.text) for truth, rule in found if rule.action == "accept"]
     if not ended and chain.policy == "accept":
-        best = max(best, (Truth.YES, f"{chain}: policy accept"), key=lambda each: each[0])
-    return Outcome(*best)
+        accepts.append(Outcome(Truth.YES, f"{chain}: policy accept", is_policy=True))
+    return max(accepts, key=lambda each: each.passes, default=Outcome(Truth.NO, ""))
+
+
+def reached(ruleset: Ruleset, hook: str, packets: Packets) -> Reached:
+    """The rules at a hook that some of these packets come to and may match."""
+    return [
+        each
+        for chain in ruleset.at(hook)
+        for each in _walk(ruleset, chain, packets, Truth.YES, frozenset())[0]
+    ]
+
+
+def nat(ruleset: Ruleset, hook: str, packets: Packets) -> Reached:
+    """The rules at a hook that may give these packets another address or port.
+
+    The first to do so is the last; an accept ends its own chain, and those after it are asked.
+    """
+    found: Reached = []
+    for chain in ruleset.at(hook, kind="nat"):
+        here, _ = _walk(ruleset, chain, packets, Truth.YES, frozenset())
+        found += [(truth, rule) for truth, rule in here if rule.action in _NAT]
+        if any(truth is Truth.YES for truth, _ in found):
+            break
+    return found
 
 
 def _walk(
     ruleset: Ruleset, chain: Chain, packets: Packets, so_far: Truth, above: frozenset[str]
-) -> tuple[tuple[Truth, str], bool]:
-    """The most certain accept so far with its rule, and whether no packet goes on from here."""
-    best = (Truth.NO, "")
+) -> tuple[Reached, bool]:
+    """The rules that packets come to and may match, and whether no packet goes on from here."""
+    found: Reached = []
     for rule in chain.rules:
         truth = matches(rule, packets)
+        if truth is Truth.NO:
+            continue
         ended = truth is Truth.YES
         truth = min(truth, so_far)
-        if rule.action == "accept":
-            best = max(best, (truth, rule.text), key=lambda each: each[0])
-        elif rule.action in ("jump", "goto"):
+        found.append((truth, rule))
+        if rule.action in ("jump", "goto"):
             called = ruleset.chains.get((chain.table, rule.target))
-            if called is None or str(called) in above or truth is Truth.NO:
+            if called is None or str(called) in above:
                 continue
-            found, inside = _walk(ruleset, called, packets, truth, above | {str(chain)})
-            best = max(best, found, key=lambda each: each[0])
+            theirs, inside = _walk(ruleset, called, packets, truth, above | {str(chain)})
+            found += theirs
             if ended and rule.action == "goto":
-                return best, inside
+                return found, inside
             ended = ended and inside
         elif rule.action == "return":
             if ended:
-                return best, False
+                return found, False
             continue
-        elif rule.action not in ("drop", "notrack"):
+        elif rule.action not in _FINAL:
             continue
         if ended:
-            return best, True
-    return best, False
+            return found, True
+    return found, False
 
 
 # nft
@@ -277,6 +317,7 @@ def from_nft(objects: Iterable[Mapping[str, Any]], text: str = "", skip: Iterabl
                 each.get("hook", ""),
                 each.get("type", ""),
                 each.get("policy", "accept"),
+                each.get("prio", 0),
             )
     for each in _of_kind(objects, "rule"):
         table = f"{each['family']} {each['table']}"
@@ -334,7 +375,8 @@ def _nft_texts(text: str) -> dict[tuple[str, str, int], str]:
 
 _Sets = Mapping[tuple[str, str, str], Mapping[str, Any]]
 _ACTIONS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return"}
-_NAT = ("snat", "dnat", "masquerade", "redirect", "notrack", "tproxy")
+_TAKING = _NAT | {"notrack", "tproxy"}
+_RANDOM = {"random", "fully-random"}
 # Statements that neither choose nor judge packets.
 _QUIET = {"counter", "log", "mangle", "comment", "continue", "set", "meter", "dup", "flow"}
 
@@ -355,15 +397,19 @@ def _nft_rules(text: str, rule: Mapping[str, Any], sets: _Sets) -> Iterator[Rule
         elif kind == "vmap":
             acts = True
             yield from _nft_verdicts(text, asked, value, rule, sets)
-        elif kind in _NAT:
+        elif kind in _TAKING:
             acts = True
             given = value or {}
+            keys = [
+                key for each in ("addr", "port") for key in _map_keys(given.get(each), rule, sets)
+            ]
             yield Rule(
                 text,
-                tuple(asked),
+                (*asked, *keys),
                 kind,
                 addresses=_addresses(given.get("addr")),
                 ports=_one_range(given.get("port")),
+                random=bool(_RANDOM & set(_listed(given.get("flags", [])))),
             )
         elif kind == "ct helper":
             yield Rule(text, tuple(asked), "helper", str(value))
@@ -373,6 +419,17 @@ def _nft_rules(text: str, rule: Mapping[str, Any], sets: _Sets) -> Iterator[Rule
             asked.append(Match(kind, None))
     if not acts:
         yield Rule(text, tuple(asked))
+
+
+def _map_keys(given: Any, rule: Mapping[str, Any], sets: _Sets) -> list[Match]:
+    """What NAT asks for that takes an address or port from a map: a key of it."""
+    if not isinstance(given, dict) or "map" not in given:
+        return []
+    elements = _elements(given["map"]["data"], rule, sets)
+    if elements is None:
+        return [Match("?", None)]
+    keys = {"set": [key for key, _ in elements]}
+    return _nft_match({"left": given["map"]["key"], "right": keys}, rule, sets)
 
 
 def _nft_verdicts(
@@ -411,6 +468,8 @@ _FIELDS = {
     ("meta", "oif"): "oif",
     ("meta", "l4proto"): "protocol",
     ("meta", "nfproto"): "nfproto",
+    ("meta", "protocol"): "ethertype",
+    ("ether", "type"): "ethertype",
     ("meta", "pkttype"): "pkttype",
     ("ip", "saddr"): "saddr",
     ("ip", "daddr"): "daddr",
@@ -434,7 +493,7 @@ def _nft_match(match: Mapping[str, Any], rule: Mapping[str, Any], sets: _Sets) -
         return [Match("?", None)]
     ((kind, value),) = left.items()
     if kind == "fib" and value.get("result") == "type" and "daddr" in _listed(value["flags"]):
-        name = "local"
+        name = "type"
     elif kind == "payload" and "protocol" in value:
         protocol = value["protocol"]
         if protocol in _OTHER_PROTOCOLS:
@@ -531,6 +590,8 @@ _HOOKS = {
     "OUTPUT": "output",
     "POSTROUTING": "postrouting",
 }
+# Where iptables' tables are among the chains at a hook.
+_PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _KNOWN_MODULES = {"udp", "multiport", "conntrack", "state", "comment", "addrtype", "tcp"}
 _VERDICTS = {
     "ACCEPT": "accept",
@@ -561,8 +622,9 @@ def from_iptables(saved: str, tool: str) -> Ruleset:
         elif line.startswith(":"):
             name, policy, *_ = line[1:].split()
             hook = _HOOKS.get(name, "") if policy != "-" else ""
+            priority = _PRIORITIES.get(kind, -100 if name == "PREROUTING" else 100)
             chains[table, name] = Chain(
-                table, name, hook, "nat" if kind == "nat" else "filter", policy.lower()
+                table, name, hook, "nat" if kind == "nat" else "filter", policy.lower(), priority
             )
         elif line.startswith("-A "):
             words = shlex.split(line)
@@ -590,8 +652,10 @@ def _iptables_rule(text: str, words: list[str]) -> Rule:
                 asked.append(Match(f"-m {value}", None))
         elif option in _IPTABLES_FIELDS:
             asked.append(_iptables_match(option, value, negated))
-        elif option.startswith("--"):
+        elif target:
             options[option] = value
+        elif option not in _QUIET_OPTIONS:
+            asked.append(Match(option, None))
         negated = False
     if target == "CT":
         action = "notrack" if "--notrack" in options else "helper" if "--helper" in options else ""
@@ -599,16 +663,27 @@ def _iptables_rule(text: str, words: list[str]) -> Rule:
     given = options.get("--to-source") or options.get("--to-destination") or ""
     address, _, port = given.partition(":")
     port = options.get("--to-ports", port)
-    return Rule(text, tuple(asked), action, target, _iptables_addresses(address), _ports(port))
+    return Rule(
+        text,
+        tuple(asked),
+        action,
+        target,
+        _iptables_addresses(address),
+        _ports(port),
+        random=bool({"--random", "--random-fully"} & options.keys()),
+    )
 
 
+# Of our packets, each begins a connection: its original direction is the packet's own.
 _IPTABLES_FIELDS = {
     "-s": "saddr", "-d": "daddr", "-i": "iif", "-o": "oif", "-p": "protocol",
     "--sport": "sport", "--sports": "sport", "--dport": "dport", "--dports": "dport",
-    "--ports": "?", "--ctstate": "state", "--state": "state", "--dst-type": "local",
-    "--src-type": "?", "--ctstatus": "status", "--ctdir": "?", "--ctproto": "protocol",
-    "--tcp-flags": "?",
+    "--ctstate": "state", "--state": "state", "--dst-type": "type", "--ctstatus": "status",
+    "--ctproto": "protocol", "-f": "fragment", "--ctorigsrc": "saddr", "--ctorigdst": "daddr",
+    "--ctorigsrcport": "sport", "--ctorigdstport": "dport",
 }  # fmt: skip
+# Options of matches that choose no packets, or none where the address is the interface's own.
+_QUIET_OPTIONS = {"--comment", "--limit-iface-in"}
 
 
 def _options(words: list[str]) -> Iterator[tuple[str, str]]:
@@ -618,6 +693,8 @@ def _options(words: list[str]) -> Iterator[tuple[str, str]]:
         word = words[place]
         place += 1
         values = []
+        if word == "--comment":  # which may be of any words
+            place += 1
         while word != "!" and place < len(words) and not re.match(r"-{1,2}[a-z]|!", words[place]):
             values.append(words[place])
             place += 1
@@ -632,8 +709,8 @@ def _iptables_match(option: str, value: str, negated: bool) -> Match:
         values = [*_iptables_addresses(value)]
     elif name in ("sport", "dport"):
         values = [_ports(each) for each in parts]
-    elif name == "?":
-        return Match(option, None)
+    elif name == "fragment":
+        values = ["yes"]
     elif name in ("iif", "oif"):
         values = [value[:-1] + "*" if value.endswith("+") else value]
     else:

@@ -385,8 +385,40 @@ def test_a_port_that_has_moved(fw: Firewall) -> None:
     found = troubles(shown)
     assert list(found) == ["input-chain", "moved-ports"]
     assert flow(sent)[0] in found["moved-ports"]["found"]
+    assert "input-chain" in found["moved-ports"]["remedy"]
     assert f"src={UCM} dst=203.0.113.10 sport=24576" in found["moved-ports"]["evidence"]
     assert status == 4
+
+
+@pytest.mark.parametrize(
+    ("masquerade", "keeps"),
+    [
+        ("masquerade", True),
+        ("masquerade persistent", True),
+        ("masquerade random", False),
+        ("masquerade fully-random", False),
+        ("meta l4proto udp masquerade to :40000-50000", False),
+        ("meta l4proto udp masquerade to :16384-32767", True),
+        ("meta l4proto udp masquerade to :1024-65535 random", False),
+    ],
+)
+def test_snat_that_moves_ports_is_told_before_the_first_call(
+    fw: Firewall, masquerade: str, keeps: bool
+) -> None:
+    """And what the kernel then does with the port is what was told."""
+    fw.namespace.nft(f"flush chain ip nat postrouting; add rule ip nat postrouting {masquerade}")
+    fw.attach("--timeout", "60s")
+    if keeps:
+        assert troubles(examine(fw)[1]) == {}
+    else:
+        assert_only(fw, "snat-ports", "warning", masquerade)
+    fw.wan.send(udp(PROVIDER, CALL))
+    fw.lan.send(udp(f"{UCM}:24576", PROVIDER))
+    (sent,) = fw.wan.sent()
+    assert (flow(sent)[0] == CALL) is keeps
+    found = troubles(examine(fw)[1])
+    assert list(found) == ([] if keeps else ["snat-ports", "moved-ports"])
+    assert keeps or "see snat-ports" in found["moved-ports"]["remedy"]
 
 
 @pytest.mark.parametrize("iptables", VARIANTS)

@@ -98,6 +98,16 @@ def chain(*policy_and_rules: str) -> rules.Ruleset:
         ('-p udp -m comment --comment "a ! -j DROP" -j ACCEPT', Truth.YES),
         ("-m limit --limit 5/sec -j ACCEPT", Truth.UNKNOWN),
         ("-m mark --mark 0x1 -j ACCEPT", Truth.UNKNOWN),
+        ("-f -j ACCEPT", Truth.NO),
+        ("! -f -j ACCEPT", Truth.YES),
+        ("-m conntrack --ctorigdstport 443 -j ACCEPT", Truth.NO),
+        ("-m conntrack --ctorigdst 198.51.100.2 -j ACCEPT", Truth.YES),
+        ("-m conntrack --ctorigdst 10.9.9.9 -j ACCEPT", Truth.NO),
+        ("-m conntrack --ctexpire 10 -j ACCEPT", Truth.UNKNOWN),
+        ("-m addrtype --dst-type LOCAL --limit-iface-in -j ACCEPT", Truth.YES),
+        ("-m addrtype --src-type UNICAST -j ACCEPT", Truth.UNKNOWN),
+        ("-m comment --comment '-f' -j ACCEPT", Truth.YES),
+        ("-m comment --comment '!' -i lan -j ACCEPT", Truth.NO),
     ],
 )
 def test_what_iptables_rules_match(rule: str, truth: Truth) -> None:
@@ -107,7 +117,7 @@ def test_what_iptables_rules_match(rule: str, truth: Truth) -> None:
 
 
 def test_addresses_of_nobody_knows_whom_say_nothing_but_for_udp() -> None:
-    anybody = replace(PACKETS, any_source=True)
+    anybody = replace(PACKETS, anybody="saddr")
     for words, truth in (("", Truth.UNKNOWN), ("-p udp ", Truth.SOME)):
         (parsed,) = next(
             iter(chain("DROP", f"-A INPUT -s 203.0.113.7/32 {words}-j ACCEPT").chains.values())
@@ -184,6 +194,10 @@ def named(**values: object) -> dict:
         (match({"meta": {"key": "l4proto"}}, 6), Truth.NO, []),
         (match({"meta": {"key": "mark"}}, 1), Truth.UNKNOWN, []),
         (match({"meta": {"key": "nfproto"}}, "ipv6"), Truth.NO, []),
+        (match({"meta": {"key": "protocol"}}, "ip"), Truth.YES, []),
+        (match({"meta": {"key": "protocol"}}, "ip", "!="), Truth.NO, []),
+        (match({"meta": {"key": "protocol"}}, {"set": ["ip6", "arp"]}), Truth.NO, []),
+        (match(payload("ether", "type"), "ip"), Truth.YES, []),
         (match(payload("tcp", "dport"), 20000), Truth.NO, []),
         (match(payload("ip6", "saddr"), "::1"), Truth.NO, []),
         (match(payload("icmp", "type"), "echo-request"), Truth.NO, []),
@@ -225,7 +239,55 @@ def test_verdict_maps_and_nat_of_nft() -> None:
     (_, snat), *_ = nft([{"snat": {"addr": "198.51.100.2", "port": 4000}}]).rules()
     assert (snat.action, snat.ports, snat.addresses) == ("snat", (4000, 4000), PACKETS.daddr)
     (_, masq), *_ = nft([{"masquerade": {"port": {"range": [4000, 4001]}}}]).rules()
-    assert masq.ports == (4000, 4001)
+    assert (masq.ports, masq.random) == ((4000, 4001), False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "random"),
+    [("random", True), (["fully-random", "persistent"], True), ("persistent", False)],
+)
+def test_nat_at_random(flags: object, random: bool) -> None:
+    """As nft 1.0.6 prints one flag, and several."""
+    (_, masquerade), *_ = nft([{"masquerade": {"flags": flags}}]).rules()
+    assert masquerade.random is random
+
+
+@pytest.mark.parametrize(
+    ("data", "truth"),
+    [
+        ({"set": [[20000, {"concat": ["10.10.10.10", 9]}], [5060, "10.10.10.9"]]}, Truth.SOME),
+        ({"set": [[5060, {"concat": ["10.10.10.10", 20000]}]]}, Truth.NO),
+        ("@s", Truth.SOME),
+        ("@of-another-table", Truth.UNKNOWN),
+    ],
+)
+def test_nat_by_a_map_is_for_its_keys(data: object, truth: Truth) -> None:
+    known = {"map": NAMED["set"] | {"map": "ipv4_addr", "elem": [[20000, "10.10.10.10"]]}}
+    by_map = {"addr": {"map": {"key": DPORT, "data": data}}}
+    (_, dnat), *_ = nft([{"dnat": by_map}], known).rules()
+    assert (dnat.action, rules.matches(dnat, PACKETS)) == ("dnat", truth)
+
+
+def chain_of_nat(name: str, priority: int, statement: dict) -> list[dict]:
+    of = {"family": "inet", "table": "t", "handle": 1}
+    return [
+        {"chain": of | {"name": name, "type": "nat", "hook": "postrouting", "prio": priority}},
+        {"rule": of | {"chain": name, "expr": [statement]}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "reached"),
+    [
+        ({"masquerade": None}, ["masquerade"]),
+        ({"accept": None}, ["snat"]),
+    ],
+)
+def test_the_first_nat_by_priority_is_the_last(statement: dict, reached: list[str]) -> None:
+    """As the kernel does it: an accept is for its chain alone."""
+    later = chain_of_nat("a", 100, {"snat": {"addr": "198.51.100.2"}})
+    ruleset = rules.from_nft([*later, *chain_of_nat("b", -10, statement)])
+    assert [rule.action for _, rule in rules.nat(ruleset, "postrouting", PACKETS)] == reached
 
 
 def test_a_rules_own_text_is_told_without_its_counts() -> None:
@@ -277,6 +339,7 @@ def test_capabilities() -> None:
         ("00000000000000000000000000000000:0FA0", "07", ("0.0.0.0", 4000)),
         ("0000000000000000FFFF0000026433C6:0FA0", "07", ("198.51.100.2", 4000)),
         ("00000000000000000000000001000000:0FA0", "07", None),
+        ("B80D0120000000000000000001000000:0FA0", "07", None),
     ],
 )
 def test_sockets(local: str, state: str, where: tuple[str, int] | None) -> None:

@@ -55,7 +55,7 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
                 record.places,
                 plan.settings,
                 bool(before.filters),
-                misfits.found(ipr, plan, record),
+                [*misfits.exchanged(ipr, plan), *misfits.found(ipr, plan, record)],
             )
             if dry_run:
                 _rehearse(loaded)

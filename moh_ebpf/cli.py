@@ -274,7 +274,8 @@ def _tell(report: "Report", dry_run: bool) -> None:
     typer.echo(report.settings.leaves_as())
     if report.settings.flip_hold:
         ports = ", ".join(map(str, report.settings.sip_ports))
-        typer.echo(f"the sendonly of a hold leaves as sendrecv (SIP on port {ports})")
+        many = "s" if len(report.settings.sip_ports) > 1 else ""
+        typer.echo(f"the sendonly of a hold leaves as sendrecv (SIP on port{many} {ports})")
 
 
 @app.command()
@@ -451,7 +452,9 @@ def peers(
 @app.command("events")
 def show_events(
     as_json: bool = JSON,
-    history: bool = typer.Option(False, "--history", help="First those that are kept, at most."),
+    history: bool = typer.Option(
+        False, "--history", help="Begin with those that the ring still has."
+    ),
     seconds: str = typer.Option(
         None, "--for", metavar="DURATION", show_default=False, help="End after so long."
     ),

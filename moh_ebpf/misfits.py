@@ -18,6 +18,17 @@ def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
     ]
 
 
+def exchanged(ipr: IPRoute, plan: Plan) -> list[str]:
+    """With both named, UCM is behind the LAN."""
+    wan, lan = ({each.index: each.name for each in some} for some in (plan.wan, plan.lan))
+    return [
+        f"UCM's {ucm} is behind {wan[way]}, which is named as --wan: are --wan and --lan "
+        f"exchanged? See: ip route get {ucm}"
+        for ucm in plan.settings.ucm
+        if lan and (way := network.way_to(ipr, ucm)) in wan and way not in lan
+    ]
+
+
 def _unseen_behind_nat(plan: Plan) -> list[str]:
     """Attached without a LAN on a firewall that NATs, enforce would never see UCM's packets."""
     if plan.settings.lan or set(plan.settings.ucm) <= set(plan.settings.public):

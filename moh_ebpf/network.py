@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
 
 from moh_ebpf.errors import UsageError
 from moh_ebpf.netlink import whole
@@ -116,6 +116,15 @@ def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
         for link in whole(ipr.get_links)
         if link.get_attr("IFLA_LINK") == ifindex and _kind(link) in ("macvlan", "ipvlan")
     ]
+
+
+def way_to(ipr: IPRoute, address: IPv4Address) -> int | None:
+    """The ifindex of the interface by which an address is reached; None: there is no route."""
+    try:
+        (route,) = ipr.route("get", dst=str(address))
+    except NetlinkError:
+        return None
+    return int(route.get_attr("RTA_OIF") or 0) or None
 
 
 def enter_new_namespace() -> None:

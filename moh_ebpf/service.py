@@ -146,7 +146,8 @@ class Service:
         self._waits_for = ""
         self._failed = ""
         self._attached_at = -_LONGEST_PAUSE_SECONDS
-        self._attached: Record | None = None  # or tried to
+        self._tried: Record | None = None
+        self._attached: Record | None = None
         self._pause = _PAUSE_SECONDS
         self._told_to_wait = False
         self._not_before = 0.0
@@ -231,12 +232,15 @@ class Service:
             elif not wanted.reason:
                 self._log.info("%s is there again, and attached still", self._waits_for)
             self._waits_for = wanted.waits_for
+        if wanted.record and not wanted.reason:
+            self._attached = wanted.record
         if wanted.settings and wanted.record and wanted.reason:
             if patient and self._must_wait(wanted.record, wanted.reason):
                 return wanted
             self._count_attempt(wanted.record)
             # With the addresses that were seen: by now there may be others, which are other news.
             warnings = _attach(wanted.record.settings, self._signals, self._log)
+            self._attached = wanted.record
             self._log.info("%s (%s): %s", verb, wanted.reason, _words(wanted.record.settings))
             for warning in warnings:
                 self._log.warning("%s", warning)
@@ -246,15 +250,22 @@ class Service:
         begun = time.monotonic()
         try:
             with IPRoute() as ipr, registry.found(ipr) as found:
-                return _wanted(ipr, self._settings, found, at_start, needed)
+                wanted = _wanted(ipr, self._settings, found, at_start, needed)
+                if wanted.reason and self._is_somebody_else_s(found):
+                    return wanted._replace(reason="somebody had attached other settings")
+                return wanted
         finally:
             # Where others keep changing a thousand interfaces, looking must not take a core.
             took = time.monotonic() - begun
             self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
 
+    def _is_somebody_else_s(self, found: Found) -> bool:
+        there = found.attached and found.attached.record
+        return bool(there and self._attached and not _is_same(there, self._attached))
+
     def _must_wait(self, record: Record, reason: str) -> bool:
         """Is it too soon after the last attach? Then `due` is when it no longer is."""
-        longest = _longest_pause(record, self._attached)
+        longest = _longest_pause(record, self._tried)
         at = self._attached_at + min(self._pause, longest)
         wait = at - time.monotonic()
         if wait <= 0:
@@ -269,10 +280,10 @@ class Service:
         """Against somebody who takes away what we attach, or an error that stays, be patient."""
         now = time.monotonic()
         if now - self._attached_at < self._pause + _CLOSE_SECONDS:
-            self._lengthen_pause(_longest_pause(record, self._attached))
+            self._lengthen_pause(_longest_pause(record, self._tried))
         else:
             self._pause = _PAUSE_SECONDS
-        self._attached_at, self._attached = now, record
+        self._attached_at, self._tried = now, record
         self._told_to_wait = False
 
     def _lengthen_pause(self, longest: float = _LONGEST_PAUSE_SECONDS) -> None:
@@ -306,12 +317,12 @@ class _Wanted(NamedTuple):
 def _longest_pause(record: Record, before: Record | None) -> float:
     """Before this is attached, if that was `before`: the same again is somebody's or some fault's
     doing, anything else is news."""
-    same = before is not None and (record.wan, record.lan, record.settings) == (
-        before.wan,
-        before.lan,
-        before.settings,
-    )
+    same = before is not None and _is_same(record, before)
     return _LONGEST_PAUSE_SECONDS if same else _LONGEST_PAUSE_FOR_NEWS_SECONDS
+
+
+def _is_same(one: Record, other: Record) -> bool:
+    return (one.wan, one.lan, one.settings) == (other.wan, other.lan, other.settings)
 
 
 def _interfaces(settings: Settings) -> set[str]:

@@ -120,7 +120,9 @@ def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> 
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits
-        raise UsageError(f"--config {path}: not valid TOML: {error}") from error
+        raise UsageError(
+            f'--config {path}: not valid TOML: {error}; text stands in quotes: wan = ["eth1"]'
+        ) from error
     named = {key.replace("-", "_"): value for key, value in values.items()}
     known = [field.name for field in fields(Settings)]
     for key in values:
@@ -161,6 +163,8 @@ _MISSING = {
 def _check_together(settings: Settings) -> None:
     if settings.flip_hold and not settings.sip_ports:
         raise UsageError("--flip-hold with no --sip-ports: name one at least, 5060 in general")
+    if settings.port in settings.sip_ports:
+        raise UsageError(f"--sip-ports {settings.port}: that is the phantom port (--port)")
     both = set(settings.wan) & set(settings.lan)
     if both:
         raise UsageError(
@@ -255,13 +259,13 @@ def duration(option: str, value: Any) -> float:
     """Seconds from `1s`, `500ms`, `1.5s`, `1m` or a bare number of seconds. Raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)", str(value).strip(), re.ASCII)
     if isinstance(value, bool) or not match:
-        raise UsageError(f"{option}: {value!r} is no duration; write it as 1s, 500ms or 1.5s")
+        raise UsageError(f"{option}: {value!r} is no duration; write it as 1s, 500ms, 1.5s or 1m")
     return float(match[1]) * _UNITS[match[2]]
 
 
 def _switch(option: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise UsageError(f"{option}: {value!r} is neither true nor false")
+        raise UsageError(f"{option}: {value!r} is neither true nor false; write true or false")
     return value
 
 

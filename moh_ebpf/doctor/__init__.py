@@ -46,7 +46,8 @@ def _chooser(
         if not merged.get("wan") and not merged.get("ucm"):
             raise UsageError(
                 "nothing is attached here (that can be seen), and there is no "
-                f"{CONFIG}; say what is to be, with --config FILE or --wan, --lan and --ucm"
+                f"{CONFIG}; say what is to be, with --config FILE or --wan, --lan and --ucm. As "
+                "root, more can be seen"
             )
         return values.from_values(merged)
 

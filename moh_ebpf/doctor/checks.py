@@ -17,6 +17,7 @@ from moh_ebpf.doctor.facts import Facts, Target
 from moh_ebpf.doctor.findings import Finding, Level
 from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 from moh_ebpf.errors import NOT_PERMITTED
+from moh_ebpf.layout import State
 from moh_ebpf.settings import TIMEOUT_SECONDS
 
 # A pause this near to the timeout will be longer than it some day.
@@ -266,6 +267,14 @@ def _ucm_route(facts: Facts) -> Findings:
                 f"ip route get {address}: unreachable",
                 f"ip route add {address} dev {facts.lan_names[0]}",
             )
+        elif route.interface in facts.wan_names and _is_exchanged(facts):
+            yield (
+                Level.WARNING,
+                f"UCM's {address} is behind {route.interface}, and the provider is not: --wan and "
+                "--lan seem to be exchanged",
+                route.said,
+                f"--wan {' '.join(facts.lan_names)} --lan {' '.join(facts.wan_names)}",
+            )
         elif route.interface not in facts.lan_names:
             yield (
                 Level.WARNING,
@@ -276,6 +285,12 @@ def _ucm_route(facts: Facts) -> Findings:
                 if route.interface not in facts.wan_names
                 else f"route it to the LAN: ip route add {address} dev {facts.lan_names[0]}",
             )
+
+
+def _is_exchanged(facts: Facts) -> bool:
+    """Are the provider's addresses where UCM should be?"""
+    routes = [facts.routes.get(target.address) for target in facts.targets]
+    return any(route and route.interface in facts.lan_names for route in routes)
 
 
 def _named(target: Target) -> str:
@@ -440,9 +455,9 @@ _SNAT = ("snat", "masquerade")
 _TAKING = {
     "snat": "gives out",
     "masquerade": "gives out",
-    "dnat": "leads elsewhere",
-    "redirect": "leads elsewhere",
-    "tproxy": "leads elsewhere",
+    "dnat": "takes away",
+    "redirect": "takes away",
+    "tproxy": "takes away",
     "notrack": "does not track",
 }
 
@@ -733,7 +748,7 @@ def _attached(facts: Facts) -> Findings:
             Level.NOTE,
             f"other settings are attached than those looked at: {', '.join(differ)}",
             "; ".join(f"attached {name}: {_plain(now[name])}" for name in differ),
-            "moh-ebpf attach takes these over",
+            "moh-ebpf attach with all of these settings takes them over",
         )
 
 
@@ -789,6 +804,28 @@ def _unidentified(facts: Facts) -> Findings:
         )
 
 
+def _silent(facts: Facts) -> Findings:
+    """Hold music that nobody sends: what attach cannot see is whether its settings are UCM's."""
+    settings = facts.attached or facts.settings
+    peers = facts.after.peers if facts.after else []
+    silent = [
+        each
+        for each in peers
+        if each.state is State.MOH and not each.expired and each.is_silent(settings.port)
+    ]
+    if silent:
+        longest = max(silent, key=lambda each: each.since)
+        sent = "none ever" if longest.out_age is None else f"the last {longest.out_age:.0f} s ago"
+        yield (
+            Level.WARNING,
+            f"{len(silent)} on hold get no music: UCM sends from an address that --ucm lacks, by "
+            "an interface that is no --lan, or not at all",
+            f"{longest.endpoint}: on hold for {longest.since:.0f} s, packets to it: {sent}",
+            f"tcpdump -ni {facts.lan_names[0] if facts.lan else 'any'} udp src portrange "
+            f"{settings.rtp_ports} and dst host {longest.address}",
+        )
+
+
 def _unnatted(facts: Facts) -> Findings:
     grown = facts.grown("passed_unnatted")
     if not grown:
@@ -837,7 +874,8 @@ def _pauses(facts: Facts) -> Findings:
             "an endpoint pauses about as long as the timeout, or longer: it is forgotten in the "
             "middle of a call",
             f"{endpoint}: longest gap {longest:.2f} s, timeout {timeout:g} s",
-            f"--timeout {wanted}s",
+            f"--timeout {wanted}s, beside all the other settings that attach is given, or in the "
+            "config",
         )
 
 
@@ -893,6 +931,7 @@ CHECKS: Mapping[str, Check] = {
     "other-programs": Check(_other_programs, "nothing stands before ours", ("programs",)),
     "attached": Check(_attached, "all programs are where they belong", ("programs",)),
     "unidentified": Check(_unidentified, "UCM's RTP is not dropped", ("programs", "calls")),
+    "silent": Check(_silent, "whoever is on hold gets music", ("programs", "calls")),
     "unnatted": Check(_unnatted, "no RTP leaves with UCM's address", ("programs", "calls")),
     "failures": Check(_failures, "no packet was lost to a failure", ("programs", "calls")),
     "pauses": Check(_pauses, "pauses are shorter than the timeout", ("programs", "calls")),

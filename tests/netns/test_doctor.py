@@ -28,6 +28,7 @@ from tests.support.article import (
 )
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.foreign import counter
+from tests.support.waiting import until
 from tests.support.wire import flow, udp
 
 CALL, HOLD = f"{PUBLIC}:24576", f"{PUBLIC}:4000"
@@ -254,6 +255,13 @@ def pause_longer_than_the_timeout(fw: Firewall) -> None:
     fw.wan.send(udp(PROVIDER, HOLD))
 
 
+def music_of_another_ucm(fw: Firewall) -> None:
+    fw.attach("--timeout", "60s", *NETWORK)
+    fw.wan.send(udp(PROVIDER, HOLD))
+    silent = 'moh_ebpf_peers_silent{state="moh"} 1'
+    until("it hears nothing", lambda: silent in fw.moh("metrics").stdout)
+
+
 @pytest.mark.parametrize(
     ("fault", "check", "level", "evidence"),
     [
@@ -327,6 +335,7 @@ def pause_longer_than_the_timeout(fw: Firewall) -> None:
         (conntrack_forgets, "timeouts", "warning", "nf_conntrack_udp_timeout_stream = 3"),
         (program_missing, "attached", "error", "tc filter show dev lan ingress: no moh_bypass"),
         (music_dropped, "unidentified", "warning", "consumed in all 0"),
+        (music_of_another_ucm, "silent", "warning", f"{PROVIDER}: on hold for"),
         (call_without_nat, "unnatted", "warning", "passed_unnatted grew by"),
         (pause_longer_than_the_timeout, "pauses", "warning", "timeout 0.5 s"),
     ],

@@ -161,7 +161,7 @@ LOSS = """
 table ip loss {{
     chain prerouting {{
         type filter hook prerouting priority raw;
-        ip protocol tcp ip length {length} quota until {length} bytes counter drop
+        ip protocol tcp ip length {length} quota until {quota} bytes counter drop
     }}
 }}
 """
@@ -173,7 +173,7 @@ def lost_once(place: Hosts, segment: int) -> Iterator[None]:
     length = 20 + 20 + 12 + segment  # IP, TCP, the timestamps that all of Linux's TCP carries
     ethtool(place.firewall, "lan", gro=True)
     ethtool(place.firewall, "wan", tso=False, gso=False)
-    place.provider.nft(LOSS.format(length=length))
+    place.provider.nft(LOSS.format(length=length, quota=length * 3 // 2))
     try:
         yield
         table = place.provider.run("nft", "list", "table", "ip", "loss").stdout

@@ -388,6 +388,13 @@ def test_macvlan_on_the_lan_is_pointed_out(fw: Firewall) -> None:
     assert "vrrp0 is a macvlan on lan" in said
 
 
+def test_wan_and_lan_exchanged_are_pointed_out(fw: Firewall) -> None:
+    said = fw.moh("attach", "--wan", "lan", "--lan", "wan", "--ucm", UCM, "--dry-run").stderr
+    assert f"UCM's {UCM} is behind lan, which is named as --wan" in said
+    said = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, "--dry-run").stderr
+    assert "exchanged" not in said
+
+
 def test_three_at_once(fw: Firewall) -> None:
     before = state(fw)
     command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf"]

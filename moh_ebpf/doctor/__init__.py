@@ -3,6 +3,7 @@
 It only looks: facts.py asks the machine, rules.py reads netfilter's rules, checks.py judges.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ def _chooser(
             base = {}
         merged = values.merge(base, options)
         if not merged.get("wan") and not merged.get("ucm"):
+            seen = "" if os.geteuid() == 0 else " that can be seen without root"
             raise UsageError(
-                "nothing is attached here (that can be seen), and there is no "
-                f"{CONFIG}; say what is to be, with --config FILE or --wan, --lan and --ucm. As "
-                "root, more can be seen"
+                f"nothing is attached here{seen}, and there is no {CONFIG}; "
+                "say what is to be, with --config FILE or --wan, --lan and --ucm"
             )
         return values.from_values(merged)
 

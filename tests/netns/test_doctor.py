@@ -754,7 +754,7 @@ def test_nothing_attached_and_no_settings(fw: Firewall) -> None:
         done = fw.namespace.run(sys.executable, "-c", script, *option, check=False)
         assert (done.returncode, done.stdout) == (2, "")
         assert re.fullmatch(
-            "moh-ebpf: nothing is attached here .*, and there is no /nonexistent/moh-ebpf.toml; "
+            "moh-ebpf: nothing is attached here, and there is no /nonexistent/moh-ebpf.toml; "
             "say what is to be, with --config FILE or --wan, --lan and --ucm\n",
             done.stderr,
         )

@@ -805,13 +805,18 @@ def _unidentified(facts: Facts) -> Findings:
 
 
 def _silent(facts: Facts) -> Findings:
-    """Hold music that nobody sends: what attach cannot see is whether its settings are UCM's."""
+    """Hold music that nobody sends: what attach cannot see is whether its settings are UCM's. Of
+    those that go on sending; a call that has ended on hold stays for the timeout."""
+    if not facts.before or not facts.after:
+        return
     settings = facts.attached or facts.settings
-    peers = facts.after.peers if facts.after else []
+    heard = {each.endpoint: each.in_packets for each in facts.before.peers}
     silent = [
         each
-        for each in peers
-        if each.state is State.MOH and not each.expired and each.is_silent(settings.port)
+        for each in facts.after.peers
+        if each.state is State.MOH
+        and each.is_silent(settings.port)
+        and each.in_packets > heard.get(each.endpoint, each.in_packets)
     ]
     if silent:
         longest = max(silent, key=lambda each: each.since)

@@ -29,7 +29,7 @@ from tests.support.article import (
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.foreign import counter
 from tests.support.waiting import until
-from tests.support.wire import flow, udp
+from tests.support.wire import Wire, flow, udp
 
 CALL, HOLD = f"{PUBLIC}:24576", f"{PUBLIC}:4000"
 SETTINGS = ("--wan", "wan", "--lan", "lan", "--ucm", UCM)
@@ -234,13 +234,16 @@ def no_way_out(fw: Firewall) -> None:
     played(fw, f"{UCM}:24576", PROVIDER)
 
 
-def played(fw: Firewall, source: str, destination: str, every: float = 0.005) -> None:
-    """UCM plays until the test ends: some of it comes while doctor looks."""
+def played(
+    fw: Firewall, source: str, destination: str, every: float = 0.005, wire: Wire | None = None
+) -> None:
+    """UCM, or who is behind the wire, plays until the test ends: some of it comes while doctor
+    looks."""
     done = threading.Event()
 
     def play() -> None:
         while not done.wait(every):
-            fw.lan.send(udp(source, destination))
+            (wire or fw.lan).send(udp(source, destination))
 
     thread = threading.Thread(target=play)
     thread.start()
@@ -257,7 +260,7 @@ def pause_longer_than_the_timeout(fw: Firewall) -> None:
 
 def music_of_another_ucm(fw: Firewall) -> None:
     fw.attach("--timeout", "60s", *NETWORK)
-    fw.wan.send(udp(PROVIDER, HOLD))
+    played(fw, PROVIDER, HOLD, wire=fw.wan)
     silent = 'moh_ebpf_peers_silent{state="moh"} 1'
     until("it hears nothing", lambda: silent in fw.moh("metrics").stdout)
 

@@ -23,6 +23,7 @@ from tests.bench.programs import fdinfo
 from tests.support.firewall import UCM, Firewall, firewall
 from tests.support.namespace import Namespace
 
+_PATIENCE_SECONDS = 60.0
 ATTACH = ("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, "--timeout", LIFETIME)
 
 
@@ -91,11 +92,14 @@ def _snapshot(fw: Firewall) -> float:
 def _watch(namespace: Namespace, seconds: float) -> dict[str, float]:
     """On a terminal, for some seconds."""
     ours, theirs = pty.openpty()
-    reader = threading.Thread(target=_drain, args=[ours])
+    draws = threading.Event()
+    reader = threading.Thread(target=_drain, args=[ours, draws])
     command = _Command(namespace, "watch", stdin=theirs, stdout=theirs)
     os.close(theirs)
     reader.start()
     try:
+        # Before it draws, it cannot be interrupted yet; on a busy machine that takes seconds.
+        assert draws.wait(_PATIENCE_SECONDS)
         time.sleep(seconds)
         command.process.send_signal(signal.SIGINT)
         return command.finished()
@@ -105,11 +109,11 @@ def _watch(namespace: Namespace, seconds: float) -> dict[str, float]:
         os.close(ours)
 
 
-def _drain(terminal: int) -> None:
-    """Read until the other end is closed, which a terminal tells by EIO."""
+def _drain(terminal: int, draws: threading.Event) -> None:
+    """Read until the other end is closed, which a terminal tells by EIO. `draws`: it has."""
     try:
         while os.read(terminal, 65536):
-            pass
+            draws.set()
     except OSError:
         pass
 

@@ -55,9 +55,9 @@ RTP = {
 # Of a scrape: clients at once, beyond which they are turned away, and the longest that one of them
 # may keep its place without going on.
 _MOST_CLIENTS = 16
+_PATIENCE_SECONDS = 10.0
 # IP_FREEBIND and IPV6_FREEBIND (linux/in.h, linux/in6.h), which Python does not name.
 _FREEBIND = {AF_INET: (IPPROTO_IP, 15), AF_INET6: (IPPROTO_IPV6, 78)}
-_PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)

@@ -209,10 +209,10 @@ def _union(ranges: Iterable[Range]) -> list[Range]:
 
 
 Reached = list[tuple[Truth, Rule]]
+_NAT = {"snat", "masquerade", "dnat", "redirect"}
 # What a packet does not go on from. One that is not tracked makes no conntrack entry, whatever
 # becomes of it.
-_FINAL = {"accept", "drop", "notrack", "snat", "masquerade", "dnat", "redirect"}
-_NAT = {"snat", "masquerade", "dnat", "redirect"}
+_FINAL = _NAT | {"accept", "drop", "notrack"}
 
 
 @dataclass(frozen=True)

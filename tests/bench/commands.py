@@ -22,8 +22,8 @@ from tests.bench.forwarding import Tell
 from tests.bench.programs import fdinfo
 from tests.support.firewall import UCM, Firewall, firewall
 from tests.support.namespace import Namespace
+from tests.support.waiting import PATIENCE_SECONDS
 
-_PATIENCE_SECONDS = 60.0
 ATTACH = ("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, "--timeout", LIFETIME)
 
 
@@ -99,7 +99,7 @@ def _watch(namespace: Namespace, seconds: float) -> dict[str, float]:
     reader.start()
     try:
         # Before it draws, it cannot be interrupted yet; on a busy machine that takes seconds.
-        assert draws.wait(_PATIENCE_SECONDS)
+        assert draws.wait(PATIENCE_SECONDS)
         time.sleep(seconds)
         command.process.send_signal(signal.SIGINT)
         return command.finished()

@@ -444,7 +444,8 @@ def test_a_direction_before_a_section_that_is_in_the_next_segment(sip: Bench) ->
 
 def test_a_direction_before_a_section_that_is_in_the_next_fragment(sip: Bench) -> None:
     text = SESSION[: SESSION.index(b"m=video")]
-    assert first_fragment(sip, Role.ENFORCE, out_udp(SESSION), text) == text
+    frame = first_fragment(sip, out_udp(SESSION), len(text))
+    assert sip.run(Role.ENFORCE, frame) == (UNSPEC, frame)
     assert sip.counters() == {"sip_split": 1}
 
 
@@ -453,42 +454,33 @@ def test_a_first_fragment_of_the_answer(sip: Bench, more: bytes) -> None:
     flip(sip, out_udp(message(HOLD)))
     whole = message(ANSWER, start="SIP/2.0 200 OK")
     text = whole[: whole.index(b"a=sendrecv")] + more
-    assert first_fragment(sip, Role.LEARN, in_udp(text + bytes(400)), text) == text
+    frame = first_fragment(sip, in_udp(text + bytes(400)), len(text))
+    assert sip.run(Role.LEARN, frame) == (UNSPEC, frame)
     assert sip.counters() == {"sip_flipped": 1, "sip_split": 1, "fragments": 1}
 
 
-def first_fragment(sip: Bench, role: Role, packet: Packet, text: bytes) -> bytes:
-    """What becomes of `text`, with which the packet's begins; the rest is in other fragments."""
+def first_fragment(sip: Bench, packet: Packet, length: int) -> bytes:
+    """The frame of a packet's first fragment, with so much of its text. The checksum is that of the
+    whole datagram; it carries the ports, the rest does not."""
     datagram = bytes(packet)[20:]
     head = IP(src=packet[IP].src, dst=packet[IP].dst, flags="MF", proto=17)
-    frame = sip.firewall.wan.frame(head / Raw(datagram[: 8 + len(text)]))
-    verdict, out = sip.run(role, bytes(frame))
-    assert verdict == UNSPEC
-    return out[-len(text) :]
+    return bytes(sip.firewall.wan.frame(head / Raw(datagram[: 8 + length])))
 
 
 @pytest.mark.parametrize("more", [b"", b"a=ptime:20\r\n", b"a=send"])
 def test_a_first_fragment(sip: Bench, more: bytes) -> None:
-    """Its checksum is that of the whole datagram; it carries the ports, the rest does not."""
     whole = message(HOLD)
-    begin = whole.index(b"a=sendonly")
-    text = whole[:begin] + more
-    datagram = bytes(out_udp(text + bytes(400)))
-    fragment = IP(src=PUBLIC, dst=PROVIDER, flags="MF", proto=17) / Raw(
-        datagram[20 : 28 + len(text)]
-    )
-    frame = bytes(sip.firewall.wan.frame(fragment))
+    text = whole[: whole.index(b"a=sendonly")] + more
+    frame = first_fragment(sip, out_udp(text + bytes(400)), len(text))
     assert sip.run(Role.ENFORCE, frame) == (UNSPEC, frame)
     assert sip.counters() == {"sip_split": 1}
 
 
 def test_a_hold_within_a_first_fragment(sip: Bench) -> None:
     text = message(HOLD)
-    before, wanted = (bytes(out_udp(each + bytes(400))) for each in (text, flipped(text)))
-    length = 28 + len(text)
-    head = IP(src=PUBLIC, dst=PROVIDER, flags="MF", proto=17)
-    frame = bytes(sip.firewall.wan.frame(head / Raw(before[20:length])))
-    expected = bytes(sip.firewall.wan.frame(head / Raw(wanted[20:length])))
+    frame, expected = (
+        first_fragment(sip, out_udp(each + bytes(400)), len(text)) for each in (text, flipped(text))
+    )
     assert sip.run(Role.ENFORCE, frame) == (UNSPEC, expected)
 
 

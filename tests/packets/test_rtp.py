@@ -175,8 +175,7 @@ def test_jitter(programs: Bench, hours: Sequence[int]) -> None:
     that, less a sixteenth of what there was. That some are late by their number is no matter."""
     jitter = 0.0
     for before, now in itertools.pairwise([hours[0], *hours]):
-        number = abs(now) if min(hours) == 0 else -now
-        rtp = hear(programs, media(100 + number, stamp=2**31 + now * HOUR))
+        rtp = hear(programs, media(100 + abs(now), stamp=2**31 + now * HOUR))
         assert rtp
         jitter += (abs(now - before) - jitter) / 16 if now != before else 0
         assert rtp.jitter == pytest.approx(3600 * jitter, rel=0.02)

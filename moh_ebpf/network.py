@@ -118,13 +118,20 @@ def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
     ]
 
 
-def way_to(ipr: IPRoute, address: IPv4Address) -> int | None:
-    """The ifindex of the interface by which an address is reached; None: there is no route."""
+def route_to(ipr: IPRoute, address: IPv4Address, source: IPv4Address | None = None) -> Any:
+    """The route there, from one of our addresses, as netlink tells it; None if there is none."""
+    options = {"src": str(source)} if source else {}
     try:
-        (route,) = ipr.route("get", dst=str(address))
+        (found, *_) = ipr.route("get", dst=str(address), **options)
     except NetlinkError:
         return None
-    return int(route.get_attr("RTA_OIF") or 0) or None
+    return found
+
+
+def way_to(ipr: IPRoute, address: IPv4Address) -> int | None:
+    """The ifindex of the interface by which an address is reached; None: there is no route."""
+    route = route_to(ipr, address)
+    return int(route.get_attr("RTA_OIF")) if route and route.get_attr("RTA_OIF") else None
 
 
 def enter_new_namespace() -> None:

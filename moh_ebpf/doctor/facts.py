@@ -472,10 +472,8 @@ def _targets(settings: Settings, after: Snapshot | None) -> list[Target]:
 
 def _route(ipr: IPRoute, address: IPv4Address, source: IPv4Address | None = None) -> Route | None:
     """The route there, from one of our addresses; None if there is none."""
-    options = {"src": str(source)} if source else {}
-    try:
-        (found, *_) = ipr.route("get", dst=str(address), **options)
-    except NetlinkError:
+    found = network.route_to(ipr, address, source)
+    if found is None:
         return None
     name = registry.interface_name(found.get_attr("RTA_OIF") or 0)
     gateway = found.get_attr("RTA_GATEWAY")

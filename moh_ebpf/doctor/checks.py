@@ -27,8 +27,10 @@ _SHORT_TIMEOUT_SECONDS = 0.5
 _SHORT_CONNTRACK_SECONDS = 10
 # Ports of a rule that has more of them are not about the phantom ports, but about all ports.
 _NARROW = 100
-# A call's first packets come before its endpoint's: so many a second are a stream's, not those.
+# A call's first packets come before its endpoint's: so many a second are a stream's, not those,
+# where we looked for long enough to tell.
 _STREAM_PACKETS_PER_SECOND = 25
+_LONG_ENOUGH = 0.1  # seconds
 _LONGEST_EVIDENCE = 5  # lines
 
 Findings = Iterator[tuple[Level, str, str, str]]  # level, found, evidence, remedy
@@ -771,10 +773,10 @@ def _unidentified(facts: Facts) -> Findings:
         return
     port = facts.settings.port
     # A call's first packets come before its endpoint's, whether or not anybody was ever on hold.
-    is_stream = dropped >= _STREAM_PACKETS_PER_SECOND * facts.seconds
+    is_stream = dropped >= _STREAM_PACKETS_PER_SECOND * max(facts.seconds, _LONG_ENOUGH)
     never = not facts.total("learned_moh") and not facts.total("two_to_moh")
     evidence = (
-        f"dropped_unidentified grew by {dropped} in {facts.seconds:g} s, consumed by {music}; "
+        f"dropped_unidentified grew by {dropped} in {facts.seconds:.1f} s, consumed by {music}; "
         f"consumed in all {facts.total('consumed')}"
     )
     if is_stream and never:
@@ -840,7 +842,7 @@ def _unnatted(facts: Facts) -> Findings:
     yield (
         Level.WARNING if leaks else Level.NOTE,
         "two-way RTP leaves a WAN with UCM's own address",
-        f"passed_unnatted grew by {grown} in {facts.seconds:g} s",
+        f"passed_unnatted grew by {grown} in {facts.seconds:.1f} s",
         "no masquerade or SNAT rule matches it: nft list ruleset, iptables -t nat -S"
         if leaks
         else "right if the provider routes to UCM's addresses",
@@ -862,7 +864,7 @@ def _failures(facts: Facts) -> Findings:
             yield (
                 Level.WARNING if grown else Level.NOTE,
                 f"{counter} grows" if grown else f"{counter} grew, but not while we looked",
-                f"{counter}: {total}, by {grown} in {facts.seconds:g} s",
+                f"{counter}: {total}, by {grown} in {facts.seconds:.1f} s",
                 remedy,
             )
 

@@ -89,8 +89,8 @@ class Entry:
 class Facts:
     """What the checks look at. `settings.public` is filled in where it is known.
 
-    `unasked`: what could not be asked → why. `before` and `after` are two snapshots, `seconds`
-    apart; None where nothing is attached.
+    `unasked`: what could not be asked → why. `before` and `after` are two snapshots; None where
+    nothing is attached.
     """
 
     settings: Settings
@@ -127,7 +127,11 @@ class Facts:
     other_version: bool = False
     before: Snapshot | None = None
     after: Snapshot | None = None
-    seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long we really looked: on a busy machine, longer than was asked for."""
+        return self.after.time - self.before.time if self.before and self.after else 0.0
 
     def grown(self, counter: str) -> int:
         """What a counter has grown by while we looked; 0 where nothing is attached."""
@@ -253,7 +257,6 @@ def _gather(
         other_version=bool(found.filters) and found.attached is None,
         before=before,
         after=after,
-        seconds=seconds,
     )
     return replace(facts, unasked=asking.unasked)
 

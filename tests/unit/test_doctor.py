@@ -431,13 +431,13 @@ def test_flowtables_of_nft() -> None:
     assert single.devices == ("lan",)
 
 
-def attached(**counters: tuple[int, int]) -> Facts:
-    """Attached, with counters before and after, looked at for 2 s."""
+def attached(seconds: float = 2, **counters: tuple[int, int]) -> Facts:
+    """Attached, with counters before and after, looked at for so long."""
     before, after = (
-        Snapshot(0, [], {name: counters.get(name, (0, 0))[n] for name in layout.COUNTERS})
-        for n in (0, 1)
+        Snapshot(time, [], {name: counters.get(name, (0, 0))[n] for name in layout.COUNTERS})
+        for n, time in enumerate((1000, 1000 + seconds))
     )
-    return replace(WELL, attached=SETTINGS, before=before, after=after, seconds=2.0)
+    return replace(WELL, attached=SETTINGS, before=before, after=after)
 
 
 @pytest.mark.parametrize(
@@ -456,6 +456,11 @@ def test_unidentified(counters: dict, level: Level | None, words: str) -> None:
     one = found(attached(**counters)).get("unidentified")
     assert (one and one.level) == level
     assert words in (one.found if one else "")
+
+
+def test_a_packet_in_no_time_is_no_stream() -> None:
+    facts = attached(0.004, dropped_unidentified=(0, 2))
+    assert found(facts)["unidentified"].level is Level.NOTE
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def load_file(path: Path) -> Settings:
         )
     try:
         return from_values(values)
-    except UsageError as error:  # it names the option, as which the key is documented
+    except UsageError as error:  # each is right, but not together
         raise UsageError(f"--config {path}: {error}") from error
 
 
@@ -105,9 +105,10 @@ def _open_file(path: str, flags: int) -> int:
 
 
 def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> dict[str, Any]:
-    """The settings of a TOML file, by name, not validated yet.
+    """The settings of a TOML file, by name, each validated, for options to be put over them.
 
-    Raises UsageError if the file cannot be read, is no TOML, or has a key that is no setting.
+    Raises UsageError, which names the file, if it cannot be read, is no TOML, or has a key that is
+    no setting or a value that is wrong.
     """
     try:
         with open(path, "rb", opener=opener) as file:
@@ -132,25 +133,30 @@ def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> 
             )
     if len(named) < len(values):
         raise UsageError(f"--config {path}: a setting is given twice, once with - and once with _")
-    return named
+    return _parsed(named, f"--config {path}: ")
 
 
 def from_values(values: Mapping[str, Any]) -> Settings:
-    """Settings from plain values: strings, numbers and lists, as a file or options give them.
+    """Settings from values: strings, numbers and lists as options give them, or as load_config.
 
     Raises UsageError at the first value that is wrong, with what would be right.
     """
-    parsed = {
-        name: _PARSERS[name](f"--{name.replace('_', '-')}", value)
-        for name, value in values.items()
-        if value is not None
-    }
+    parsed = _parsed(values)
     for name in ("wan", "ucm"):
         if not parsed.get(name):
             raise UsageError(f"--{name} is missing: {_MISSING[name]}")
     settings = Settings(**parsed)
     _check_together(settings)
     return settings
+
+
+def _parsed(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """As from_values; what is parsed already stays as it is. Errors begin with where it stands."""
+    return {
+        name: _PARSERS[name](f"{where}--{name.replace('_', '-')}", value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 _WRITE = 'write into it, as your interface and UCM are: wan = ["eth1"] and ucm = ["10.10.10.10"]'

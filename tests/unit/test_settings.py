@@ -1,6 +1,7 @@
 """Settings: what is taken, what is refused and how it is said."""
 
 import os
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -135,8 +136,8 @@ def test_file_has_the_options_names(tmp_path: Path) -> None:
 )
 def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(UsageError, match=said):
-        from_values(settings.load_config(path))
+    with pytest.raises(UsageError, match=f"--config {path}: .*{said}"):
+        settings.load_config(path)
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
@@ -165,9 +166,28 @@ def test_a_hold_is_flipped_on_some_port() -> None:
 
 
 def test_the_service_names_the_file_that_is_wrong(tmp_path: Path) -> None:
-    path = write(tmp_path, 'wan = "eth1"\nucm = "10.10.10.10"\nport = 0\n')
-    with pytest.raises(UsageError, match=f"{path}.*--port"):
-        settings.load_file(path)
+    for wrong in ("port = 0", "port = 20000"):  # by itself, and together with others
+        path = write(tmp_path, f'wan = "eth1"\nucm = "10.10.10.10"\n{wrong}\n')
+        with pytest.raises(UsageError, match=f"^--config {path}: --port"):
+            settings.load_file(path)
+
+
+def test_values_of_a_file_are_read_again_with_options_over_them(tmp_path: Path) -> None:
+    text = """
+        wan = "eth1"
+        ucm = ["10.10.10.10"]
+        provider = "203.0.113.0/24"
+        rtp_ports = "24576-32767"
+        timeout = "1500ms"
+        quality = false
+        sip_ports = [5060, 5062]
+    """
+    values = settings.load_config(write(tmp_path, text))
+    chosen = from_values(settings.merge(values, {"port": "4100"}))
+    assert chosen == replace(from_values(values), port=4100)
+    assert (
+        chosen.to_json() | {"wan": ["eth1"], "timeout": 1.5, "quality": False} == chosen.to_json()
+    )
 
 
 def test_service_file_is_taken(tmp_path: Path) -> None:
@@ -201,7 +221,7 @@ def test_config_by_a_pipe_is_taken() -> None:
     reader, writer = os.pipe()
     os.write(writer, b'wan = "eth1"')
     os.close(writer)
-    assert settings.load_config(Path(f"/dev/fd/{reader}")) == {"wan": "eth1"}
+    assert settings.load_config(Path(f"/dev/fd/{reader}")) == {"wan": ("eth1",)}
     os.close(reader)
 
 

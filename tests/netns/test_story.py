@@ -22,7 +22,7 @@ def counters(fw: Firewall) -> dict[str, int]:
 
 
 def test_hold_call_hold_again(fw: Firewall) -> None:
-    fw.attach()
+    fw.attach("--timeout", "60s")
     assert ucm_sends(fw, 24576, 3) == []  # nobody knows the provider yet
 
     fw.wan.send(udp(PROVIDER, HOLD))

@@ -49,7 +49,9 @@ def test_service_keeps_the_capabilities_that_it_needs(fw: Firewall) -> None:
     names = ["+" + each.removeprefix("CAP_").lower() for each in kept.split()]
     bounded = ["setpriv", "--bounding-set", ",".join(["-all", *names]), "--inh-caps", "-all"]
     moh = [*bounded, "--no-new-privs", sys.executable, "-m", "moh_ebpf"]
-    fw.namespace.run(*moh, "attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM)
+    fw.namespace.run(
+        *moh, "attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM, "--timeout", "60s"
+    )
     fw.wan.send(udp(PROVIDER, f"{PUBLIC}:4000"))
     fw.lan.send(udp(f"{UCM}:24576", PROVIDER))
     assert [flow(each) for each in fw.wan.sent()] == [(f"{PUBLIC}:4000", PROVIDER)]

@@ -681,16 +681,18 @@ def follow(
 ) -> None:
     """Print each event as a line until Ctrl-C, for so many seconds, or until nobody reads them.
 
-    With `history`, what the ring has kept comes first. Raises NotAttachedError, also when what is
-    followed is detached.
+    With `history`, what the ring has kept comes first, however short the time. Raises
+    NotAttachedError, also when what is followed is detached.
     """
-    end = time.monotonic() + seconds
     try:
         with Reader(history=history) as reader:
-            while (left := end - time.monotonic()) > 0:
-                for event in reader.read(left):
+            left, end = seconds, time.monotonic() + seconds
+            while True:
+                for event in reader.read(max(0.0, left)):
                     print(shown(event))
                 sys.stdout.flush()
+                if (left := end - time.monotonic()) <= 0:
+                    return
     except KeyboardInterrupt:
         return
     except BrokenPipeError:

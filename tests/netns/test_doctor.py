@@ -235,15 +235,16 @@ def no_way_out(fw: Firewall) -> None:
 
 
 def played(
-    fw: Firewall, source: str, destination: str, every: float = 0.005, wire: Wire | None = None
+    fw: Firewall, source: str, destination: str, every: float = 0.002, wire: Wire | None = None
 ) -> None:
     """UCM, or who is behind the wire, plays until the test ends: some of it comes while doctor
     looks."""
-    done = threading.Event()
+    done, to = threading.Event(), wire or fw.lan
+    frame = bytes(to.frame(udp(source, destination)))
 
     def play() -> None:
         while not done.wait(every):
-            (wire or fw.lan).send(udp(source, destination))
+            to.send_frame(frame)
 
     thread = threading.Thread(target=play)
     thread.start()
@@ -513,11 +514,12 @@ def test_strict_filtering_on_the_lan(fw: Firewall) -> None:
 
 
 def test_a_calls_first_packets_where_nobody_was_on_hold_yet(fw: Firewall) -> None:
-    """A few of UCM's packets come before the provider's, while doctor looks."""
+    """A few of UCM's packets come before the provider's, while doctor looks: less than a stream,
+    and some even where they are held up for most of that time."""
     fw.attach("--timeout", "60s", *NETWORK)
     fw.wan.send(udp(PROVIDER, CALL))
     fw.lan.send(udp(f"{UCM}:24576", PROVIDER))
-    played(fw, f"{UCM}:24580", "203.0.113.10:21004", every=0.5)
+    played(fw, f"{UCM}:24580", "203.0.113.10:21004", every=0.1)
     found = assert_only(fw, "unidentified", "note", "consumed in all 0", "--for", "2s")
     assert "first packets" in found["found"]
 
@@ -673,8 +675,10 @@ def silence(fw: Firewall) -> None:
 def test_a_gateway_that_is_merely_being_asked_for(
     fw: Firewall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It answers the second request, between the two looks."""
+    """It answers a later request, between the two looks. There are more of them than three, in
+    which a busy machine might not come to answer."""
     silence(fw)
+    fw.namespace.sysctl("net.ipv4.neigh.wan.mcast_solicit", 30)
     looks = []
 
     def answer(seconds: float) -> None:

@@ -88,9 +88,11 @@ class Stream:
 
 @contextmanager
 def captured(fw: Firewall, interface: str, directory: Path) -> Iterator[Capture]:
+    """To the last packet."""
     capture = Capture(fw.namespace, directory, interface, interface)
     try:
         yield capture
+        capture.catch_up()
     finally:
         capture.close()
 

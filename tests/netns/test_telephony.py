@@ -144,6 +144,7 @@ def test_a_call_from_the_provider_reaches_ucm(tmp_path: Path) -> None:
         with closing(Sipp(made.provider, PROVIDER_ADDRESS, tmp_path, "caller", *to)) as caller:
             caller.succeeds()
             ucm.succeeds()
+        at_provider.catch_up()
         _, answer = sdp_bodies(at_provider.file)
         assert f"c=IN IP4 {PUBLIC}".encode() in answer
         assert UCM.encode() not in answer
@@ -159,6 +160,7 @@ def test_the_sip_helper_without_dnat_moves_the_port_of_a_call(tmp_path: Path) ->
             pytest.skip(NO_SIP_HELPER)
         made.answer()
         made.sends(made.agent)
+        made.at_provider.catch_up()
         heard = {source for source, end in made.at_provider.flows() if end == made.rtp}
         assert heard
         assert (PUBLIC, made.agent) not in heard
@@ -176,6 +178,7 @@ def test_without_moh_ebpf_the_hold_is_dead_air(tmp_path: Path) -> None:
         made.hold()
         refused = made.refused()
         made.play_unheard(made.music)
+        made.at_provider.catch_up()
         wrong = ((PUBLIC, made.music), made.rtp)
         assert made.at_provider.count(*wrong) > 0
         assert made.at_provider.count((PUBLIC, PHANTOM), made.rtp) == 0
@@ -192,7 +195,9 @@ def test_without_the_proxys_sendrecv_the_hold_is_dead_air(tmp_path: Path) -> Non
         made.talk()
         made.hold()
         until("the provider is forgotten", lambda: made.peers() == [])
+        made.at_provider.catch_up()
         before = len(made.at_provider.flows())
         made.play_unheard(made.music)
+        made.at_provider.catch_up()
         heard = [source for source, end in made.at_provider.flows()[before:] if end == made.rtp]
         assert heard == []

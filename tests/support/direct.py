@@ -335,6 +335,7 @@ class DirectCall(Call):
         self._ucm.press()
         self._ucm.succeeds()
         self.baresip.says("session closed")
+        self._catch_up()
 
     def _converse(self, port: int) -> None:
         """The agent listens, and speaks when baresip does."""

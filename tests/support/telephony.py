@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
 from moh_ebpf.lab.audio import Sound
 from moh_ebpf.lab.call import Phone
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
@@ -164,12 +167,16 @@ class Stream:
 
 
 class Capture:
-    """All IPv4 of an interface, to a file for tshark; UDP can be looked at while it is caught."""
+    """All IPv4 of an interface, to a file for tshark; UDP can be looked at while it is caught.
+
+    tcpdump may be late: who looks for what is not there, or comes to the end, lets it catch up.
+    """
 
     def __init__(
         self, place: Namespace, directory: Path, name: str, interface: str = "eth0"
     ) -> None:
         self.file = directory / f"{name}.pcap"
+        self._place, self._interface = place, interface
         options = ["-n", "-U", "--immediate-mode", "-Z", "root", "-w", str(self.file)]
         self._tcpdump = Program(
             place, directory, f"tcpdump-{name}", "tcpdump", "-i", interface, *options, "ip"
@@ -184,6 +191,16 @@ class Capture:
 
     def close(self) -> None:
         self._tcpdump.close()
+
+    def catch_up(self) -> None:
+        """Wait until all that has passed the interface by now is in the file: a packet of ours,
+        which nobody takes, is the last of it."""
+        source = ("192.0.2.254", random.randrange(1024, 65536))
+        mark = IP(src=source[0], dst="192.0.2.255") / UDP(sport=source[1], dport=9) / b"mark"
+        with self._place.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as end:
+            end.bind((self._interface, 0))
+            end.send(bytes(Ether(src="02:00:00:00:00:fe", dst="02:00:00:00:00:ff") / mark))
+        until("tcpdump catches up", lambda: source in (each for each, _ in self.flows()))
 
     def flows(self) -> list[tuple[Address, Address]]:
         """Source and destination of each UDP packet so far."""
@@ -451,6 +468,11 @@ class Call:
         self._ucm.press()
         self._ucm.succeeds()
         self._provider.succeeds()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        for capture in (self.at_ucm, self.at_provider):
+            capture.catch_up()
 
     def refused(self) -> int:
         """UDP packets that the provider's firewall has dropped."""

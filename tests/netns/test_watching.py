@@ -103,7 +103,7 @@ def test_watch_on_a_terminal(fw: Firewall) -> None:
     """Drawn on the alternate screen; Ctrl-C gives the terminal back as it was."""
     one_on_hold_and_one_talking(fw)
     with terminal(watching_on(fw, "--interval", "200ms"), 100, 30) as term:
-        before = term.modes()
+        before = term.modes_before
         term.see(PROVIDER, TALKER, "MOH", "TWO", "1 on hold", HOLD)
         assert ENTER in term.written
         term.process.send_signal(signal.SIGINT)
@@ -117,7 +117,7 @@ def test_watch_on_a_terminal(fw: Firewall) -> None:
 def test_keys_of_watch_on_real_peers(fw: Firewall) -> None:
     one_on_hold_and_one_talking(fw)
     with terminal(watching_on(fw, "--interval", "200ms"), 120, 40) as term:
-        before = term.modes()
+        before = term.modes_before
         assert order(term.see(PROVIDER, TALKER, "IN-JITTER")) == [PROVIDER, TALKER]
 
         term.type("m")
@@ -196,7 +196,7 @@ def test_watch_stopped_by_ctrl_z_leaves_the_terminal_sane(fw: Firewall) -> None:
 def test_watch_ended_by_sigterm_leaves_the_terminal_as_it_was(fw: Firewall) -> None:
     one_on_hold_and_one_talking(fw)
     with terminal(watching_on(fw), 100, 30) as term:
-        before = term.modes()
+        before = term.modes_before
         term.see(PROVIDER)
         assert term.modes() != before
         term.process.terminate()

@@ -33,9 +33,9 @@ PUBLIC_PORTS = [3999, 4000, 4000, 4000, 4001, 4002, 24576, 24576]
 PROVIDER_PORTS = [21000, 21000, 21001]
 LISTED = [IPv4Network("203.0.113.0/24"), IPv4Network("192.168.0.0/16")]
 
-# How far time moves. No sum of these is near the timeout of 10 s, where the time that the test
-# itself takes would decide.
-STEPS = [*[0.0] * 12, 2.3, 6.1, 10.001, 100.0]
+# How far time moves. No sum of these is within 2 s before the timeout of 10 s, where the time that
+# the test itself takes would decide.
+STEPS = [*[0.0] * 12, 4.0, 6.1, 10.001, 100.0]
 
 
 def packet(random: Random, inbound: bool) -> bytes:

@@ -1,7 +1,9 @@
 """Loss and jitter of each stream, as the programs keep them, beside RFC 3550's own words."""
 
 import itertools
+import math
 import struct
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -156,7 +158,13 @@ def test_marker_is_no_part_of_the_payload_type(programs: Bench) -> None:
 
 
 def test_a_media_clock_that_is_not_known_yet(programs: Bench) -> None:
-    rtp = hear(programs, media(1, payload_type=111), media(2, payload_type=111))
+    """It takes half a second to tell, which a busy machine may take for two packets."""
+    took = math.inf
+    while took >= 0.5:
+        programs.clear()
+        begun = time.monotonic()
+        rtp = hear(programs, media(1, payload_type=111), media(2, payload_type=111))
+        took = time.monotonic() - begun
     assert rtp
     assert (rtp.codec, rtp.jitter) == ("111", None)
 
@@ -192,19 +200,23 @@ def test_packets_of_one_frame_have_no_jitter_among_them(programs: Bench) -> None
 
 def test_another_payload_type_may_have_another_clock(programs: Bench) -> None:
     """G.722's is 8 kHz, as RFC 3551 explains; L16's is not. A digit's is the stream's."""
-    same = hear(programs, media(1), media(2, payload_type=9), media(3, payload_type=101))
-    back = hear(programs, media(4))
+    packets = [
+        media(number, payload_type=payload_type, stamp=number * HOUR)
+        for number, payload_type in enumerate((0, 9, 101, 0))
+    ]
+    same = hear(programs, *packets[:3])
+    back = hear(programs, packets[3])
     assert same
     assert back
     assert back.jitter > same.jitter > 0  # it goes on
-    other = hear(programs, media(5, payload_type=11))
+    other = hear(programs, media(4, payload_type=11))
     assert other
     assert (other.jitter, other.payload_type) == (0, 11)
 
 
 def test_a_dynamic_clock_is_measured_as_long_as_it_goes_on(programs: Bench) -> None:
     """Of 48 kHz, with comfort noise amid it, whose type says 8 kHz."""
-    seconds = 10  # a test run takes little of them
+    seconds = 100  # a test run takes little of them
     hear(programs, media(1, payload_type=111, stamp=0))
     for number, payload_type in ((2, 13), (3, 111)):
         hear(programs, media(number, payload_type=payload_type, stamp=number * 960))

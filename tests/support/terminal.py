@@ -27,10 +27,11 @@ def environment() -> dict[str, str]:
 
 
 class Terminal:
-    """A process on a terminal of its own, and all that it wrote there."""
+    """A process on a terminal of its own, and all that it wrote there. `modes_before` are the
+    terminal's, before the process could change them."""
 
     def __init__(self, argv: list[str], width: int, height: int) -> None:
-        self.process, self._fd = _on_terminal(argv, width, height)
+        self.process, self._fd, self.modes_before = _on_terminal(argv, width, height)
         self.written = ""
         self.height = height
 
@@ -109,10 +110,13 @@ class Terminal:
             os.close(self._fd)
 
 
-def _on_terminal(argv: list[str], width: int, height: int) -> tuple[subprocess.Popen[bytes], int]:
+def _on_terminal(
+    argv: list[str], width: int, height: int
+) -> tuple[subprocess.Popen[bytes], int, list[Any]]:
     ours, theirs = pty.openpty()
     try:
         _set_size(ours, width, height)
+        before = termios.tcgetattr(theirs)
         process = subprocess.Popen(
             # With a terminal of its own, Ctrl-C and a new size reach it as signals.
             ["setsid", "--ctty", *argv],
@@ -124,7 +128,7 @@ def _on_terminal(argv: list[str], width: int, height: int) -> tuple[subprocess.P
         )
     finally:
         os.close(theirs)
-    return process, ours
+    return process, ours, before
 
 
 def _set_size(fd: int, width: int, height: int) -> None:

@@ -76,7 +76,7 @@ def test_a_failure_stays_on_the_screen(tmp_path: Path, capsys, said: list[str]) 
 
 
 def test_a_process_that_hangs_is_ended() -> None:
-    process = Process(["sh", "-c", "echo begins; exec sleep 60"], patience_seconds=1.0)
+    process = Process(["sh", "-c", "echo begins; exec sleep 60"], patience_seconds=5.0)
     assert list(process.lines()) == ["begins\n"]
     assert (process.timed_out, process.status) == (True, None)
 

@@ -177,7 +177,9 @@ class Capture:
     ) -> None:
         self.file = directory / f"{name}.pcap"
         self._place, self._interface = place, interface
-        options = ["-n", "-U", "--immediate-mode", "-Z", "root", "-w", str(self.file)]
+        # Room for 2,000 packets that tcpdump is late for: if they might be longer, it has 32.
+        size = ("--snapshot-length=4096", "--buffer-size=8192")
+        options = ["-n", "-U", "--immediate-mode", *size, "-Z", "root", "-w", str(self.file)]
         self._tcpdump = Program(
             place, directory, f"tcpdump-{name}", "tcpdump", "-i", interface, *options, "ip"
         )

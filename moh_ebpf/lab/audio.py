@@ -57,6 +57,11 @@ def hears(pcm: bytes, length: float) -> str:
     return " and ".join(clear) or _fragments(heard, audible, length)
 
 
+def is_clear(heard: str) -> bool:
+    """Is that which `hears` says a sound, several, or none: no fragments of any?"""
+    return all(each == SILENCE or each in _LABELS.values() for each in heard.split(" and "))
+
+
 def measure(pcm: bytes) -> tuple[dict[Sound, float], float]:
     """The seconds of each sound, longest first, and the seconds of anything audible."""
     counts: Counter[Sound] = Counter()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moh_ebpf.lab.call import Call
     from moh_ebpf.lab.story import Act
 
-GLANCE = 1.5  # seconds of listening after a verb of the standing lab
+GLANCE = 2.5  # seconds of listening after a verb of the standing lab
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -6,7 +6,7 @@ from array import array
 
 import pytest
 
-from moh_ebpf.lab.audio import FRAME, SAMPLE_RATE, SILENCE, Sound, hears, measure
+from moh_ebpf.lab.audio import FRAME, SAMPLE_RATE, SILENCE, Sound, hears, is_clear, measure
 
 
 def tone(*sounds: Sound, seconds: float, amplitude: int = 12000, phase: float = 0.4) -> bytes:
@@ -72,3 +72,11 @@ def test_one_sound_after_another_is_measured_apart() -> None:
 @pytest.mark.parametrize("bytes_left", [1, 2, 2 * FRAME - 1])
 def test_what_is_shorter_than_a_packet_is_not_judged(bytes_left: int) -> None:
     assert measure(tone(Sound.MUSIC, seconds=1)[:bytes_left]) == ({}, 0.0)
+
+
+def test_fragments_are_nothing_clear() -> None:
+    pcm = tone(Sound.MUSIC, seconds=1)
+    assert [is_clear(hears(pcm, length)) for length in (1.0, 2.5)] == [True, False]
+    assert is_clear(hears(b"", 2.5))
+    assert is_clear("agent and caller")
+    assert not is_clear(hears(noise(2.5, amplitude=20000), 2.5))

@@ -5,6 +5,7 @@ A segment with a wrong checksum would not arrive, and one that is changed in hal
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
@@ -150,11 +151,18 @@ def test_messages_longer_than_a_segment(place: Hosts, gro: bool) -> None:
             assert text in (hold, flipped(hold)), length
             whole += text != hold
             split += text == hold
+        again = sent_again(ucm)  # by a busy machine, before the answer could come; also counted
     ethtool(place.firewall, "lan", gro=False)
     after = counters(place)
-    assert after["sip_flipped"] - before["sip_flipped"] == whole
-    assert after["sip_split"] - before["sip_split"] == split
+    assert whole <= after["sip_flipped"] - before["sip_flipped"] <= whole + again
+    assert split <= after["sip_split"] - before["sip_split"] <= split + again
     assert whole >= 50
+
+
+def sent_again(connection: socket.socket) -> int:
+    """Segments: tcpi_total_retrans of struct tcp_info (linux/tcp.h)."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int.from_bytes(info[100:104], sys.byteorder)
 
 
 LOSS = """
@@ -195,6 +203,7 @@ def test_a_lost_segment_is_sent_again(place: Hosts, begun: int) -> None:
         hold = hold.replace(b"Via", b"X: " + b"x" * space + b"\r\nVia")
         with lost_once(place, len(hold) - first):
             text = through(ucm, provider, hold)
+        assert sent_again(ucm) >= 1
         assert text == (hold if 0 < begun < 10 else flipped(hold))
 
 

@@ -11,6 +11,7 @@ from scapy.packet import Packet, Raw
 from moh_ebpf.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.foreign import counter
+from tests.support.waiting import until
 from tests.support.wire import flow, rtp, udp
 
 HOLD = f"{PUBLIC}:4000"
@@ -183,11 +184,12 @@ def test_gateway_that_moves_is_followed(fw: Firewall) -> None:
     fw.lan.send(*[udp(MUSIC, PROVIDER)] * 5)
     assert {packet[Ether].dst for packet in fw.wan.sent()} == {fw.wan.mac}
     fw.add_neighbour(GATEWAY, fw.wan, mac="02:00:00:00:00:42")
-    for _ in range(100):
+
+    def goes_to() -> set[str]:
         fw.lan.send(udp(MUSIC, PROVIDER))
-        if {packet[Ether].dst for packet in fw.wan.sent()} == {"02:00:00:00:00:42"}:
-            return
-    pytest.fail("hold music still goes to the old gateway")
+        return {packet[Ether].dst for packet in fw.wan.sent()}
+
+    until("hold music goes to the new gateway", lambda: goes_to() == {"02:00:00:00:00:42"})
 
 
 def test_gateway_not_known_yet_is_asked_for(fw: Firewall) -> None:
@@ -232,12 +234,13 @@ def test_forwarding_switched_off_in_the_middle_is_obeyed(fw: Firewall, where: st
     fw.lan.send(udp(MUSIC, PROVIDER))
     assert flows(fw.wan.sent()) == [(HOLD, PROVIDER)]
     fw.namespace.sysctl(f"net.ipv4.{where}", 0)
-    for _ in range(100):
+
+    def music_ends() -> bool:
         fw.lan.send(udp(MUSIC, PROVIDER))
-        if fw.wan.sent() == []:
-            assert counters(fw)["left_to_stack"] == 1
-            return
-    pytest.fail("hold music is still forwarded")
+        return fw.wan.sent() == []
+
+    until("hold music is forwarded no longer", music_ends)
+    assert counters(fw)["left_to_stack"] == 1
 
 
 def test_too_long_for_the_wan(fw: Firewall) -> None:

@@ -29,6 +29,7 @@ from tests.support.hosts import (
     send_no_checksums,
     speech,
 )
+from tests.support.waiting import until
 from tests.support.wire import rtp
 
 COUNT = 23
@@ -186,8 +187,8 @@ def test_a_neighbour_not_known_yet_costs_no_packet(nat: Hosts, gso: bool) -> Non
         closing(nat.ucm_socket(next(PORTS), new)) as ucm,
     ):
         provider.sendto(rtp(), HOLD)
-        flushed = nat.firewall.run("sh", "-c", "ip neigh flush dev wan && ip neigh show dev wan")
-        assert flushed.stdout == ""
+        forget = ("sh", "-c", "ip neigh flush dev wan && ip neigh show dev wan")
+        until("no neighbour is known", lambda: nat.firewall.run(*forget).stdout == "")
         send(ucm, music, gso=gso)
         assert receive(provider, COUNT) == [(packet, HOLD) for packet in music]
 

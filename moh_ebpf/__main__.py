@@ -3,16 +3,21 @@
 import signal
 import sys
 
-from moh_ebpf.systemd import SERVICE_SIGNALS
-
 
 def main() -> None:
-    """The command line. What is to stop or reload `run` waits until it can answer: the imports take
-    a good part of a second, and a service that is killed meanwhile would not detach."""
+    """The command line. The imports take a good part of a second: Ctrl-C in them ends us without a
+    traceback, and what is to stop or reload `run` waits until it can answer, for a service that is
+    killed meanwhile would not detach."""
+    if ctrl_c := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from moh_ebpf.systemd import SERVICE_SIGNALS
+
     if sys.argv[1:2] == ["run"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, SERVICE_SIGNALS)
     from moh_ebpf.cli import main as command_line
 
+    if ctrl_c:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     command_line()
 
 

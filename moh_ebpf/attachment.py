@@ -30,12 +30,13 @@ class NoAddressError(UsageError):
 
 @dataclass(frozen=True)
 class Report:
-    """What attach did: `places` by role; `settings` with `public` filled in; `replaced` if one was
-    there before."""
+    """What attach did: `places` by role, of which some may have been `replaced`; those `detached`;
+    `settings` with `public` filled in."""
 
     places: list[Place]
+    replaced: Collection[Place]
+    detached: list[Place]
     settings: Settings
-    replaced: bool
     warnings: list[str] = field(default_factory=list)
 
 
@@ -53,8 +54,9 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
         with closing(_load(plan, record, before.attached)) as loaded:
             report = Report(
                 record.places,
+                [place for place in record.places if place in before.filters],
+                list(_left(record, before)),
                 plan.settings,
-                bool(before.filters),
                 [*misfits.exchanged(ipr, plan), *misfits.found(ipr, plan, record)],
             )
             if dry_run:
@@ -257,15 +259,19 @@ def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Found) -> Bat
     for place in record.places:
         role = place.role
         batch.replace_filter(place.ifindex, role.hook, role.program, loaded.programs[role])
+    unused = before.clsact - {place.ifindex for place in record.places}
+    _delete(batch, ipr, _left(record, before), unused, also_ours=before.filters)
+    return batch
+
+
+def _left(record: Record, before: Found) -> dict[Place, Filter]:
+    """Our filters where no program of the record's comes in their place."""
     kept = {(place.ifindex, place.role.hook) for place in record.places}
-    left = {
+    return {
         place: each
         for place, each in before.filters.items()
         if (place.ifindex, place.role.hook) not in kept
     }
-    unused = before.clsact - {place.ifindex for place in record.places}
-    _delete(batch, ipr, left, unused, also_ours=before.filters)
-    return batch
 
 
 def _rehearse(loaded: Loaded) -> None:

@@ -64,7 +64,9 @@ def main() -> None:
         what = f"{error.filename or 'the kernel'}: {error.strerror}"
         _fail(MohError(f"{what}; {NOT_PERMITTED}"), ExitStatus.FAILURE)
     except OSError as error:
-        _fail(error, ExitStatus.FAILURE)
+        _fail(_of_output(error), ExitStatus.FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(ExitStatus.INTERRUPTED)
     except Exception as error:
         # pyroute2's own errors are no OSError; it is imported where it is needed alone.
         from pyroute2.netlink.exceptions import NetlinkError
@@ -91,6 +93,16 @@ def _fail(error: Exception, status: ExitStatus) -> NoReturn:
     typer.echo(f"moh-ebpf: {error}", err=True)
     _forget_what_cannot_be_written()
     sys.exit(status)
+
+
+def _of_output(error: OSError) -> Exception:
+    """What cannot be written stays in the stream, and fails again."""
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        if again.errno == error.errno:
+            return MohError(f"the output cannot be written: {error.strerror}")
+    return error
 
 
 def _forget_what_cannot_be_written() -> None:
@@ -236,8 +248,7 @@ def attach(
         "flip_hold": flip_hold,
         "sip_ports": sip_ports,
     }
-    values = settings.load_config(config) if config else {}
-    chosen = settings.from_values(settings.merge(values, options))
+    chosen = settings.from_both(config, options)
 
     from moh_ebpf import attachment
     from moh_ebpf.lock import running_service
@@ -267,10 +278,12 @@ def _done_already(verb: str) -> Iterator[None]:
 def _tell(report: "Report", dry_run: bool) -> None:
     from moh_ebpf.registry import interface_name
 
-    verb = "would attach" if dry_run else "replaced" if report.replaced else "attached"
     for place in report.places:
-        name = interface_name(place.ifindex)
-        typer.echo(f"{verb} {place.role} on {name} {place.role.hook}")
+        verb = "would attach" if dry_run else "replaced" if place in report.replaced else "attached"
+        typer.echo(f"{verb} {place.role} on {interface_name(place.ifindex)} {place.role.hook}")
+    for place in report.detached:
+        verb = "would detach" if dry_run else "detached"
+        typer.echo(f"{verb} {place.role} from {interface_name(place.ifindex)} {place.role.hook}")
     typer.echo(report.settings.leaves_as())
     if report.settings.flip_hold:
         ports = ", ".join(map(str, report.settings.sip_ports))

@@ -16,9 +16,10 @@ from pyroute2 import IPRoute, NetlinkError
 from moh_ebpf.errors import UsageError
 from moh_ebpf.netlink import whole
 
-# Bytes before the IP header by link type (linux/if_arp.h): Ethernet and loopback have 14; PPP,
-# tunnels, raw IP and "none" (tun, WireGuard) have none where tc sees the packet.
-_LINK_HEADERS = {1: 14, 772: 14, 512: 0, 519: 0, 768: 0, 778: 0, 65534: 0}
+# Bytes before the IP header by link type (linux/if_arp.h): Ethernet has 14; PPP, tunnels, raw IP
+# and "none" (tun, WireGuard) have none where tc sees the packet.
+_LINK_HEADERS = {1: 14, 512: 0, 519: 0, 768: 0, 778: 0, 65534: 0}
+_LOOPBACK = 772
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _IFF_UP = 0x1
@@ -68,6 +69,11 @@ def interfaces(
         if link is None:
             raise UsageError(
                 f"{option} {name}: there is no such interface here; there are {', '.join(links)}"
+            )
+        if link["ifi_type"] == _LOOPBACK:
+            raise UsageError(
+                f"{option} {name}: that is the loopback interface, which neither the provider nor "
+                "UCM is behind; `ip -br addr` lists the others"
             )
         if link["ifi_type"] not in _LINK_HEADERS:
             raise UsageError(

@@ -89,10 +89,11 @@ def load_file(path: Path) -> Settings:
             f"--config {path}: {' and '.join(missing)} {'are' if missing[1:] else 'is'} missing; "
             f"{_WRITE}"
         )
-    try:
-        return from_values(values)
-    except UsageError as error:  # each is right, but not together
-        raise UsageError(f"--config {path}: {error}") from error
+    return from_values(values, _in_file(path))
+
+
+def _in_file(path: Path) -> str:
+    return f"--config {path}: "
 
 
 def _open_file(path: str, flags: int) -> int:
@@ -121,9 +122,8 @@ def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> 
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits
-        raise UsageError(
-            f'--config {path}: not valid TOML: {error}; text stands in quotes: wan = ["eth1"]'
-        ) from error
+        hint = '; text stands in quotes: wan = ["eth1"]' if "Invalid value" in str(error) else ""
+        raise UsageError(f"--config {path}: not valid TOML: {error}{hint}") from error
     named = {key.replace("-", "_"): value for key, value in values.items()}
     known = [field.name for field in fields(Settings)]
     for key in values:
@@ -133,25 +133,33 @@ def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> 
             )
     if len(named) < len(values):
         raise UsageError(f"--config {path}: a setting is given twice, once with - and once with _")
-    return _parsed(named, f"--config {path}: ")
+    return _parsed(named, _in_file(path))
 
 
-def from_values(values: Mapping[str, Any]) -> Settings:
+def from_values(values: Mapping[str, Any], where: str = "") -> Settings:
     """Settings from values: strings, numbers and lists as options give them, or as load_config.
 
-    Raises UsageError at the first value that is wrong, with what would be right.
+    Raises UsageError, which begins with `where` they stand, at the first value that is wrong, with
+    what would be right.
     """
-    parsed = _parsed(values)
+    parsed = _parsed(values, where)
     for name in ("wan", "ucm"):
         if not parsed.get(name):
-            raise UsageError(f"--{name} is missing: {_MISSING[name]}")
+            raise UsageError(f"{where}--{name} is missing: {_MISSING[name]}")
     settings = Settings(**parsed)
-    _check_together(settings)
+    _check_together(settings, where)
     return settings
 
 
+def from_both(config: Path | None, options: Mapping[str, Any]) -> Settings:
+    """The settings of a file, if there is one, and of options over them. Raises UsageError."""
+    if config is None:
+        return from_values(merge({}, options))
+    return from_values(merge(load_config(config), options), _in_file(config))
+
+
 def _parsed(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """As from_values; what is parsed already stays as it is. Errors begin with where it stands."""
+    """What is parsed already stays as it is."""
     return {
         name: _PARSERS[name](f"{where}--{name.replace('_', '-')}", value)
         for name, value in values.items()
@@ -166,22 +174,24 @@ _MISSING = {
 }
 
 
-def _check_together(settings: Settings) -> None:
+def _check_together(settings: Settings, where: str) -> None:
     if settings.flip_hold and not settings.sip_ports:
-        raise UsageError("--flip-hold with no --sip-ports: name one at least, 5060 in general")
+        raise UsageError(
+            f"{where}--flip-hold with no --sip-ports: name one at least, 5060 in general"
+        )
     if settings.port in settings.sip_ports:
-        raise UsageError(f"--sip-ports {settings.port}: that is the phantom port (--port)")
+        raise UsageError(f"{where}--sip-ports {settings.port}: that is the phantom port (--port)")
     both = set(settings.wan) & set(settings.lan)
     if both:
         raise UsageError(
-            f"{min(both)} is given as --wan and as --lan; "
+            f"{where}{min(both)} is given as --wan and as --lan; "
             "the LAN is the interface UCM's packets come in by. "
             "With one interface alone, leave --lan out"
         )
     for port in (settings.port, settings.port + 1):
         if port in settings.rtp_ports:
             raise UsageError(
-                f"--port {settings.port}: the phantom ports (RTP {settings.port}, RTCP "
+                f"{where}--port {settings.port}: the phantom ports (RTP {settings.port}, RTCP "
                 f"{settings.port + 1}) must lie outside --rtp-ports {settings.rtp_ports}"
             )
 
@@ -240,7 +250,7 @@ def _network(option: str, value: Any) -> IPv4Network:
 
 
 def _whole(option: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,10}", str(value), re.ASCII):
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,20}", str(value), re.ASCII):
         raise UsageError(f"{option}: {value!r} is no whole number")
     if not low <= int(value) <= high:
         raise UsageError(f"{option}: {value} is out of range, {low} to {high}")
@@ -300,8 +310,10 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def merge(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's values with the options' over them; an option not given (None, empty) is none."""
-    return {**config, **{name: value for name, value in options.items() if _given(value)}}
+    """The file's values with the options' over them; an option not given (None, empty) is none.
+    Raises UsageError for a wrong one."""
+    given = {name: value for name, value in options.items() if _given(value)}
+    return {**config, **_parsed(given)}
 
 
 def _given(value: Any) -> bool:

@@ -35,21 +35,15 @@ def _chooser(
     """Options that come without a file change single settings of what is looked at."""
 
     def choose(attached: Settings | None) -> Settings:
-        if config:
-            base = values.load_config(config)
-        elif attached:
-            base = attached.to_json()
-        elif CONFIG.exists():
-            base = values.load_config(CONFIG)
-        else:
-            base = {}
-        merged = values.merge(base, options)
-        if not merged.get("wan") and not merged.get("ucm"):
+        if attached and not config:
+            return values.from_values(values.merge(attached.to_json(), options))
+        file = config or (CONFIG if CONFIG.exists() else None)
+        if not file and not options.get("wan") and not options.get("ucm"):
             seen = "" if os.geteuid() == 0 else " that can be seen without root"
             raise UsageError(
                 f"nothing is attached here{seen}, and there is no {CONFIG}; "
                 "say what is to be, with --config FILE or --wan, --lan and --ucm"
             )
-        return values.from_values(merged)
+        return values.from_both(file, options)
 
     return choose

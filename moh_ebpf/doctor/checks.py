@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from moh_ebpf import registry
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor import rules
-from moh_ebpf.doctor.facts import Facts, Target
+from moh_ebpf.doctor.facts import Facts, Route, Target
 from moh_ebpf.doctor.findings import Finding, Level
 from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 from moh_ebpf.errors import NOT_PERMITTED
@@ -258,7 +258,7 @@ def _rp_filter(facts: Facts) -> Findings:
 
 
 def _ucm_route(facts: Facts) -> Findings:
-    for address in facts.settings.ucm if facts.lan else ():
+    for address in facts.settings.ucm:
         if address in facts.addresses:
             continue  # UCM on the firewall itself
         route = facts.routes.get(address)
@@ -267,8 +267,17 @@ def _ucm_route(facts: Facts) -> Findings:
                 Level.WARNING,
                 f"there is no route to UCM's {address}",
                 f"ip route get {address}: unreachable",
-                f"ip route add {address} dev {facts.lan_names[0]}",
+                f"ip route add {address} dev {[*facts.lan_names, *facts.wan_names][0]}",
             )
+        elif not facts.lan:
+            if route.gateway and route.gateway in _gateways(facts):
+                yield (
+                    Level.NOTE,
+                    f"UCM's {address} is where the provider is, by the same gateway: right if that "
+                    "is the way to both",
+                    route.said,
+                    "name the interface that UCM's packets come in by: --lan IF; or route it there",
+                )
         elif route.interface in facts.wan_names and _is_exchanged(facts):
             yield (
                 Level.WARNING,
@@ -291,8 +300,17 @@ def _ucm_route(facts: Facts) -> Findings:
 
 def _is_exchanged(facts: Facts) -> bool:
     """Are the provider's addresses where UCM should be?"""
+    return any(route.interface in facts.lan_names for route in _to_the_provider(facts))
+
+
+def _gateways(facts: Facts) -> set[str | None]:
+    """The provider's addresses are behind them."""
+    return {route.gateway for route in _to_the_provider(facts)}
+
+
+def _to_the_provider(facts: Facts) -> list[Route]:
     routes = [facts.routes.get(target.address) for target in facts.targets]
-    return any(route and route.interface in facts.lan_names for route in routes)
+    return [route for route in routes if route]
 
 
 def _named(target: Target) -> str:
@@ -919,7 +937,7 @@ CHECKS: Mapping[str, Check] = {
     "rp-filter": Check(
         _rp_filter, "reverse path filtering drops nothing of ours", ("usable", "routes")
     ),
-    "ucm-route": Check(_ucm_route, "UCM is behind the LAN", ("usable", "routes")),
+    "ucm-route": Check(_ucm_route, "UCM is where it should be", ("usable", "routes")),
     "wan-route": Check(_wan_route, "the provider is behind a WAN", ("usable", "routes")),
     "wan-neighbour": Check(
         _wan_neighbour, "no next hop on a WAN has failed", ("usable", "neighbours")

@@ -216,6 +216,8 @@ def _gather(
     wan, lan, unfit = _interfaces(ipr, chosen, attached_to)
     if not wan or (chosen.lan and not lan):
         asking.unasked["usable"] = unfit[0]
+    if not wan:
+        asking.unasked |= {"hooks": unfit[0], "addresses": unfit[0]}
     names = [each.name for each in (*wan, *lan)]
     public = chosen.public or tuple(
         dict.fromkeys(address for each in wan for address in each.addresses)

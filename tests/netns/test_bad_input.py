@@ -35,6 +35,7 @@ def assert_refused(fw: Firewall, done: subprocess.CompletedProcess, status: int,
     [
         ({"wan": "nosuch0"}, "--wan nosuch0: there is no such interface here"),
         ({"lan": "nosuch0"}, "--lan nosuch0: there is no such interface here"),
+        ({"wan": "lo"}, "--wan lo: that is the loopback interface"),
         ({"lan": "wan"}, "wan is given as --wan and as --lan"),
         ({"ucm": "10.10.10"}, "--ucm: '10.10.10' is no IPv4 address"),
         ({"public": "nobody"}, "--public: 'nobody' is no IPv4 address"),
@@ -197,6 +198,38 @@ def test_a_report_that_cannot_be_written(fw: Firewall) -> None:
         1,
         "moh-ebpf: attach is done, but its report cannot be written: No space left on device\n",
     )
+
+
+# Ctrl-C comes when a module is about to be imported, or when the command line is made.
+INTERRUPTED = """
+import os, signal, sys
+from moh_ebpf.__main__ import main
+
+moment = sys.argv[-1]
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+if moment == "get_command":
+    import typer.main
+    typer.main.get_command = lambda _: os.kill(os.getpid(), signal.SIGINT)
+sys.argv = ["moh-ebpf", "status"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "status"),
+    [("typer", -2), ("moh_ebpf.cli", -2), ("get_command", 130), ("moh_ebpf.registry", 130)],
+)
+def test_ctrl_c_while_it_starts(moment: str, status: int) -> None:
+    """The shell says 130 of both."""
+    command = [sys.executable, "-c", INTERRUPTED, moment]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 def test_ascii_terminal() -> None:

@@ -219,6 +219,25 @@ def test_replacement_may_move_roles_and_drop_interfaces(fw: Firewall) -> None:
     assert {name: fw.namespace.tc_state(name) for name in before} == before
 
 
+def test_a_replacement_tells_what_it_did_where(fw: Firewall) -> None:
+    attach = ("attach", "--ucm", UCM, "--public", PUBLIC, "--wan")
+    new = "attached learn on wan ingress", "attached enforce on wan egress"
+    assert fw.moh(*attach, "wan").stdout.splitlines()[:-1] == [*new]
+    exchanged = ("lan", "--lan", "wan")
+    done = [
+        "attached learn on lan ingress",
+        "attached enforce on lan egress",
+        "attached bypass on wan ingress",
+        "detached enforce from wan egress",
+    ]
+    dry = [line.replace("attached", "would attach") for line in done[:-1]]
+    shown = fw.moh(*attach, *exchanged, "--dry-run").stdout.splitlines()
+    assert shown[:-1] == [*dry, "would detach enforce from wan egress"]
+    assert fw.moh(*attach, *exchanged).stdout.splitlines()[:-1] == done
+    again = [line.replace("attached", "replaced") for line in done[:-1]]
+    assert fw.moh(*attach, *exchanged).stdout.splitlines()[:-1] == again
+
+
 def test_filter_removed_by_hand_is_missed(fw: Firewall) -> None:
     fw.attach()
     fw.namespace.run(*["tc", "filter", "del", "dev", "wan", "egress", "pref", "4000"])

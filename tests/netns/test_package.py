@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from moh_ebpf import __version__, settings
+from tests.support.documents import broken_links
 from tests.support.firewall import UCM, Firewall
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,12 @@ def test_has_all_files_of_the_package(package: Path) -> None:
         assert unit.read_text() == (ROOT / "scripts/systemd" / name).read_text()
     for name in ("README.md", "docs/operations.md", "copyright", "changelog.gz"):
         assert (package / "usr/share/doc/moh-ebpf" / name).exists()
+
+
+def test_links_lead_to_files_of_the_package(package: Path) -> None:
+    documents = list((package / "usr/share/doc/moh-ebpf").rglob("*.md"))
+    assert len(documents) > 10
+    assert {str(each): broken for each in documents if (broken := broken_links(each))} == {}
 
 
 def test_control(package: Path) -> None:

@@ -12,6 +12,7 @@ from moh_ebpf import cli, layout, settings
 from moh_ebpf.errors import ExitStatus
 from moh_ebpf.render import WATCH_COLUMNS
 from moh_ebpf.watch.keys import HELP
+from tests.support.documents import broken_links
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -117,10 +118,7 @@ def test_the_readmes_configuration_is_valid() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_to_files(document: Path) -> None:
-    targets = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
-    relative = [target.partition("#")[0] for target in targets if "://" not in target]
-    missing = [target for target in relative if not (document.parent / target).exists()]
-    assert missing == []
+    assert broken_links(document) == []
 
 
 @pytest.mark.parametrize("name", ["watch", "watch-detail", "peers"])

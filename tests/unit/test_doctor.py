@@ -399,6 +399,12 @@ FLOWTABLE = rules.Flowtable("ip t f", ("lan", "wan"), hardware=False)
         ({"other_version": True}, "attached", Level.WARNING),
         ({"routes": WELL.routes | {PROVIDER: None}}, "wan-route", Level.ERROR),
         ({"routes": WELL.routes | {UCM: None}}, "ucm-route", Level.WARNING),
+        ({"routes": WELL.routes | {UCM: None}, "lan": []}, "ucm-route", Level.WARNING),
+        (
+            {"routes": WELL.routes | {UCM: WELL.routes[PROVIDER]}, "lan": []},
+            "ucm-route",
+            Level.NOTE,
+        ),
         ({"failed": [("198.51.100.1", "wan", "FAILED")]}, "wan-neighbour", Level.ERROR),
         ({"sysctls": {"net.ipv4.conf.wan.forwarding": 0}}, "forwarding", Level.ERROR),
         ({"others": [("wan egress: a u32 filter", "")]}, "other-programs", Level.WARNING),

@@ -92,6 +92,7 @@ def test_takes(name: str, value: object, parsed: object) -> None:
         ("max_peers", "0", "out of range"),
         ("max_peers", "many", "no whole number"),
         ("max_peers", 1 << 25, "out of range"),
+        ("max_peers", "99999999999", "out of range, 1 to"),
         ("lan", "eth1", "given as --wan and as --lan"),
         ("quality", 1, "neither true nor false"),
         ("sip_ports", [True], "no whole number"),
@@ -146,11 +147,30 @@ def test_unreadable_file(tmp_path: Path, name: str) -> None:
         settings.load_config(tmp_path / name)
 
 
+def test_only_what_stands_without_quotes_is_told_of_them(tmp_path: Path) -> None:
+    for text, hint in (("wan = eth1", True), ("port = 1\nport = 1", False), ("[", False)):
+        with pytest.raises(UsageError, match="not valid TOML") as refused:
+            settings.load_config(write(tmp_path, text))
+        assert ("stands in quotes" in str(refused.value)) is hint
+
+
+def test_what_is_wrong_in_a_file_is_said_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, 'wan = "eth1"\nucm = "10.10.10.10"\nport = 20000')
+    with pytest.raises(UsageError, match=f"^--config {path}: --port 20000: the phantom ports"):
+        settings.from_both(path, {})
+    with pytest.raises(UsageError, match=r"^--port: 'x' is no whole number"):
+        settings.from_both(path, {"port": "x"})
+    assert settings.from_both(path, {"port": "4000", "lan": []}) == from_values(LEAST)
+    with pytest.raises(UsageError, match=f"^--config {path}: --wan is missing"):
+        settings.from_both(write(tmp_path, ""), {})
+    assert settings.from_both(None, LEAST) == from_values(LEAST)
+
+
 def test_options_override_the_file() -> None:
     merged = settings.merge(
         {"wan": "eth1", "port": 5000}, {"wan": ["ppp0"], "lan": [], "port": None}
     )
-    assert merged == {"wan": ["ppp0"], "port": 5000}
+    assert merged == {"wan": ("ppp0",), "port": 5000}
 
 
 def test_json_reads_back() -> None:

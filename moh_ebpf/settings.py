@@ -92,8 +92,12 @@ def load_file(path: Path) -> Settings:
     return from_values(values, _in_file(path))
 
 
-def _in_file(path: Path) -> str:
-    return f"--config {path}: "
+def _in_file(path: Path, more: str = "") -> str:
+    return f"--config {path}{more}: "
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _open_file(path: str, flags: int) -> int:
@@ -153,15 +157,17 @@ def from_values(values: Mapping[str, Any], where: str = "") -> Settings:
 
 def from_both(config: Path | None, options: Mapping[str, Any]) -> Settings:
     """The settings of a file, if there is one, and of options over them. Raises UsageError."""
+    over = given(options)
     if config is None:
-        return from_values(merge({}, options))
-    return from_values(merge(load_config(config), options), _in_file(config))
+        return from_values(over)
+    names = ", ".join(map(_option, over))
+    return from_values(load_config(config) | over, _in_file(config, names and f" with {names}"))
 
 
 def _parsed(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """What is parsed already stays as it is."""
     return {
-        name: _PARSERS[name](f"{where}--{name.replace('_', '-')}", value)
+        name: _PARSERS[name](where + _option(name), value)
         for name, value in values.items()
         if value is not None
     }
@@ -309,12 +315,10 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-def merge(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's values with the options' over them; an option not given (None, empty) is none.
-    Raises UsageError for a wrong one."""
-    given = {name: value for name, value in options.items() if _given(value)}
-    return {**config, **_parsed(given)}
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are given, each validated: None and an empty list are not. Raises UsageError."""
+    return _parsed({name: value for name, value in options.items() if _is_given(value)})
 
 
-def _given(value: Any) -> bool:
+def _is_given(value: Any) -> bool:
     return value is not None and not (isinstance(value, Iterable) and not value)

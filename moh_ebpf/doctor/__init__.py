@@ -36,7 +36,7 @@ def _chooser(
 
     def choose(attached: Settings | None) -> Settings:
         if attached and not config:
-            return values.from_values(values.merge(attached.to_json(), options))
+            return values.from_values(attached.to_json() | values.given(options))
         file = config or (CONFIG if CONFIG.exists() else None)
         if not file and not options.get("wan") and not options.get("ucm"):
             seen = "" if os.geteuid() == 0 else " that can be seen without root"

@@ -200,6 +200,15 @@ def test_a_report_that_cannot_be_written(fw: Firewall) -> None:
     )
 
 
+@pytest.mark.parametrize("words", ["status", "peers", "metrics", "--version", "attach --help"])
+def test_an_output_that_cannot_be_written(fw: Firewall, words: str) -> None:
+    fw.attach()
+    shell = f"unset PYTHONUNBUFFERED; exec {sys.executable} -m moh_ebpf {words} > /dev/full"
+    done = fw.namespace.run("sh", "-c", shell, check=False)
+    said = "moh-ebpf: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 # Ctrl-C comes when a module is about to be imported, or when the command line is made.
 INTERRUPTED = """
 import os, signal, sys

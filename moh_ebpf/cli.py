@@ -29,6 +29,7 @@ from moh_ebpf.lab import cli as lab
 if TYPE_CHECKING:
     from moh_ebpf.attachment import Report
     from moh_ebpf.chronicle import Sums
+    from moh_ebpf.registry import Place
 
 
 class _Interruptible(TyperGroup):
@@ -64,7 +65,9 @@ def main() -> None:
         what = f"{error.filename or 'the kernel'}: {error.strerror}"
         _fail(MohError(f"{what}; {NOT_PERMITTED}"), ExitStatus.FAILURE)
     except OSError as error:
-        _fail(_of_output(error), ExitStatus.FAILURE)
+        unwritten = error.errno == _forget_what_cannot_be_written()
+        said = MohError(f"the output cannot be written: {error.strerror}") if unwritten else error
+        _fail(said, ExitStatus.FAILURE)
     except KeyboardInterrupt:
         sys.exit(ExitStatus.INTERRUPTED)
     except Exception as error:
@@ -95,22 +98,15 @@ def _fail(error: Exception, status: ExitStatus) -> NoReturn:
     sys.exit(status)
 
 
-def _of_output(error: OSError) -> Exception:
-    """What cannot be written stays in the stream, and fails again."""
+def _forget_what_cannot_be_written() -> int | None:
+    """It stays in the stream: Python would try once more when it ends, complain, and have an exit
+    status of its own. The errno for which it cannot be; None if there is nothing left."""
     try:
         sys.stdout.flush()
-    except OSError as again:
-        if again.errno == error.errno:
-            return MohError(f"the output cannot be written: {error.strerror}")
-    return error
-
-
-def _forget_what_cannot_be_written() -> None:
-    """Python would try once more when it ends, complain, and have an exit status of its own."""
-    try:
-        sys.stdout.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error.errno
+    return None
 
 
 def _notify(text: str) -> None:
@@ -276,19 +272,23 @@ def _done_already(verb: str) -> Iterator[None]:
 
 
 def _tell(report: "Report", dry_run: bool) -> None:
-    from moh_ebpf.registry import interface_name
-
     for place in report.places:
         verb = "would attach" if dry_run else "replaced" if place in report.replaced else "attached"
-        typer.echo(f"{verb} {place.role} on {interface_name(place.ifindex)} {place.role.hook}")
+        _tell_place(verb, place, "on")
     for place in report.detached:
-        verb = "would detach" if dry_run else "detached"
-        typer.echo(f"{verb} {place.role} from {interface_name(place.ifindex)} {place.role.hook}")
+        _tell_place("would detach" if dry_run else "detached", place, "from")
     typer.echo(report.settings.leaves_as())
     if report.settings.flip_hold:
         ports = ", ".join(map(str, report.settings.sip_ports))
         many = "s" if len(report.settings.sip_ports) > 1 else ""
         typer.echo(f"the sendonly of a hold leaves as sendrecv (SIP on port{many} {ports})")
+
+
+def _tell_place(verb: str, place: "Place", preposition: str) -> None:
+    from moh_ebpf.registry import interface_name
+
+    where = f"{interface_name(place.ifindex)} {place.role.hook}"
+    typer.echo(f"{verb} {place.role} {preposition} {where}")
 
 
 @app.command()
@@ -347,7 +347,6 @@ def detach() -> None:
     """Remove all that is ours in this network namespace. Twice is fine."""
     from moh_ebpf import attachment
     from moh_ebpf.lock import running_service
-    from moh_ebpf.registry import interface_name
 
     places = attachment.detach(_notify)
     process = running_service()
@@ -355,8 +354,7 @@ def detach() -> None:
         _notify(f"warning: moh-ebpf run (process {process}) will attach again; stop that instead")
     with _done_already("detach"):
         for place in places:
-            name = interface_name(place.ifindex)
-            typer.echo(f"detached {place.role} from {name} {place.role.hook}")
+            _tell_place("detached", place, "from")
         if not places:
             typer.echo("nothing was attached")
 

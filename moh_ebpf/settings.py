@@ -86,13 +86,13 @@ def load_file(path: Path) -> Settings:
     values = load_config(path, _open_file)
     if missing := [name for name in ("wan", "ucm") if not values.get(name)]:
         raise UsageError(
-            f"--config {path}: {' and '.join(missing)} {'are' if missing[1:] else 'is'} missing; "
+            f"{_in_file(path)}{' and '.join(missing)} {'are' if missing[1:] else 'is'} missing; "
             f"{_WRITE}"
         )
-    return from_values(values, _in_file(path))
+    return _settings(values, _in_file(path))
 
 
-def _in_file(path: Path, more: str = "") -> str:
+def _in_file(path: Path | str, more: str = "") -> str:
     return f"--config {path}{more}: "
 
 
@@ -105,7 +105,7 @@ def _open_file(path: str, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UsageError(f"--config {path}: it is no regular file, and run reads it at each reload")
+        raise UsageError(f"{_in_file(path)}it is no regular file, and run reads it at each reload")
     return descriptor
 
 
@@ -115,38 +115,40 @@ def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> 
     Raises UsageError, which names the file, if it cannot be read, is no TOML, or has a key that is
     no setting or a value that is wrong.
     """
+    where = _in_file(path)
     try:
         with open(path, "rb", opener=opener) as file:
             text = file.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:  # /dev/zero would not end
-            raise UsageError(f"--config {path}: longer than {MOST_BYTES} bytes")
+            raise UsageError(f"{where}longer than {MOST_BYTES} bytes")
         values = tomllib.loads(text.decode())
     except FileNotFoundError as error:
-        raise UsageError(f"--config {path}: {error.strerror}; {_WRITE}") from error
+        raise UsageError(f"{where}{error.strerror}; {_WRITE}") from error
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
+        raise UsageError(f"{where}{error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of 5,000 digits
         hint = '; text stands in quotes: wan = ["eth1"]' if "Invalid value" in str(error) else ""
-        raise UsageError(f"--config {path}: not valid TOML: {error}{hint}") from error
+        raise UsageError(f"{where}not valid TOML: {error}{hint}") from error
     named = {key.replace("-", "_"): value for key, value in values.items()}
     known = [field.name for field in fields(Settings)]
     for key in values:
         if key.replace("-", "_") not in known:
-            raise UsageError(
-                f"--config {path}: there is no setting {key!r}; there are {', '.join(known)}"
-            )
+            raise UsageError(f"{where}there is no setting {key!r}; there are {', '.join(known)}")
     if len(named) < len(values):
-        raise UsageError(f"--config {path}: a setting is given twice, once with - and once with _")
-    return _parsed(named, _in_file(path))
+        raise UsageError(f"{where}a setting is given twice, once with - and once with _")
+    return _parsed(named, where)
 
 
-def from_values(values: Mapping[str, Any], where: str = "") -> Settings:
+def from_values(values: Mapping[str, Any]) -> Settings:
     """Settings from values: strings, numbers and lists as options give them, or as load_config.
 
-    Raises UsageError, which begins with `where` they stand, at the first value that is wrong, with
-    what would be right.
+    Raises UsageError at the first value that is wrong, with what would be right.
     """
-    parsed = _parsed(values, where)
+    return _settings(_parsed(values), "")
+
+
+def _settings(parsed: Mapping[str, Any], where: str) -> Settings:
+    """From values that are right each by itself. Errors begin with `where` they stand."""
     for name in ("wan", "ucm"):
         if not parsed.get(name):
             raise UsageError(f"{where}--{name} is missing: {_MISSING[name]}")
@@ -159,13 +161,13 @@ def from_both(config: Path | None, options: Mapping[str, Any]) -> Settings:
     """The settings of a file, if there is one, and of options over them. Raises UsageError."""
     over = given(options)
     if config is None:
-        return from_values(over)
+        return _settings(over, "")
     names = ", ".join(map(_option, over))
-    return from_values(load_config(config) | over, _in_file(config, names and f" with {names}"))
+    return _settings(load_config(config) | over, _in_file(config, names and f" with {names}"))
 
 
 def _parsed(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """What is parsed already stays as it is."""
+    """Errors begin with `where` they stand. What is parsed already stays as it is."""
     return {
         name: _PARSERS[name](where + _option(name), value)
         for name, value in values.items()

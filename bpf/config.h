@@ -16,15 +16,15 @@ LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 
 #if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) ||     \
 	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(SETTINGS_SIZE) || \
-	!defined(PAGE_SIZE)
+	!defined(MAX_WANS) || !defined(PAGE_SIZE)
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
-TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps; PAGE_SIZE: the kernel's. \
+TIMEOUT_NS; MAX_PEERS, MAX_WANS, SETTINGS_SIZE (bytes): sizes of maps; PAGE_SIZE: the kernel's. \
 MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
 IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
 flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
 QUALITY, if defined: loss and jitter of each stream are kept. \
-COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11), and its ticks \
-will do."
+PATIENCE_NS, if defined: how long UCM's RTP waits for an endpoint to be heard. \
+COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 #endif
 
 #define NO_WAN 0xff /* WAN_INDEX of an interface that is none */
@@ -37,6 +37,24 @@ will do."
 
 /* A longer silence than this is no pause within a call, but the time between two of them. */
 #define LONGEST_PAUSE_NS 10000000000ULL
+
+/*
+ * Learn on a WAN is stale when it has read no packet for so long. Below the timeout, so that a
+ * two-way call whose learn is taken away loses no packet: its WAN is stale when its peer expires.
+ */
+#define STALE_NS (TIMEOUT_NS < 1250000000ULL ? TIMEOUT_NS / 5 * 4 : 1000000000ULL)
+
+/* How exactly a WAN's times are kept: a store for each packet would cost each packet. */
+#define WAN_STEP_NS (STALE_NS / 16)
+
+/* For so long, UCM's RTP to an endpoint that is not known is held back on a stale WAN, too. */
+#define HELD_BACK_NS 1000000000ULL
+
+/* A WAN that has been stale for so long while UCM sends is blind, which readers are told. */
+#define BLIND_NS 3000000000ULL
+
+/* An MOH state that outlives learn by so much says nothing any more. */
+#define LONGEST_DEAF_HOLD_NS 60000000000ULL
 
 /* The ring of events, in pages of memory: of 4 KiB, some 5,000 events. */
 #define EVENTS_PAGES 64

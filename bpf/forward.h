@@ -64,13 +64,6 @@ static __always_inline bool is_forwarded(long route)
 	       route == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 }
 
-/* The engineer's word that it is not to be forwarded. */
-static __always_inline bool is_refused(long route)
-{
-	return route == BPF_FIB_LKUP_RET_BLACKHOLE || route == BPF_FIB_LKUP_RET_UNREACHABLE ||
-	       route == BPF_FIB_LKUP_RET_PROHIBIT || route == BPF_FIB_LKUP_RET_FWD_DISABLED;
-}
-
 /* Before Linux 6.4 a neighbour that is still asked for is found, too, without an address. */
 static __always_inline bool has_neighbour(long route, struct bpf_fib_lookup *fib)
 {

@@ -107,9 +107,11 @@ struct counters {
 	u64 passed_unnatted;
 	u64 dropped_unidentified;
 	u64 dropped_too_big;
-	u64 dropped_no_route;
 	u64 dropped_failed;
 	u64 left_to_stack;
+	u64 routed_elsewhere;
+	u64 passed_blind;
+	u64 passed_unheard;
 	u64 fragments;
 	u64 rtp_in_expected;
 	u64 rtp_in_lost;
@@ -123,17 +125,28 @@ struct counters {
 	u64 events_unread;
 };
 
-/* UCM's RTP to an endpoint that is not known (yet), dropped: since when, until when, how much. */
+/* UCM's RTP to an endpoint that is not heard: since when, until when, how much was dropped. */
 struct waiting {
 	u64 first;
 	u64 last;
 	u64 packets;
+	u64 passed; /* the first packet that passed all the same; 0: none */
+};
+
+/* What is known of a WAN. Times are ns of CLOCK_MONOTONIC, and some ms late; 0: never. */
+struct wan {
+	u64 learn_at;	 /* when learn last read an IPv4 packet to a public address */
+	u64 open_at;	 /* when UCM's RTP last passed although its endpoint was not heard */
+	u64 blind_since; /* when learn last spoke before it fell silent; 0: it is not blind */
 };
 
 enum event_kind {
 	EVENT_LEARNED = 1, /* an endpoint became known, or known again */
 	EVENT_CHANGED,	   /* it went from the one state to the other */
 	EVENT_MUSIC,	   /* on hold, it was sent the first packet of music */
+	EVENT_UNHEARD,	   /* UCM's RTP to it passes from now on, although it is not heard */
+	EVENT_BLIND,  /* of a WAN: learn is silent there, and UCM's RTP passes for that reason */
+	EVENT_SEEING, /* of a WAN: learn speaks again */
 };
 
 /* One record of the ring. All are of this size, so that a reader can tell how many it has missed.
@@ -141,9 +154,9 @@ enum event_kind {
 struct event {
 	u64 time;	/* ns of CLOCK_MONOTONIC */
 	u64 heard;	/* struct heard, as it is now */
-	u64 lasted;	/* ns: the state before; music: from the first packet dropped to this one */
-	u64 dropped;	/* music: the packets dropped before it */
-	__be32 address; /* the endpoint */
+	u64 lasted;	/* ns: the state before; music, unheard: since the first packet dropped */
+	u64 dropped;	/* music, unheard: the packets dropped before it */
+	__be32 address; /* the endpoint; of a WAN: 0 */
 	__be16 port;
 	u8 kind;
 	u8 before; /* enum state; 0: none */

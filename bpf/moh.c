@@ -33,8 +33,10 @@ BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
 
 /* What happened, for any number of readers; see moh_ebpf/events.py. */
 BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
-/* Who UCM sends to without being heard, for the time until the music is. */
+/* Endpoints that UCM sends to and that are not heard. */
 BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 4096);
+/* By the WANs' order: does learn see anything there? */
+BPF_TABLE("array", u32, struct wan, wans, MAX_WANS);
 
 /* JSON for `status` and `detach`. No program reads it; it lives as long as they do. */
 struct settings {
@@ -56,13 +58,23 @@ BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines, 4096);
 BPF_TABLE("percpu_array", u32, struct sip, sip_text, 1);
 #endif
 
-/* ns of CLOCK_MONOTONIC; of its last tick, which is cheaper, where nobody needs more. */
-static inline u64 clock_ns(void)
+/* ns of CLOCK_MONOTONIC at its last tick, which costs less than the exact time. */
+static inline u64 tick_ns(void)
 {
 #ifdef COARSE_CLOCK
 	return coarse_ns();
 #else
 	return bpf_ktime_get_ns();
+#endif
+}
+
+/* ns of CLOCK_MONOTONIC, exact where the quality of streams is kept. */
+static inline u64 clock_ns(void)
+{
+#ifdef QUALITY
+	return bpf_ktime_get_ns();
+#else
+	return tick_ns();
 #endif
 }
 
@@ -132,6 +144,31 @@ static inline struct heard heard_of(struct peer *peer)
 static inline bool is_live(struct peer *peer, u64 now)
 {
 	return (s64)(now - peer->last_seen) < (s64)TIMEOUT_NS;
+}
+
+static inline struct wan *wan_at(u32 index)
+{
+	return wans.lookup(&index);
+}
+
+static inline bool is_stale(struct wan *wan, u64 now, u64 limit)
+{
+	return (s64)(now - wan->learn_at) >= (s64)limit;
+}
+
+/*
+ * Is this the state of a hold that ended after learn did? A longer timeout than learn's silence
+ * would keep such a state although nothing can end it.
+ */
+static inline bool is_deaf_hold(struct heard heard, u64 now)
+{
+#if TIMEOUT_NS > LONGEST_DEAF_HOLD_NS
+	struct wan *wan = heard.state == STATE_MOH ? wan_at(heard.wan) : NULL;
+
+	return wan && is_stale(wan, now, LONGEST_DEAF_HOLD_NS);
+#else
+	return false;
+#endif
 }
 
 #ifdef IS_SIP_PORT
@@ -460,21 +497,17 @@ static inline void tell_heard(struct counters *count, struct packet *packet, u8 
 	tell(count, &event);
 }
 
-/* UCM sends, and is not let through (yet). A wait that was given up long ago does not count. */
-static inline void note_waiting(struct packet *packet, u64 now)
+/* Of a WAN: nothing is told of an endpoint. */
+static inline void tell_wan(struct counters *count, u8 kind, u8 index, u64 now, u64 lasted)
 {
-	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
-	struct waiting first = { .first = now, .last = now, .packets = 1 };
-	struct waiting *waiting = waiting_for.lookup(&endpoint);
+	struct event event = {
+		.time = now,
+		.heard = heard_word((struct heard){ .wan = index }),
+		.lasted = lasted,
+		.kind = kind,
+	};
 
-	if (packet->is_rtcp)
-		return;
-	if (!waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS) {
-		waiting_for.update(&endpoint, &first);
-		return;
-	}
-	waiting->last = now;
-	__sync_fetch_and_add(&waiting->packets, 1);
+	tell(count, &event);
 }
 
 /* The first packet that goes out in the present state ends the wait. */
@@ -604,10 +637,9 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 }
 
 static inline void hear(struct __sk_buff *skb, struct counters *count, struct packet *packet,
-			struct heard heard)
+			struct heard heard, u64 now)
 {
 	struct endpoint endpoint = { .address = packet->saddr, .port = packet->sport };
-	u64 now = clock_ns();
 	struct peer *peer = peers.lookup(&endpoint);
 
 	if (!peer) {
@@ -633,6 +665,27 @@ static inline void hear(struct __sk_buff *skb, struct counters *count, struct pa
 }
 
 /*
+ * Learn has read a packet to a public address on this WAN, of whatever protocol: so it sees what
+ * comes in, and the verdicts may rely on it.
+ */
+static inline void note_learning(struct __sk_buff *skb, u64 now)
+{
+	u8 index = WAN_INDEX(skb->ifindex);
+	struct wan *wan = wan_at(index);
+	struct counters *count;
+
+	if (!wan || !is_stale(wan, now, WAN_STEP_NS))
+		return;
+	wan->learn_at = now;
+	if (!wan->blind_since)
+		return;
+	count = this_cpu_counters();
+	if (count)
+		tell_wan(count, EVENT_SEEING, index, now, elapsed(wan->blind_since, now));
+	wan->blind_since = 0;
+}
+
+/*
  * WAN ingress. RTP to a public address teaches the state of its source. Nobody listens on the
  * phantom port, and an ICMP port unreachable can make a provider hang up: consumed.
  */
@@ -642,7 +695,12 @@ int moh_learn(struct __sk_buff *skb)
 	enum kind kind = read_packet(skb, &packet);
 	struct counters *count;
 	struct heard heard;
+	u64 now = 0;
 
+	if (IS_PUBLIC(packet.daddr)) {
+		now = kind == KIND_RTP ? clock_ns() : tick_ns();
+		note_learning(skb, now);
+	}
 	if (kind != KIND_RTP) {
 		if (kind == KIND_FRAGMENT && IS_PUBLIC(packet.daddr) && may_teach(packet.saddr))
 			count_fragment();
@@ -662,7 +720,7 @@ int moh_learn(struct __sk_buff *skb)
 	heard.state = packet.dport == bpf_htons(MOH_PORT) || packet.dport == bpf_htons(MOH_PORT + 1)
 			      ? STATE_MOH
 			      : STATE_TWO;
-	hear(skb, count, &packet, heard);
+	hear(skb, count, &packet, heard, now);
 
 	if (heard.state != STATE_MOH)
 		return TC_ACT_UNSPEC;
@@ -691,7 +749,7 @@ static inline struct peer *live_peer(__be32 address, __be16 port, u64 now, struc
 	if (!peer || !is_live(peer, now))
 		return NULL;
 	*heard = heard_of(peer);
-	return peer;
+	return is_deaf_hold(*heard, now) ? NULL : peer;
 }
 
 static inline __be16 next_port(__be16 port, s32 step)
@@ -739,9 +797,168 @@ static inline void count_outbound(struct __sk_buff *skb, struct counters *count,
 	note_outbound(skb, count, peer, packet, now);
 }
 
-static inline int drop_unidentified(struct counters *count, struct packet *packet, u64 now)
+/*
+ * UCM's RTP to an endpoint that is not heard is dropped until it is: but only while learn can hear
+ * it, and not for ever
+ */
+
+/*
+ * The wait of UCM's for an endpoint; NULL: there is none, it was given up long ago, or the endpoint
+ * has been heard since it began.
+ */
+static inline struct waiting *present_wait(struct endpoint *endpoint, u64 now)
 {
-	note_waiting(packet, now);
+	struct waiting *waiting = waiting_for.lookup(endpoint);
+	struct peer *peer;
+
+	if (!waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS)
+		return NULL;
+	peer = peers.lookup(endpoint);
+	return peer && (s64)(peer->last_seen - waiting->first) > 0 ? NULL : waiting;
+}
+
+/* The packet's destination, or the endpoint so many ports below it. */
+static inline struct endpoint endpoint_below(struct packet *packet, s32 step)
+{
+	return (struct endpoint){ .address = packet->daddr,
+				  .port = next_port(packet->dport, -step) };
+}
+
+/*
+ * The wait for the packet's endpoint. RTP begins one. RTCP shares that of its RTP, which is to the
+ * same port or to the one below. NULL: there is none, or no memory for it.
+ */
+static inline struct waiting *wait_of(struct packet *packet, u64 now)
+{
+	struct endpoint endpoint = endpoint_below(packet, 0);
+	struct endpoint below = endpoint_below(packet, 1);
+	struct waiting fresh = { .first = now, .last = now };
+	struct waiting *waiting = present_wait(&endpoint, now);
+
+	if (packet->is_rtcp)
+		return waiting ?: present_wait(&below, now);
+	if (!waiting) {
+		waiting_for.update(&endpoint, &fresh);
+		waiting = waiting_for.lookup(&endpoint);
+	}
+	if (waiting)
+		waiting->last = now;
+	return waiting;
+}
+
+/* What may become a hold is held back for a while, unless the WAN is known to be blind. */
+static inline bool is_held_back(struct wan *wan, u64 waited)
+{
+	return waited <= HELD_BACK_NS && !wan->blind_since;
+}
+
+/*
+ * The WAN that is stale and on which this endpoint would be heard; NO_WAN: none is. If the peer was
+ * live when learn last spoke, then it fell silent with learn, and its own WAN is asked first. A
+ * two-way call goes on at once.
+ */
+static inline u8 stale_wan(struct peer *peer, u8 by_route, u64 waited, u64 now)
+{
+	struct heard heard;
+	struct wan *wan;
+
+	if (peer) {
+		heard = heard_of(peer);
+		wan = wan_at(heard.wan);
+		if (wan && is_stale(wan, now, STALE_NS) &&
+		    (s64)(wan->learn_at - peer->last_seen) < (s64)TIMEOUT_NS &&
+		    (heard.state == STATE_TWO || !is_held_back(wan, waited)))
+			return heard.wan;
+	}
+	wan = wan_at(by_route);
+	return wan && is_stale(wan, now, STALE_NS) && !is_held_back(wan, waited) ? by_route
+										 : NO_WAN;
+}
+
+static inline void note_open(u8 index, u64 now)
+{
+	struct wan *wan = wan_at(index);
+
+	if (wan && (s64)(now - wan->open_at) >= (s64)WAN_STEP_NS)
+		wan->open_at = now;
+}
+
+/* A pause of a far end on a quiet WAN is no blindness yet. */
+static inline void note_blind(struct counters *count, u8 index, u64 now)
+{
+	struct wan *wan = wan_at(index);
+
+	if (!wan || wan->blind_since || !is_stale(wan, now, BLIND_NS))
+		return;
+	/* Learn may never have spoken: then it is blind from now on. */
+	wan->blind_since = wan->learn_at ?: now;
+	tell_wan(count, EVENT_BLIND, index, now, elapsed(wan->blind_since, now));
+}
+
+static inline void tell_unheard(struct counters *count, struct packet *packet,
+				struct waiting *waiting, struct peer *peer, u8 index, u64 now)
+{
+	struct heard heard = { .wan = index };
+	struct event event = {
+		.time = now,
+		.lasted = elapsed(waiting->first, now),
+		.dropped = waiting->packets,
+		.address = packet->daddr,
+		.port = packet->dport,
+		.kind = EVENT_UNHEARD,
+	};
+
+	if (peer) {
+		heard = heard_of(peer);
+		event.before = heard.state;
+	}
+	event.heard = heard_word(heard);
+	tell(count, &event);
+}
+
+/* Has UCM sent to this endpoint for longer than the engineer's patience? */
+static inline bool is_patience_over(struct waiting *waiting, u64 now)
+{
+#ifdef PATIENCE_NS
+	return waiting && elapsed(waiting->first, now) >= PATIENCE_NS;
+#else
+	return false;
+#endif
+}
+
+/*
+ * UCM's RTP that would leave by the WAN of this index, to an endpoint that is not heard. `counts`:
+ * no other program of ours has counted it before.
+ */
+static inline int judge_unheard(struct counters *count, struct packet *packet, u8 index,
+				bool counts, u64 now)
+{
+	struct endpoint endpoint = endpoint_below(packet, 0);
+	struct endpoint below = endpoint_below(packet, 1);
+	struct waiting *waiting = wait_of(packet, now);
+	u64 waited = waiting ? elapsed(waiting->first, now) : 0;
+	struct peer *peer = peers.lookup(&endpoint);
+	u8 stale = stale_wan(peer, index, waited, now);
+
+	if (stale == NO_WAN && packet->is_rtcp)
+		stale = stale_wan(peers.lookup(&below), index, waited, now);
+	if (stale != NO_WAN) {
+		note_blind(count, stale, now);
+		note_open(stale, now);
+		count->passed_blind += counts;
+		return TC_ACT_UNSPEC;
+	}
+	if (is_patience_over(waiting, now)) {
+		if (!waiting->passed && !packet->is_rtcp) {
+			waiting->passed = now;
+			tell_unheard(count, packet, waiting, peer, index, now);
+		}
+		note_open(index, now);
+		count->passed_unheard += counts;
+		return TC_ACT_UNSPEC;
+	}
+	if (waiting && !packet->is_rtcp)
+		__sync_fetch_and_add(&waiting->packets, 1);
 	count->dropped_unidentified++;
 	return TC_ACT_SHOT;
 }
@@ -802,9 +1019,11 @@ int moh_enforce(struct __sk_buff *skb)
 
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);
+	if (!peer && !may_be_provider(packet.daddr))
+		return TC_ACT_UNSPEC;
 	if (!peer)
-		return may_be_provider(packet.daddr) ? drop_unidentified(count, &packet, now)
-						     : TC_ACT_UNSPEC;
+		return judge_unheard(count, &packet, WAN_INDEX(skb->ifindex),
+				     !IS_LAN(skb->ingress_ifindex), now);
 	if (heard.state == STATE_TWO)
 		return pass_two(skb, count, peer, &packet, heard, now);
 	return rewrite_here(skb, count, peer, &packet, heard, now);
@@ -813,6 +1032,12 @@ int moh_enforce(struct __sk_buff *skb)
 static inline int leave_to_stack(struct counters *count)
 {
 	count->left_to_stack++;
+	return TC_ACT_UNSPEC;
+}
+
+static inline int leave_routed_elsewhere(struct counters *count)
+{
+	count->routed_elsewhere++;
 	return TC_ACT_UNSPEC;
 }
 
@@ -825,9 +1050,9 @@ static inline int refuse_too_big(struct counters *count, struct packet *packet)
 	return TC_ACT_SHOT;
 }
 
-/* Unidentified at the LAN: dropped if it would leave by a WAN; elsewhere it is not ours. */
-static inline int judge_unidentified(struct __sk_buff *skb, struct counters *count,
-				     struct packet *packet, u64 now)
+/* Not heard, at the LAN: it is ours if it would leave by a WAN. */
+static inline int judge_unheard_at_lan(struct __sk_buff *skb, struct counters *count,
+				       struct packet *packet, u64 now)
 {
 	struct bpf_fib_lookup fib;
 	long route;
@@ -835,9 +1060,9 @@ static inline int judge_unidentified(struct __sk_buff *skb, struct counters *cou
 	if (!may_be_provider(packet->daddr))
 		return TC_ACT_UNSPEC;
 	route = route_as_stack(skb, packet, &fib);
-	if (is_forwarded(route) && WAN_INDEX(fib.ifindex) != NO_WAN)
-		return drop_unidentified(count, packet, now);
-	return TC_ACT_UNSPEC;
+	if (!is_forwarded(route) || WAN_INDEX(fib.ifindex) == NO_WAN)
+		return TC_ACT_UNSPEC;
+	return judge_unheard(count, packet, WAN_INDEX(fib.ifindex), true, now);
 }
 
 /* How a packet leaves. */
@@ -905,8 +1130,9 @@ static inline bool renew_hop(struct __sk_buff *skb, struct peer *peer, struct pa
 }
 
 /*
- * The WAN to leave by: the one that the peer was heard on. Where that has no route to the peer
- * (asymmetric uplinks), the WAN that the stack would choose. NO_WAN: there is none.
+ * The WAN to leave by, for a packet that the stack would send out of some WAN: the one that the
+ * peer was heard on. Where that has no route to the peer (asymmetric uplinks), the WAN that the
+ * stack would choose. NO_WAN: the routes have changed meanwhile.
  */
 static inline u8 way_out(struct __sk_buff *skb, struct packet *packet, struct bpf_fib_lookup *fib,
 			 struct heard *heard, long *route)
@@ -931,16 +1157,17 @@ static inline int find_route(struct __sk_buff *skb, struct counters *count, stru
 			     struct packet *packet, struct heard heard, u64 now, struct way *way)
 {
 	struct bpf_fib_lookup fib;
-	long route;
+	long route = route_as_stack(skb, packet, &fib);
 	u8 out;
 
-	if (is_refused(route_as_stack(skb, packet, &fib)))
+	if (!is_forwarded(route))
 		return leave_to_stack(count);
+	/* Who was heard on a WAN may be forged: media go where the routes send them. */
+	if (WAN_INDEX(fib.ifindex) == NO_WAN)
+		return leave_routed_elsewhere(count);
 	out = way_out(skb, packet, &fib, &heard, &route);
-	if (out == NO_WAN) {
-		count->dropped_no_route++;
-		return TC_ACT_SHOT;
-	}
+	if (out == NO_WAN)
+		return leave_routed_elsewhere(count);
 	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return refuse_too_big(count, packet);
 	way->wan = WAN_IFINDEX(out);
@@ -1024,7 +1251,7 @@ int moh_bypass(struct __sk_buff *skb)
 	now = clock_ns();
 	peer = destination(&packet, now, &heard);
 	if (!peer)
-		return judge_unidentified(skb, count, &packet, now);
+		return judge_unheard_at_lan(skb, count, &packet, now);
 	if (heard.state == STATE_MOH)
 		return send_moh(skb, count, peer, &packet, heard, now);
 	count->passed_two++;

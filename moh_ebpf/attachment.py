@@ -175,8 +175,10 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
 def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     """The maps that the programs go on with, by name."""
     names = ["counters", "events", "waiting_for"]
-    if _same_peers(plan, record, before):
-        names.append("peers")
+    if _same_wans(record, before):
+        names.append("wans")
+        if before.maps["peers"].max_entries == plan.settings.max_peers:
+            names.append("peers")
     if plan.settings.flip_hold:
         names += ["dialogs", "segments", "cut_lines"]
     return {name: before.maps[name].fd for name in names if name in before.maps}
@@ -193,12 +195,10 @@ def _bind_maps(loaded: Loaded) -> None:
         raise MohError(lacks or str(error)) from error
 
 
-def _same_peers(plan: Plan, record: Record, before: Attached) -> bool:
-    """Can the programs go on with the very map? Then not one packet falls between two maps."""
-    return (
-        before.maps["peers"].max_entries == plan.settings.max_peers
-        and record.wan[: len(before.record.wan)] == before.record.wan
-    )
+def _same_wans(record: Record, before: Attached) -> bool:
+    """Does each WAN keep its index? Then the programs can go on with the very maps, and not one
+    packet falls between two of them."""
+    return record.wan[: len(before.record.wan)] == before.record.wan
 
 
 def _carry_over(

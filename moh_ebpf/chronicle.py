@@ -21,6 +21,9 @@ _RETRY_SECONDS = 5.0
 # Whatever a read has taken, the next one is no later than that.
 _LONGEST_LAG_SECONDS = 5.0
 
+# Events that say that UCM's RTP passes where it is held back by rights.
+_WARNINGS = ("blind", "unheard")
+
 MUSIC_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 HOLD_BUCKETS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
@@ -153,7 +156,8 @@ class Chronicle:
 
     def _say(self, event: Event | Lost) -> None:
         if self._lines < _LINES_PER_SECOND:
-            self._log.info("%s", event)
+            is_bad = isinstance(event, Event) and event.event in _WARNINGS
+            self._log.log(logging.WARNING if is_bad else logging.INFO, "%s", event)
             self._lines += 1
         else:
             self._unsaid += 1

@@ -180,6 +180,12 @@ TIMEOUT = typer.Option(
     show_default=False,
     help="When a silent endpoint is forgotten. Default: 1s.",
 )
+PATIENCE = typer.Option(
+    None,
+    metavar="DURATION",
+    show_default=False,
+    help="How long UCM's RTP is held back from an endpoint not heard, or never. Default: 3s.",
+)
 MAX_PEERS = typer.Option(
     None,
     metavar="N",
@@ -222,6 +228,7 @@ def attach(
     rtp_ports: str = RTP_PORTS,
     provider: list[str] = PROVIDER,
     timeout: str = TIMEOUT,
+    patience: str = PATIENCE,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
     flip_hold: bool = FLIP_HOLD,
@@ -239,6 +246,7 @@ def attach(
         "rtp_ports": rtp_ports,
         "provider": provider,
         "timeout": timeout,
+        "patience": patience,
         "max_peers": max_peers,
         "quality": quality,
         "flip_hold": flip_hold,
@@ -393,6 +401,7 @@ def doctor(
     rtp_ports: str = RTP_PORTS,
     provider: list[str] = PROVIDER,
     timeout: str = TIMEOUT,
+    patience: str = PATIENCE,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
     flip_hold: bool = FLIP_HOLD,
@@ -416,6 +425,7 @@ def doctor(
         "rtp_ports": rtp_ports,
         "provider": provider,
         "timeout": timeout,
+        "patience": patience,
         "max_peers": max_peers,
         "quality": quality,
         "flip_hold": flip_hold,

@@ -5,6 +5,7 @@ needed. It is imported only here and only when something is compiled.
 """
 
 import contextlib
+import math
 import mmap
 import os
 import platform
@@ -20,7 +21,7 @@ from moh_ebpf import features, layout, libbpf
 from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
 from moh_ebpf.registry import Role
-from moh_ebpf.settings import Settings
+from moh_ebpf.settings import MOST_INTERFACES, Settings
 
 _BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
 _OTHER_BCC = (
@@ -83,7 +84,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         raise
     except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
         raise MohError(_explain("".join(output) or str(error))) from error
-    names = ["peers", "counters", "settings", "events", "waiting_for"]
+    names = ["peers", "counters", "settings", "events", "waiting_for", "wans"]
     names += ["providers"] * bool(plan.settings.provider)
     names += ["dialogs", "segments", "cut_lines"] * plan.settings.flip_hold
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
@@ -144,13 +145,16 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "RTP_PORT_MAX": settings.rtp_ports.high,
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
         "MAX_PEERS": settings.max_peers,
+        "MAX_WANS": MOST_INTERFACES,
         "SETTINGS_SIZE": settings_size,
         "PAGE_SIZE": mmap.PAGESIZE,
     }
     if settings.quality:
         defines["QUALITY"] = 1
-    elif features.has_coarse_clock():
+    if features.has_coarse_clock():
         defines["COARSE_CLOCK"] = 1
+    if math.isfinite(settings.patience):
+        defines["PATIENCE_NS"] = f"{round(settings.patience * 1e9)}ULL"
     if settings.flip_hold:
         phantom = str(settings.port).encode()
         defines |= {

@@ -62,25 +62,31 @@ class Record(NamedTuple):
     kind: int
     before: int
 
+    @property
+    def kind_name(self) -> str:
+        return Kind(self.kind).name.lower()
+
 
 class Event(NamedTuple):
     """What happened to an endpoint; `time` in seconds of the epoch, times that lasted in seconds.
 
-    `event` is new, hold, resume, expired or evicted. `before` and `after` are states, None: not
-    known. `lasted` is how long the state before did. On a hold, `time_to_music` is the time from
-    UCM's first packet that was dropped to the first one that was sent on, 0 if none was dropped,
-    and `dropped_before` counts them; both are None if no music came within a second, or none before
-    the hold `ended_first`.
+    `event` is new, hold, resume, expired, evicted or unheard; or, of a WAN, blind or seeing: then
+    there is no endpoint, and `lasted` is how long learn had been silent there. `before` and `after`
+    are states, None: not known. `lasted` is how long the state before did. On a hold,
+    `time_to_music` is the time from UCM's first packet that was dropped to the first one that was
+    sent on, 0 if none was dropped, and `dropped_before` counts them; both are None if no music came
+    within a second, or none before the hold `ended_first`. Unheard is an endpoint that UCM has sent
+    to for the whole of the patience, which `lasted`; UCM's RTP to it passes from then on.
     """
 
     time: float
     event: str
-    address: str
-    port: int
+    address: str | None
+    port: int | None
     before: State | None
     after: State | None
-    public_address: str
-    public_port: int
+    public_address: str | None
+    public_port: int | None
     interface: str
     lasted: float | None = None
     time_to_music: float | None = None
@@ -103,16 +109,24 @@ class Event(NamedTuple):
         }
         if self.event == "hold":
             shown["time_to_music"] = _rounded(self.time_to_music)
+        if self.event in ("hold", "unheard"):
             shown["dropped_before"] = self.dropped_before
         return shown
 
     def __str__(self) -> str:
         """A line of `events`, without its time."""
+        if self.event in _OF_A_WAN:
+            return f"{self.event:<7} {self.interface}  {_OF_A_WAN[self.event].format(self.lasted)}"
         end = f"{self.event:<7} {self.address}:{self.port}"
         if self.after:
             end += f"  {self.after.name} at {self.public_address}:{self.public_port}"
-        if self.before and self.lasted is not None:
+        if self.before and self.lasted is not None and self.event != "unheard":
             end += f"  after {self.lasted:.1f} s of {self.before.name}"
+        if self.event == "unheard":
+            return (
+                f"{end}  NOT HEARD in {self.lasted:.1f} s, {self.dropped_before} dropped; "
+                "UCM's RTP to it passes now"
+            )
         if self.event != "hold":
             return end
         if self.ended_first:
@@ -120,6 +134,13 @@ class Event(NamedTuple):
         if self.time_to_music is None:
             return f"{end}  NO MUSIC within {MUSIC_WITHIN_SECONDS:g} s"
         return f"{end}  music in {self.time_to_music * 1e3:.0f} ms, {self.dropped_before} dropped"
+
+
+# Events of a WAN, in words, with how long learn was silent.
+_OF_A_WAN = {
+    "blind": "LEARN SEES NOTHING for {:.1f} s, UCM's RTP passes as without moh_ebpf",
+    "seeing": "learn sees packets again, after {:.1f} s",
+}
 
 
 @dataclass(frozen=True)
@@ -301,11 +322,16 @@ class Story:
 
     def tell(self, record: Record) -> Iterator[Event]:
         """The events that follow from a record."""
+        if record.kind in (Kind.BLIND, Kind.SEEING):
+            yield self._of_a_wan(record)
+            return
         key = record.address, record.port
         known = self._known.get(key)
         if known and known.from_map and known.since >= record.time:
             known = None  # the map had it before we came to read of it
-        if record.kind == Kind.MUSIC:
+        if record.kind == Kind.UNHEARD:
+            yield self._unheard(key, record)
+        elif record.kind == Kind.MUSIC:
             yield from self._music(key, known, record)
         elif record.kind == Kind.LEARNED:
             yield from self._learned(key, known, record)
@@ -337,6 +363,38 @@ class Story:
         if not self._due:
             return math.inf
         return max((self._due[0][0] - now) / _SECOND, again, 0.0)
+
+    def _of_a_wan(self, record: Record) -> Event:
+        *_, wan = layout.HEARD.unpack(record.heard)
+        return Event(
+            time=(record.time + self.epoch) / _SECOND,
+            event=record.kind_name,
+            address=None,
+            port=None,
+            before=None,
+            after=None,
+            public_address=None,
+            public_port=None,
+            interface=self.interfaces.get(wan, "(gone)"),
+            lasted=record.lasted / _SECOND,
+        )
+
+    def _unheard(self, key: Key, record: Record) -> Event:
+        address, port, _, wan = layout.HEARD.unpack(record.heard)
+        was_heard = bool(record.before)
+        return Event(
+            time=(record.time + self.epoch) / _SECOND,
+            event=record.kind_name,
+            address=inet_ntoa(key[0]),
+            port=int.from_bytes(key[1], "big"),
+            before=State(record.before) if was_heard else None,
+            after=None,
+            public_address=inet_ntoa(address) if was_heard else None,
+            public_port=int.from_bytes(port, "big") if was_heard else None,
+            interface=self.interfaces.get(wan, "(gone)"),
+            lasted=record.lasted / _SECOND,
+            dropped_before=record.dropped,
+        )
 
     def _learned(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
         if known and not record.before:  # nobody has looked for it since

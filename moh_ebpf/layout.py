@@ -15,6 +15,9 @@ class Kind(IntEnum):
     LEARNED = 1
     CHANGED = 2
     MUSIC = 3
+    UNHEARD = 4
+    BLIND = 5
+    SEEING = 6
 
 
 class State(IntEnum):
@@ -74,8 +77,13 @@ PEER = struct.Struct(f"={HEARD.size}s6Q{RTP.size}s7Q{RTP.size}s")
 EVENT_FIELDS = ("time", "heard", "lasted", "dropped", "address", "port", "kind", "before")
 EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBB")
 
-# struct waiting: when UCM's first and last packet were dropped, in ns of CLOCK_MONOTONIC, how many.
-WAITING = struct.Struct("=3Q")
+# struct waiting, in its order: when UCM's first and last packet came, in ns of CLOCK_MONOTONIC, how
+# many were dropped, and when the first one passed (0: none).
+WAITING = struct.Struct("=4Q")
+
+# struct wan, in its order; times are ns of CLOCK_MONOTONIC, 0: never.
+WAN_FIELDS = ("learn_at", "open_at", "blind_since")
+WAN = struct.Struct("=3Q")
 
 # struct prefix: length in bits, address in network byte order.
 PREFIX = struct.Struct("=I4s")
@@ -94,9 +102,11 @@ COUNTERS = {
     "passed_unnatted": "two-way packets seen leaving a WAN with UCM's own address",
     "dropped_unidentified": "UCM's packets to endpoints not known (yet): dropped",
     "dropped_too_big": "hold music too long for the WAN, without DF: dropped",
-    "dropped_no_route": "hold music whose WAN has no route to its endpoint: dropped",
     "dropped_failed": "hold music whose rewrite failed (no memory): dropped",
     "left_to_stack": "hold music the firewall itself must answer: TTL over, not forwarded",
+    "routed_elsewhere": "hold music whose route leaves by no WAN: left to the stack",
+    "passed_blind": "UCM's packets to endpoints not heard, as learn is blind on the WAN: passed",
+    "passed_unheard": "UCM's packets to endpoints not heard for longer than the patience: passed",
     "fragments": "UDP fragments to or from us: never touched, for they carry no ports",
     "rtp_in_expected": "inbound RTP that its sequence numbers tell of, come or not",
     "rtp_in_lost": "inbound RTP skipped in its sequence, whether it came late or not at all",
@@ -109,6 +119,9 @@ COUNTERS = {
     "sip_split": "SDP left as it is: its direction, or what that is of, is not in one packet",
     "events_unread": "events for which there was no room, for nobody reads them",
 }
+# Counters of earlier versions: what they counted no longer happens. Readers find them at 0.
+RETIRED_COUNTERS = ("dropped_no_route",)
+
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
 # struct sip_segment and struct sip_context (bpf/sip.h), which no command reads.
@@ -117,7 +130,7 @@ SIP = struct.Struct("=4s4s2s2sI128sQ5I12B8B")
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
 _ALL = [
     *(each.format for each in (ENDPOINT, HEARD, SIP, WAITING)),
-    *(RTP_FIELDS, PEER_FIELDS, EVENT_FIELDS),
+    *(RTP_FIELDS, PEER_FIELDS, EVENT_FIELDS, WAN_FIELDS),
     *COUNTERS,
 ]
 ID = f"{zlib.crc32(repr(_ALL).encode()):08x}"

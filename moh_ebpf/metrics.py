@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -27,7 +27,7 @@ from moh_ebpf import __version__, layout, registry
 from moh_ebpf.chronicle import Histogram, Sums
 from moh_ebpf.errors import MohError, NotAttachedError, UsageError
 from moh_ebpf.layout import State
-from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot
+from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot, Wan
 from moh_ebpf.registry import Attached
 from moh_ebpf.settings import Settings
 
@@ -38,9 +38,11 @@ VERDICTS = (
     "passed_two",
     "dropped_unidentified",
     "dropped_too_big",
-    "dropped_no_route",
     "dropped_failed",
     "left_to_stack",
+    "routed_elsewhere",
+    "passed_blind",
+    "passed_unheard",
 )
 CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
 SIP = ("flipped", "restored", "split")
@@ -161,7 +163,8 @@ def families(facts: Facts | None) -> Iterator[Any]:
         value=facts.missing,
     )
     yield _counter("packets", "Packets of ours by what was done with them.", "verdict",
-                   {name: counters[name] for name in VERDICTS})  # fmt: skip
+                   {name: counters[name] for name in VERDICTS}
+                   | dict.fromkeys(layout.RETIRED_COUNTERS, 0))  # fmt: skip
     yield _counter("state_changes", "Changes of an endpoint's state.", "change",
                    {name: counters[name] for name in CHANGES})  # fmt: skip
     for name, metric in (
@@ -178,6 +181,7 @@ def families(facts: Facts | None) -> Iterator[Any]:
     yield _counter("sip_packets", "SIP by what was done with its direction.", "outcome",
                    {name: counters[f"sip_{name}"] for name in SIP})  # fmt: skip
     yield from _peers(facts)
+    yield from _wans(facts.snapshot.wans)
     yield from _run_time(facts.programs)
 
 
@@ -210,6 +214,26 @@ def _peers(facts: Facts) -> Iterator[Any]:
     yield core.GaugeMetricFamily(
         "moh_ebpf_peers_max", "The most endpoints remembered.", value=facts.settings.max_peers
     )
+
+
+def _wans(wans: Sequence[Wan]) -> Iterator[Any]:
+    core = _client().core
+    gauge, labels = core.GaugeMetricFamily, ["interface"]
+    blind = gauge("moh_ebpf_wan_blind",
+                  "1 while UCM's RTP passes because learn sees nothing there.",
+                  labels=labels)  # fmt: skip
+    is_open = gauge("moh_ebpf_wan_failing_open",
+                    "1 while UCM's RTP passes there to endpoints that are not heard.",
+                    labels=labels)  # fmt: skip
+    age = gauge("moh_ebpf_wan_learn_age_seconds",
+                "Time since learn last read a packet to a public address there; absent: never.",
+                labels=labels)  # fmt: skip
+    for each in wans:
+        blind.add_metric([each.interface], int(each.is_blind))
+        is_open.add_metric([each.interface], int(each.is_failing_open))
+        if each.learn_age is not None:
+            age.add_metric([each.interface], each.learn_age)
+    yield from (blind, is_open, age)
 
 
 def _of_the_service(sums: Sums) -> Iterator[Any]:

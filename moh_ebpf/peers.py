@@ -7,7 +7,7 @@ seconds here.
 import gc
 import heapq
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socket import inet_ntoa
@@ -21,6 +21,12 @@ _NS = 1e-9
 
 # Media come every 20 to 60 ms, comfort noise about once a second: a longer silence is dead air.
 SILENT_SECONDS = 2.0
+# A WAN whose last packet passed unheard for longer ago is closed again: UCM's RTCP is the slowest
+# that passes, about one report in five seconds.
+OPEN_SECONDS = 10.0
+# An MOH state counts no longer than that after learn has fallen silent (bpf/config.h,
+# LONGEST_DEAF_HOLD_NS).
+LONGEST_DEAF_HOLD_SECONDS = 60.0
 
 
 class Peer(NamedTuple):
@@ -97,13 +103,60 @@ class Peer(NamedTuple):
         }
 
 
+class Wait(NamedTuple):
+    """An endpoint that UCM sends to without its being heard: `waited` seconds by now, how many
+    packets were `dropped` meanwhile, and whether they pass by now."""
+
+    address: str
+    port: int
+    waited: float
+    dropped: int
+    passes: bool
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.address}:{self.port}"
+
+
+class Wan(NamedTuple):
+    """What is known of a WAN at one moment, in seconds: `learn_age` since learn last read a packet
+    there, `open_age` since UCM's RTP last passed although its endpoint was not heard (None: never),
+    `blind_for` since learn fell silent while UCM sends (None: it is not blind)."""
+
+    interface: str
+    learn_age: float | None
+    open_age: float | None
+    blind_for: float | None
+
+    @property
+    def is_blind(self) -> bool:
+        """Does UCM's RTP pass because learn sees nothing there?"""
+        return self.blind_for is not None
+
+    @property
+    def is_failing_open(self) -> bool:
+        """Has UCM's RTP passed there lately that is held back by rights?"""
+        return self.open_age is not None and self.open_age < OPEN_SECONDS
+
+    def to_json(self) -> dict[str, Any]:
+        """One object of `wans` in `status --json`."""
+        return {
+            "interface": self.interface,
+            "learn_age": None if self.learn_age is None else round(self.learn_age, 3),
+            "failing_open": self.is_failing_open,
+            "blind": self.is_blind,
+            "blind_for": None if self.blind_for is None else round(self.blind_for, 3),
+        }
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """Peers and counters at one moment; `time` in seconds of CLOCK_MONOTONIC."""
+    """Peers, counters and WANs at one moment; `time` in seconds of CLOCK_MONOTONIC."""
 
     time: float
     peers: list[Peer]
     counters: Mapping[str, int]
+    wans: Sequence[Wan] = ()
 
 
 class PeerRate(NamedTuple):
@@ -142,6 +195,7 @@ def decode(
     timeout: float,
     interfaces: Mapping[int, str],
     within: float = math.inf,
+    deaf: Collection[int] = (),
 ) -> list[Peer]:
     """Peers from unpacked struct endpoints and struct peers, in the map's order.
 
@@ -149,7 +203,8 @@ def decode(
     `within` so many seconds are left out, at little cost.
 
     `now` is CLOCK_MONOTONIC in ns, read after the map or before it: a peer seen later than `now`
-    has age 0. `timeout` is in seconds; `interfaces` names a WAN by its index.
+    has age 0. `timeout` is in seconds; `interfaces` names a WAN by its index. On a WAN that is
+    `deaf`, a hold is expired whatever its age.
     """
     unpack_heard = layout.HEARD.unpack
     from_bytes = int.from_bytes
@@ -161,12 +216,15 @@ def decode(
         if age >= within:
             continue
         public_address, public_port, state, wan = unpack_heard(heard)
+        is_expired = age >= timeout or (wan in deaf and state == State.MOH)
+        if is_expired and within <= timeout:
+            continue
         peers.append(
             Peer(
                 inet_ntoa(address),
                 from_bytes(port, "big"),
                 State(state),
-                age >= timeout,
+                is_expired,
                 inet_ntoa(public_address),
                 from_bytes(public_port, "big"),
                 interfaces.get(wan, "(gone)"),

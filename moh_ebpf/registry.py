@@ -20,7 +20,7 @@ from pyroute2 import IPRoute
 
 from moh_ebpf import layout, libbpf, peers, tc
 from moh_ebpf.errors import MohError, NotAttachedError
-from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot
+from moh_ebpf.peers import LONGEST_DEAF_HOLD_SECONDS, SILENT_SECONDS, Peer, Snapshot, Wait, Wan
 from moh_ebpf.settings import Settings, from_values
 from moh_ebpf.tc import Filter, Hook
 
@@ -128,7 +128,8 @@ class Attached:
         """The counters, summed over the CPUs. Raises OSError."""
         per_cpu = libbpf.lookup_per_cpu(self.maps["counters"], _FIRST)
         values = map(layout.COUNTERS_VALUE.unpack, per_cpu)
-        return dict(zip(layout.COUNTERS, map(sum, zip(*values, strict=True)), strict=True))
+        sums = dict(zip(layout.COUNTERS, map(sum, zip(*values, strict=True)), strict=True))
+        return sums | dict.fromkeys(layout.RETIRED_COUNTERS, 0)
 
     def peers(self) -> Iterator[_Entry]:
         """Each peer's entry of the map. Raises OSError."""
@@ -144,27 +145,68 @@ class Attached:
         """
         now = time.monotonic_ns()
         within = self.record.settings.timeout + forgotten_for
-        return Snapshot(now * 1e-9, self._decoded(self.peers(), now, within), self.counters())
+        peers = self._decoded(self.peers(), now, within)
+        return Snapshot(now * 1e-9, peers, self.counters(), self.wans(now))
+
+    def wans(self, now: int | None = None) -> list[Wan]:
+        """What is known of each WAN, in their order. `now`: of CLOCK_MONOTONIC, in ns. Raises
+        OSError."""
+        now = time.monotonic_ns() if now is None else now
+        found = []
+        for index, interface in self.wan_names().items():
+            times = layout.WAN.unpack(libbpf.lookup(self.maps["wans"], struct.pack("=I", index)))
+            ages = [max(0, now - each) * 1e-9 if each else None for each in times]
+            found.append(Wan(interface, *ages))
+        return found
 
     def unheard(self) -> list[Peer]:
-        """Peers that have been forgotten, and that UCM still sends to: in vain. Raises OSError."""
+        """Peers that have been forgotten, and that UCM still sends to. Raises OSError."""
         now = time.monotonic_ns()
         found = []
+        for endpoint, _ in self._waiting(now):
+            with suppress(FileNotFoundError):  # most have never been heard
+                value = libbpf.lookup(self.maps["peers"], layout.ENDPOINT.pack(*endpoint))
+                found.append((endpoint, layout.PEER.unpack(value)))
+        return [peer for peer in self._decoded(found, now) if peer.expired]
+
+    def waits(self) -> list[Wait]:
+        """The endpoints that UCM sends to now and that are not heard. Raises OSError."""
+        now = time.monotonic_ns()
+        return [
+            Wait(
+                socket.inet_ntoa(address),
+                int.from_bytes(port, "big"),
+                max(0, now - first) * 1e-9,
+                dropped,
+                bool(passed),
+            )
+            for (address, port), (first, _, dropped, passed) in self._waiting(now)
+        ]
+
+    def _waiting(self, now: int) -> Iterator[_Entry]:
+        """Each endpoint with its struct waiting, where UCM has sent to it of late."""
         for keys, values in libbpf.entries(self.maps["waiting_for"]):
             waits = zip(
                 layout.ENDPOINT.iter_unpack(keys), layout.WAITING.iter_unpack(values), strict=True
             )
-            for endpoint, (_, last, _) in waits:
+            for endpoint, (first, last, dropped, passed) in waits:
                 if now - last < SILENT_SECONDS * 1e9:
-                    with suppress(FileNotFoundError):  # most have never been heard
-                        key = layout.ENDPOINT.pack(*endpoint)
-                        value = libbpf.lookup(self.maps["peers"], key)
-                        found.append((endpoint, layout.PEER.unpack(value)))
-        return [peer for peer in self._decoded(found, now) if peer.expired]
+                    yield endpoint, (first, last, dropped, passed)
 
     def _decoded(self, entries: Iterable[_Entry], now: int, within: float = math.inf) -> list[Peer]:
         timeout, names = self.record.settings.timeout, self.wan_names()
-        return peers.decode(entries, now=now, timeout=timeout, interfaces=names, within=within)
+        deaf = self._deaf(now) if timeout > LONGEST_DEAF_HOLD_SECONDS else ()
+        return peers.decode(
+            entries, now=now, timeout=timeout, interfaces=names, within=within, deaf=deaf
+        )
+
+    def _deaf(self, now: int) -> set[int]:
+        """The indexes of the WANs where learn has been silent for so long that no hold counts."""
+        return {
+            index
+            for index, wan in enumerate(self.wans(now))
+            if wan.learn_age is None or wan.learn_age >= LONGEST_DEAF_HOLD_SECONDS
+        }
 
     def wan_names(self) -> dict[int, str]:
         """The WANs' present names by their index in a peer."""
@@ -333,7 +375,14 @@ def require_root() -> None:
 def describe(found: Attached | None) -> dict[str, Any]:
     """What `status --json` shows: plain JSON types."""
     if found is None:
-        return {"attached": False, "settings": {}, "programs": [], "missing": [], "counters": {}}
+        return {
+            "attached": False,
+            "settings": {},
+            "programs": [],
+            "missing": [],
+            "wans": [],
+            "counters": {},
+        }
 
     def place(each: Place) -> dict[str, Any]:
         return {
@@ -352,5 +401,6 @@ def describe(found: Attached | None) -> dict[str, Any]:
             if each in found.filters
         ],
         "missing": [place(each) for each in found.missing],
+        "wans": [each.to_json() for each in found.wans()],
         "counters": found.counters(),
     }

@@ -35,7 +35,14 @@ NOTICE = Style(color="yellow")
 STATES = {State.MOH: Style(color="magenta", bold=True), State.TWO: Style(color="green")}
 
 # Counters that ought not to grow, or not for long.
-TROUBLE = ("dropped_", "learn_failed", "passed_unnatted")
+TROUBLE = (
+    "dropped_",
+    "learn_failed",
+    "passed_unnatted",
+    "passed_blind",
+    "passed_unheard",
+    "routed_elsewhere",
+)
 
 EMPTY_SETTINGS = {"lan": "none", "provider": "any global address"}
 
@@ -414,11 +421,34 @@ PROGRAM_COLUMNS = (
 
 def _programs(description: Description) -> list[Line]:
     lines = table(PROGRAM_COLUMNS, [*description["programs"], *description["missing"]])
-    return lines + missing(description)
+    return lines + troubles(description)
 
 
-def missing(description: Description) -> list[Line]:
-    """One line, if programs are missing: which, and what to do."""
+def troubles(description: Description) -> list[Line]:
+    """One line for what is missing, and one for each WAN where UCM's RTP passes unheard."""
+    return [*_missing(description), *_open_wans(description)]
+
+
+def _open_wans(description: Description) -> list[Line]:
+    lines: list[Line] = []
+    for wan in description["wans"]:
+        name = wan["interface"]
+        if wan["blind"]:
+            text = (
+                f"BLIND: learn sees nothing on {name} for {wan['blind_for']:.0f} s, and UCM's RTP "
+                "passes as without moh_ebpf; see: moh-ebpf doctor"
+            )
+            lines.append([Segment(text, ALARM)])
+        elif wan["failing_open"]:
+            text = (
+                f"OPEN: UCM's RTP passes on {name} to endpoints that are not heard; "
+                "see: moh-ebpf doctor"
+            )
+            lines.append([Segment(text, NOTICE)])
+    return lines
+
+
+def _missing(description: Description) -> list[Line]:
     places = [f"{place['role']} on {place['interface']}" for place in description["missing"]]
     if not places:
         return []
@@ -438,19 +468,19 @@ def setting_text(name: str, value: Any) -> str:
         return ", ".join(map(str, value)) or EMPTY_SETTINGS.get(name, "")
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}s" if name == "timeout" else str(value)
+    is_duration = name in ("timeout", "patience") and not isinstance(value, str)
+    return f"{value:g}s" if is_duration else str(value)
 
 
 def _explained_counters(counters: Mapping[str, int]) -> list[tuple[Line, Segment]]:
-    names = max(map(len, counters))
+    names = max(map(len, COUNTERS))
     values = max(len(str(value)) for value in counters.values())
-    return [
-        (
-            [Segment(f"{name:<{names}}  {value:>{values}}  ", PLAIN if value else DIM)],
-            Segment(COUNTERS.get(name, ""), DIM),
-        )
-        for name, value in counters.items()
-    ]
+
+    def line(name: str) -> Line:
+        value = counters[name]
+        return [Segment(f"{name:<{names}}  {value:>{values}}  ", PLAIN if value else DIM)]
+
+    return [(line(name), Segment(meaning, DIM)) for name, meaning in COUNTERS.items()]
 
 
 # peers

@@ -468,8 +468,10 @@ def _words(settings: Settings) -> str:
 
 
 def _calls(attached: Attached) -> str:
-    states = [each.state for each in attached.snapshot(forgotten_for=0).peers]
-    return f"{states.count(State.MOH)} on hold, {states.count(State.TWO)} two-way"
+    now = attached.snapshot(forgotten_for=0)
+    states = [each.state for each in now.peers]
+    blind = "".join(f"; learn sees nothing on {wan.interface}" for wan in now.wans if wan.is_blind)
+    return f"{states.count(State.MOH)} on hold, {states.count(State.TWO)} two-way{blind}"
 
 
 class _Beat:

@@ -4,6 +4,7 @@ A setting has one name everywhere: `--rtp-ports` on the command line is `rtp_por
 (`rtp-ports` is taken as well), in `status --json` and here.
 """
 
+import math
 import os
 import re
 import stat
@@ -23,6 +24,8 @@ MOST_ADDRESSES = 256
 MOST_PROVIDERS = 65536
 MOST_SIP_PORTS = 16
 TIMEOUT_SECONDS = (0.05, 3600.0)
+LONGEST_PATIENCE_SECONDS = 3600.0
+NEVER = "never"
 # Of a config: many times what all that it may hold takes.
 MOST_BYTES = 1 << 24
 
@@ -45,8 +48,9 @@ class PortRange:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `attach` is told. `timeout` is in seconds; `public` empty: the WANs' own addresses;
-    `provider` empty: any address that is not private, loopback, link-local or multicast."""
+    """What `attach` is told. `timeout` and `patience` are in seconds; `patience` inf: never over;
+    `public` empty: the WANs' own addresses; `provider` empty: any address that is not private,
+    loopback, link-local or multicast."""
 
     wan: tuple[str, ...]
     ucm: tuple[IPv4Address, ...]
@@ -56,6 +60,7 @@ class Settings:
     rtp_ports: PortRange = PortRange(16384, 32767)
     provider: tuple[IPv4Network, ...] = ()
     timeout: float = 1.0
+    patience: float = 3.0
     max_peers: int = 65536
     quality: bool = True
     flip_hold: bool = False
@@ -63,7 +68,8 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON types, under the same names; `from_values` reads them back."""
-        values = asdict(self) | {"rtp_ports": str(self.rtp_ports)}
+        patience = NEVER if math.isinf(self.patience) else self.patience
+        values = asdict(self) | {"rtp_ports": str(self.rtp_ports), "patience": patience}
         return {
             name: [each if isinstance(each, int) else str(each) for each in value]
             if isinstance(value, tuple)
@@ -301,6 +307,20 @@ def _timeout(option: str, value: Any) -> float:
     return seconds
 
 
+def _patience(option: str, value: Any) -> float:
+    if value in (NEVER, math.inf):
+        return math.inf
+    try:
+        seconds = duration(option, value)
+    except UsageError:
+        raise UsageError(
+            f"{option}: {value!r} is no duration; write it as 3s or 500ms, or as never"
+        ) from None
+    if seconds > LONGEST_PATIENCE_SECONDS:
+        raise UsageError(f"{option}: {value} is out of range, 0s to 60m, or never")
+    return seconds
+
+
 _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "wan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
     "lan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
@@ -310,6 +330,7 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "port": _port,
     "rtp_ports": _port_range,
     "timeout": _timeout,
+    "patience": _patience,
     "max_peers": lambda option, value: _whole(option, value, 1, MOST_PEERS),
     "quality": _switch,
     "flip_hold": _switch,

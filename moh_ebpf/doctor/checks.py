@@ -18,7 +18,9 @@ from moh_ebpf.doctor.findings import Finding, Level
 from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 from moh_ebpf.errors import NOT_PERMITTED
 from moh_ebpf.layout import State
-from moh_ebpf.settings import TIMEOUT_SECONDS
+from moh_ebpf.peers import Wait
+from moh_ebpf.registry import Place, Role
+from moh_ebpf.settings import TIMEOUT_SECONDS, Settings
 
 # A pause this near to the timeout will be longer than it some day.
 _NEAR = 0.8
@@ -785,6 +787,82 @@ def _flip_remedy(facts: Facts) -> str:
     return "--flip-hold has seen no hold: is SIP encrypted, or on a port that --sip-ports lacks?"
 
 
+def _learning(facts: Facts) -> Findings:
+    """On a WAN where learn sees nothing, UCM's RTP passes as if nothing were attached."""
+    for wan in facts.after.wans if facts.after else ():
+        if not wan.is_blind:
+            continue
+        last = "never" if wan.learn_age is None else f"{wan.learn_age:.0f} s ago"
+        cause, remedy = _why_blind(facts, wan.interface)
+        yield (
+            Level.ERROR,
+            f"learn sees nothing on {wan.interface}, so UCM's RTP passes as without moh_ebpf: "
+            f"{cause}",
+            f"the last packet to a public address was read there {last}; received by "
+            f"{wan.interface} in {facts.seconds:.1f} s: {facts.received.get(wan.interface, 0)}",
+            remedy,
+        )
+
+
+def _why_blind(facts: Facts, name: str) -> tuple[str, str]:
+    """The cause, and what to try."""
+    public = ", ".join(map(str, facts.settings.public))
+    if any(_is_learn_on(place, name) for place in facts.missing):
+        return "its program is gone", "see attached"
+    if any(name in evidence for _, evidence in facts.others):
+        return "another program runs before it", "see other-programs"
+    if name in facts.without_carrier:
+        return "the interface has no carrier", "see interfaces"
+    if name in facts.offloading:
+        return "the interface may forward by itself", "see hardware-flows"
+    if facts.received.get(name):
+        return (
+            f"packets come in, and none of them is IPv4 to {public}",
+            f"name the addresses that the provider sends to with --public; tcpdump -ni {name} udp",
+        )
+    return "no packet comes in", f"see wan-route and wan-neighbour; tcpdump -ni {name}"
+
+
+def _is_learn_on(place: Place, name: str) -> bool:
+    return place.role is Role.LEARN and registry.interface_name(place.ifindex) in (name, "(gone)")
+
+
+def _unheard(facts: Facts) -> Findings:
+    """Endpoints that UCM sends to for longer than the patience: it passes, and is no hold music."""
+    passing = [each for each in facts.waits if each.passes]
+    settings = facts.attached or facts.settings
+    unlisted = [each for each in passing if not _is_listed(each, settings)]
+    for waits, cause, remedy in (
+        (
+            unlisted,
+            "--provider does not list them, so they are never learned",
+            "list every network that UCM exchanges RTP with: --provider",
+        ),
+        (
+            [each for each in passing if each not in unlisted],
+            "no RTP comes in from them: they may wait to hear something first, or be on hold and "
+            "told sendonly",
+            f"{_flip_remedy(facts)}; see what comes in: tcpdump -ni "
+            f"{facts.wan_names[0] if facts.wan else 'WAN'} udp and src host "
+            f"{passing[0].address if passing else 'ADDRESS'}",
+        ),
+    ):
+        if waits:
+            longest = max(waits, key=lambda each: each.waited)
+            yield (
+                Level.WARNING,
+                f"UCM's RTP passes to {len(waits)} endpoints that are not heard: {cause}",
+                f"{longest.endpoint}: for {longest.waited:.0f} s, {longest.dropped} packets "
+                f"dropped before; patience {settings.patience:g} s",
+                remedy,
+            )
+
+
+def _is_listed(wait: Wait, settings: Settings) -> bool:
+    address = IPv4Address(wait.address)
+    return not settings.provider or any(address in each for each in settings.provider)
+
+
 def _unidentified(facts: Facts) -> Findings:
     dropped, music = facts.grown("dropped_unidentified"), facts.grown("consumed")
     if not dropped:
@@ -843,11 +921,11 @@ def _silent(facts: Facts) -> Findings:
         sent = "none ever" if longest.out_age is None else f"the last {longest.out_age:.0f} s ago"
         yield (
             Level.WARNING,
-            f"{len(silent)} on hold get no music: UCM sends from an address that --ucm lacks, by "
-            "an interface that is no --lan, or not at all",
+            f"{len(silent)} on hold get no music: UCM sends from an address that --ucm lacks, from "
+            "a port outside --rtp-ports, by an interface that is no --lan, or not at all",
             f"{longest.endpoint}: on hold for {longest.since:.0f} s, packets to it: {sent}",
-            f"tcpdump -ni {facts.lan_names[0] if facts.lan else 'any'} udp src portrange "
-            f"{settings.rtp_ports} and dst host {longest.address}",
+            f"tcpdump -ni {facts.lan_names[0] if facts.lan else 'any'} udp and dst host "
+            f"{longest.address}; --rtp-ports is {settings.rtp_ports}",
         )
 
 
@@ -870,7 +948,8 @@ def _unnatted(facts: Facts) -> Findings:
 _FAILURES = {
     "learn_failed": "free memory; a smaller --max-peers",
     "dropped_failed": "free memory",
-    "dropped_no_route": "ip route get ENDPOINT; see wan-route",
+    "routed_elsewhere": "ip route get ENDPOINT from UCM iif LAN; a rule by mark is not seen, one "
+    "by address or interface is: ip rule add from UCM lookup TABLE",
     "dropped_too_big": "a larger MTU on the WAN, or a shorter packet time in UCM",
 }
 
@@ -955,6 +1034,8 @@ CHECKS: Mapping[str, Check] = {
     "hardware-flows": Check(_hardware_flows, "nothing is offloaded", ("rules", "offload")),
     "other-programs": Check(_other_programs, "nothing stands before ours", ("programs",)),
     "attached": Check(_attached, "all programs are where they belong", ("programs",)),
+    "learning": Check(_learning, "learn sees what comes in", ("programs", "calls")),
+    "unheard": Check(_unheard, "UCM sends to nobody that is not heard", ("programs", "calls")),
     "unidentified": Check(_unidentified, "UCM's RTP is not dropped", ("programs", "calls")),
     "silent": Check(_silent, "whoever is on hold gets music", ("programs", "calls")),
     "unnatted": Check(_unnatted, "no RTP leaves with UCM's address", ("programs", "calls")),

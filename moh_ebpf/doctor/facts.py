@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -34,7 +34,7 @@ from moh_ebpf.doctor.rules import Ruleset
 from moh_ebpf.errors import MohError, UsageError
 from moh_ebpf.netlink import whole
 from moh_ebpf.network import Interface
-from moh_ebpf.peers import Snapshot
+from moh_ebpf.peers import Snapshot, Wait
 from moh_ebpf.registry import Attached, Found, Place, Record
 from moh_ebpf.settings import Settings
 
@@ -127,6 +127,8 @@ class Facts:
     other_version: bool = False
     before: Snapshot | None = None
     after: Snapshot | None = None
+    waits: Sequence[Wait] = ()  # endpoints that UCM sends to and that are not heard
+    received: Mapping[str, int] = field(default_factory=dict)  # packets by WAN, while we looked
 
     @property
     def seconds(self) -> float:
@@ -223,8 +225,9 @@ def _gather(
         dict.fromkeys(address for each in wan for address in each.addresses)
     )
     settings = replace(chosen, public=public)
-    not_seen: tuple[Snapshot | None, Snapshot | None] = (None, None)
-    before, after = ask("calls", lambda: _watch(found.attached, seconds), not_seen)
+    before, after, waits, received = ask(
+        "calls", lambda: _watch(ipr, found.attached, seconds), _Seen(None, None, [], {})
+    )
     targets = _targets(settings, after)
     nowhere: dict[IPv4Address, str] = {}
     addresses = ask("addresses", lambda: _addresses(ipr), nowhere)
@@ -259,6 +262,8 @@ def _gather(
         other_version=bool(found.filters) and found.attached is None,
         before=before,
         after=after,
+        waits=waits,
+        received=received,
     )
     return replace(facts, unasked=asking.unasked)
 
@@ -676,12 +681,32 @@ def moved_entries(settings: Settings, lines: Iterable[str]) -> list[Entry]:
 # What is attached
 
 
-def _watch(attached: Attached | None, seconds: float) -> tuple[Snapshot | None, Snapshot | None]:
+class _Seen(NamedTuple):
+    before: Snapshot | None
+    after: Snapshot | None
+    waits: list[Wait]
+    received: dict[str, int]
+
+
+def _watch(ipr: IPRoute, attached: Attached | None, seconds: float) -> _Seen:
     if attached is None:
-        return None, None
+        return _Seen(None, None, [], {})
+    names = set(attached.wan_names().values())
+    received = _received(ipr, names)
     before = attached.snapshot()
     time.sleep(seconds)
-    return before, attached.snapshot()
+    after = attached.snapshot()
+    grown = {name: n - received.get(name, n) for name, n in _received(ipr, names).items()}
+    return _Seen(before, after, attached.waits(), grown)
+
+
+def _received(ipr: IPRoute, names: Collection[str]) -> dict[str, int]:
+    """How many packets these interfaces have received, by their drivers' counters."""
+    return {
+        link.get_attr("IFLA_IFNAME"): link.get_attr("IFLA_STATS64")["rx_packets"]
+        for link in whole(ipr.get_links)
+        if link.get_attr("IFLA_IFNAME") in names and link.get_attr("IFLA_STATS64")
+    }
 
 
 def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[tuple[str, str]]:

@@ -48,6 +48,10 @@ def _line(event: Event | Lost) -> Line:
 def _style(event: Event | Lost) -> Style:
     if isinstance(event, Lost):
         return NOTICE
+    if event.event == "blind":
+        return ALARM
+    if event.event == "unheard":
+        return NOTICE
     if event.event == "hold" and event.time_to_music is None and not event.ended_first:
         return ALARM
     return STATES[event.after] if event.after else DIM

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rich.segment import Segment
 from rich.style import Style
 
-from moh_ebpf.layout import State
+from moh_ebpf.layout import COUNTERS, State
 from moh_ebpf.peers import PeerRate, Rates, Snapshot
 from moh_ebpf.render import (
     DIM,
@@ -36,10 +36,10 @@ from moh_ebpf.render import (
     cut,
     fine_time,
     length,
-    missing,
     rate_text,
     setting_text,
     table,
+    troubles,
     whole_time,
 )
 from moh_ebpf.watch.history import History, per_cell, sparkline
@@ -90,6 +90,7 @@ def plain_line(frame: Frame) -> str:
         "out": f"{total.outbound:.1f}",
         **{name: round(rate * seconds) for name, rate in rates.counters.items()},
         "missing": len(description["missing"]),
+        "blind": sum(wan["blind"] for wan in description["wans"]),
     }
     values = " ".join(f"{name}={value}" for name, value in fields.items())
     return f"{at.isoformat(timespec='milliseconds')} {values}"
@@ -127,7 +128,7 @@ def _total(rates: Rates) -> PeerRate:
 
 
 def _header(frame: Frame, view: View, size: Size) -> list[Line]:
-    lines = [_summary(frame, view, size.width), *missing(frame.description)]
+    lines = [_summary(frame, view, size.width), *troubles(frame.description)]
     if size.height >= ROWS_FOR_SETTINGS:
         lines += [_interfaces(frame.description), _settings(frame.description["settings"])]
     return lines
@@ -411,14 +412,14 @@ def _counter_cells(counters: Mapping[str, int], rates: Mapping[str, float]) -> l
     def order(name: str) -> tuple[bool, bool]:
         return not counters[name], not name.startswith(TROUBLE)
 
-    names = max(map(len, counters))
+    names = max(map(len, COUNTERS))
     values = max(7, *(len(str(value)) for value in counters.values()))
     return [
         [
             Segment(f"{name:<{names}} {counters[name]:>{values}}", None if counters[name] else DIM),
             _growth(name, rates.get(name, 0.0)),
         ]
-        for name in sorted(counters, key=order)
+        for name in sorted(COUNTERS, key=order)
     ]
 
 

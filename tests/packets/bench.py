@@ -16,6 +16,7 @@ from scapy.packet import Packet
 from moh_ebpf import attachment, layout, libbpf, settings
 from moh_ebpf import events as told
 from moh_ebpf.layout import State
+from moh_ebpf.peers import Wait, Wan
 from moh_ebpf.registry import Attached, Record, Role
 from tests.support.firewall import Firewall
 
@@ -110,6 +111,7 @@ class PeerState:
     state: State
     public: str
     age: float = 0.0
+    wan: int = 0
 
 
 class Bench:
@@ -156,7 +158,7 @@ class Bench:
         now = time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
         values: dict[str, object] = dict.fromkeys(layout.PEER_FIELDS, 0)
         values["in_rtp"] = values["out_rtp"] = bytes(layout.RTP.size)
-        values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, 0)
+        values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, peer.wan)
         values["last_seen"] = values["since"] = now - int(peer.age * 1e9)
         libbpf.update(
             self._loaded.maps["peers"],
@@ -172,6 +174,8 @@ class Bench:
                 fields[name] -= min(int(seconds * 1e9), fields[name])
 
         self._change_peers(age)
+        self.age_waiting(seconds)
+        self._age_wans(seconds)
 
     def age_streams(self, seconds: float) -> None:
         """As if so many seconds had passed since the last packet of each inbound stream."""
@@ -206,12 +210,42 @@ class Bench:
                 libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
 
     def age_waiting(self, seconds: float) -> None:
-        """As if UCM's dropped packets had come so long ago."""
+        """As if UCM's packets to those that are not heard had come so long ago."""
         waiting_for = self._loaded.maps["waiting_for"]
-        ((keys, values),) = libbpf.entries(waiting_for)
-        first, last, packets = layout.WAITING.unpack(values)
-        moved = layout.WAITING.pack(first - int(seconds * 1e9), last - int(seconds * 1e9), packets)
-        libbpf.update(waiting_for, keys, moved)
+        for keys, values in libbpf.entries(waiting_for):
+            for at, wait in enumerate(layout.WAITING.iter_unpack(values)):
+                first, last, packets, passed = wait
+                moved = first - int(seconds * 1e9), last - int(seconds * 1e9), packets, passed
+                key = keys[at * waiting_for.key_size :][: waiting_for.key_size]
+                libbpf.update(waiting_for, key, layout.WAITING.pack(*moved))
+
+    def _age_wans(self, seconds: float) -> None:
+        for index, times in enumerate(self._wans()):
+            moved = [each and each - int(seconds * 1e9) for each in times]
+            self._set_wan(index, *moved)
+
+    def _wans(self) -> list[tuple[int, ...]]:
+        """Each WAN's struct wan."""
+        wans = self._loaded.maps["wans"]
+        return [
+            layout.WAN.unpack(libbpf.lookup(wans, struct.pack("=I", index)))
+            for index in range(len(self._attached.record.wan))
+        ]
+
+    def _set_wan(self, index: int, *times: int) -> None:
+        libbpf.update(self._loaded.maps["wans"], struct.pack("=I", index), layout.WAN.pack(*times))
+
+    def set_learned(self, age: float | None = -5.0, wan: int = 0) -> None:
+        """As if learn had last read a packet on this WAN so many seconds ago; None: never. By
+        default in some seconds, so that it stays fresh however long the machine pauses."""
+        now = time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
+        self._set_wan(wan, 0 if age is None else now - int(age * 1e9), 0, 0)
+
+    def wans(self) -> list[Wan]:
+        return self._attached.wans()
+
+    def waits(self) -> list[Wait]:
+        return self._attached.waits()
 
     def peers(self) -> dict[str, tuple[str, str]]:
         """Endpoint → state and public address:port."""
@@ -249,6 +283,8 @@ class Bench:
             for at in range(0, len(keys), waiting.key_size):
                 libbpf._call("bpf_map_delete_elem", waiting.fd, keys[at : at + waiting.key_size])
         self._ring.read()
+        for index in range(len(self._attached.record.wan)):
+            self._set_wan(index, *([0] * len(layout.WAN_FIELDS)))
         for each in self._attached.snapshot().peers:
             key = layout.ENDPOINT.pack(*_packed(each.endpoint))
             libbpf._call("bpf_map_delete_elem", self._loaded.maps["peers"].fd, key)

@@ -4,6 +4,7 @@ Written from the design and not from the C. It knows one firewall: a LAN and a W
 headers, whose routes are given as a function. Time is a number of seconds that the tests move.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +35,14 @@ class Datagram:
     is_fragment: bool
     is_rtp: bool
     is_rtcp: bool
+
+
+def destination_of(frame: bytes) -> IPv4Address | None:
+    """Where an IPv4 packet of any protocol goes to; None for what is no IPv4."""
+    if len(frame) < _ETHERNET + 20 or frame[12:14] != b"\x08\x00":
+        return None
+    ip = frame[_ETHERNET:]
+    return IPv4Address(ip[16:20]) if ip[0] >> 4 == 4 and ip[0] & 15 >= 5 else None
 
 
 def read(frame: bytes) -> Datagram | None:
@@ -77,6 +86,14 @@ class Peer:
 
 
 @dataclass
+class Wait:
+    """UCM's RTP to an endpoint that is not heard."""
+
+    first: float
+    last: float
+
+
+@dataclass
 class Model:
     ucm: set[IPv4Address]
     public: set[IPv4Address]
@@ -86,7 +103,12 @@ class Model:
     port: int = 4000
     rtp_ports: tuple[int, int] = (16384, 32767)
     timeout: float = 10.0
+    patience: float = 3.0
     now: float = 0.0
+    # Of the WAN: when learn last read a packet there, and since when it is known to be blind.
+    learned: float = -math.inf
+    blind: bool = False
+    waits: dict[tuple[IPv4Address, int], Wait] = field(default_factory=dict)
     peers: dict[tuple[IPv4Address, int], Peer] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
 
@@ -99,6 +121,8 @@ class Model:
         return self.may_teach(address) or not any(address in prefix for prefix in _NO_PROVIDER)
 
     def learn(self, frame: bytes) -> tuple[int, bytes]:
+        if destination_of(frame) in self.public:
+            self.learned, self.blind = self.now, False
         datagram = read(frame)
         if (
             datagram is None
@@ -146,8 +170,10 @@ class Model:
         if datagram is None:
             return UNSPEC, frame
         peer, source = self.heard(datagram)
+        if peer is None and not self.may_be_provider(datagram.destination[0]):
+            return UNSPEC, frame
         if peer is None:
-            return self._unidentified(frame, self.may_be_provider(datagram.destination[0]))
+            return self._unheard(datagram), frame
         self._sent(peer, datagram)
         if peer.state == TWO:
             self.counters["passed_two"] += 1
@@ -164,9 +190,10 @@ class Model:
             return UNSPEC, frame
         address = datagram.destination[0]
         peer, source = self.heard(datagram)
+        if peer is None and not (self.may_be_provider(address) and self.leaves_by_wan(address)):
+            return UNSPEC, frame
         if peer is None:
-            drop = self.may_be_provider(address) and self.leaves_by_wan(address)
-            return self._unidentified(frame, drop)
+            return self._unheard(datagram), frame
         if peer.state == TWO:
             self._sent(peer, datagram)
             self.counters["passed_two"] += 1
@@ -189,9 +216,45 @@ class Model:
         low, high = self.rtp_ports
         return datagram if datagram.is_rtp and low <= datagram.source[1] <= high else None
 
-    def _unidentified(self, frame: bytes, drop: bool) -> tuple[int, bytes]:
-        self.counters["dropped_unidentified"] += drop
-        return (SHOT if drop else UNSPEC), frame
+    def _unheard(self, datagram: Datagram) -> int:
+        """It is dropped, unless learn is silent, or the endpoint for longer than the patience."""
+        address, port = datagram.destination
+        wait = self._wait(datagram)
+        waited = self.now - wait.first if wait else 0.0
+        endpoints = [(address, port), *([(address, port - 1)] if datagram.is_rtcp else [])]
+        if any(self._is_stale_for(self.peers.get(each), waited) for each in endpoints):
+            self.blind |= self.now - self.learned >= 3.0
+            self.counters["passed_blind"] += 1
+            return UNSPEC
+        if wait and waited >= self.patience:
+            self.counters["passed_unheard"] += 1
+            return UNSPEC
+        self.counters["dropped_unidentified"] += 1
+        return SHOT
+
+    def _is_stale_for(self, peer: Peer | None, waited: float) -> bool:
+        if self.now - self.learned < 1.0:
+            return False
+        fell_silent_with_learn = peer and self.learned - peer.last_seen < self.timeout
+        is_call = fell_silent_with_learn and peer and peer.state == TWO
+        return is_call or waited > 1.0 or self.blind
+
+    def _wait(self, datagram: Datagram) -> Wait | None:
+        """RTP begins a wait, or goes on with it; RTCP shares that of its RTP."""
+        address, port = datagram.destination
+        wait = self._present_wait((address, port))
+        if datagram.is_rtcp:
+            return wait or self._present_wait((address, port - 1))
+        if wait is None:
+            wait = self.waits[address, port] = Wait(self.now, self.now)
+        wait.last = self.now
+        return wait
+
+    def _present_wait(self, endpoint: tuple[IPv4Address, int]) -> Wait | None:
+        wait, peer = self.waits.get(endpoint), self.peers.get(endpoint)
+        if wait is None or self.now - wait.last > 10.0:
+            return None
+        return None if peer and peer.last_seen > wait.first else wait
 
     def _sent(self, peer: Peer, datagram: Datagram) -> None:
         peer.outbound = (peer.outbound[0] + 1, peer.outbound[1] + datagram.length)

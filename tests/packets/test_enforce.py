@@ -132,6 +132,7 @@ UNIDENTIFIED = [
 
 @pytest.mark.parametrize(("what", "peer", "changes"), UNIDENTIFIED)
 def test_drops_the_unidentified(programs: Bench, what: str, peer, changes) -> None:
+    programs.set_learned()
     if peer:
         programs.set_peer(PROVIDER, PeerState(peer.state, peer.public, **changes))
     assert programs.run(Role.ENFORCE, music())[0] == SHOT, what

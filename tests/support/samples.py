@@ -23,6 +23,15 @@ DESCRIPTION: dict[str, Any] = {
         {"interface": "eth0", "hook": "ingress", "role": "bypass", "id": 23},
     ],
     "missing": [],
+    "wans": [
+        {
+            "interface": "eth1",
+            "learn_age": 0.02,
+            "failing_open": False,
+            "blind": False,
+            "blind_for": None,
+        }
+    ],
     "counters": dict.fromkeys(COUNTERS, 0),
 }
 

@@ -1,11 +1,15 @@
 """What is no error, but may keep the programs from seeing the packets: attach points it out."""
 
+from ipaddress import IPv4Address
+
 from pyroute2 import IPRoute
 
 from moh_ebpf import network, registry, tc
 from moh_ebpf.compiler import Plan
 from moh_ebpf.registry import Place, Record
 from moh_ebpf.tc import Filter
+
+_MOST_ASKED = 64  # provider networks whose routes are looked up
 
 
 def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
@@ -15,6 +19,7 @@ def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
         *_earlier_filters(ipr, record),
         *_tcx_programs(record),
         *_macvlans(ipr, plan),
+        *_routed_by_mark(ipr, plan),
     ]
 
 
@@ -82,3 +87,28 @@ def _macvlans(ipr: IPRoute, plan: Plan) -> list[str]:
         for name in network.macvlans_on(ipr, each.index)
         if name not in plan.settings.lan
     ]
+
+
+def _routed_by_mark(ipr: IPRoute, plan: Plan) -> list[str]:
+    """Bypass asks for the route before netfilter has set a mark. Where only a mark leads to a WAN,
+    the stack has the hold music."""
+    if not plan.lan or not network.has_rules_by_mark(ipr):
+        return []
+    wan = {each.index for each in plan.wan}
+    lan, ucm = plan.lan[0], plan.settings.ucm[0]
+    return [
+        f"a rule by mark (ip rule) may lead UCM's packets to {where} out of a --wan; without the "
+        f"mark they do not leave by one, so hold music is left to the stack. Rules by address and "
+        f"interface are seen: ip rule add from {ucm} lookup TABLE; see: ip route get {address} "
+        f"from {ucm} iif {lan.name}"
+        for where, address in _providers(plan)
+        if network.way_of(ipr, address, ucm, lan.index) not in wan
+    ]
+
+
+def _providers(plan: Plan) -> list[tuple[str, IPv4Address]]:
+    """Each network of the provider's with an address of it; any address where none is named."""
+    networks = [
+        (str(each), each.network_address + (each.prefixlen < 31)) for each in plan.settings.provider
+    ]
+    return networks[:_MOST_ASKED] or [("any global address", network.ANYWHERE)]

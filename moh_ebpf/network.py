@@ -21,6 +21,9 @@ from moh_ebpf.netlink import whole
 _LINK_HEADERS = {1: 14, 512: 0, 519: 0, 768: 0, 778: 0, 65534: 0}
 _LOOPBACK = 772
 
+# Stands for "any global address" where no provider is known: nothing is sent there.
+ANYWHERE = IPv4Address("9.9.9.9")
+
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _IFF_UP = 0x1
 _PORT_MASTERS = {"bridge", "bond", "team"}
@@ -138,6 +141,20 @@ def way_to(ipr: IPRoute, address: IPv4Address) -> int | None:
     """The ifindex of the interface by which an address is reached; None: there is no route."""
     route = route_to(ipr, address)
     return int(route.get_attr("RTA_OIF")) if route and route.get_attr("RTA_OIF") else None
+
+
+def way_of(ipr: IPRoute, address: IPv4Address, source: IPv4Address, iif: int) -> int | None:
+    """The ifindex by which a packet leaves that comes in by `iif`; None: it is not forwarded."""
+    try:
+        (route, *_) = ipr.route("get", dst=str(address), src=str(source), iif=iif)
+    except NetlinkError:
+        return None
+    return int(route.get_attr("RTA_OIF") or 0) or None
+
+
+def has_rules_by_mark(ipr: IPRoute) -> bool:
+    """Does a rule of this namespace's routing ask for a mark?"""
+    return any(rule.get_attr("FRA_FWMARK") for rule in whole(lambda: ipr.get_rules(family=2)))
 
 
 def enter_new_namespace() -> None:

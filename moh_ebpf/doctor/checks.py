@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from moh_ebpf import registry
+from moh_ebpf import network, registry
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.facts import Facts, Route, Target
@@ -316,7 +316,7 @@ def _to_the_provider(facts: Facts) -> list[Route]:
 
 
 def _named(target: Target) -> str:
-    if target.address == asked.ANYWHERE and not target.network and not target.heard_on:
+    if target.address == network.ANYWHERE and not target.network and not target.heard_on:
         return "any global address"
     return f"the provider's {target.network or target.address}"
 

@@ -44,8 +44,6 @@ _NUD_INCOMPLETE, _NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
 # The kernel asks for a neighbour's address once a second: who leaves a second request unanswered as
 # well is not there.
 _UNANSWERED_SECONDS = 1.5
-# Stands for "any global address" where no provider is known: nothing is sent there.
-ANYWHERE = IPv4Address("9.9.9.9")
 ANY = IPv4Address("0.0.0.0")  # what a socket listens on that listens on all
 _MOST_ASKED = 64  # provider addresses whose routes are looked up
 _MOST_ENTRIES = 1_000_000  # conntrack's, read at most
@@ -477,7 +475,7 @@ def _targets(settings: Settings, after: Snapshot | None) -> list[Target]:
         Target(each.network_address + (each.prefixlen < 31), str(each))
         for each in settings.provider[:_MOST_ASKED]
     ]
-    return [*live, *networks] or [Target(ANYWHERE)]
+    return [*live, *networks] or [Target(network.ANYWHERE)]
 
 
 def _route(ipr: IPRoute, address: IPv4Address, source: IPv4Address | None = None) -> Route | None:

@@ -57,7 +57,8 @@ def test_status_json(fw: Firewall) -> None:
     assert shown["attached"] is True
     assert shown["settings"] == {
         "wan": ["wan"], "lan": ["lan"], "ucm": [UCM], "public": [PUBLIC], "port": 4000,
-        "rtp_ports": "16384-32767", "provider": [], "timeout": 60.0, "max_peers": 65536,
+        "rtp_ports": "16384-32767", "provider": [], "timeout": 60.0, "patience": 3.0,
+        "max_peers": 65536,
         "quality": True, "flip_hold": False, "sip_ports": [5060],
     }  # fmt: skip
     ids = [program.pop("id") for program in shown["programs"]]
@@ -67,7 +68,10 @@ def test_status_json(fw: Firewall) -> None:
         {"interface": "wan", "hook": "egress", "role": "enforce"},
         {"interface": "lan", "hook": "ingress", "role": "bypass"},
     ]
-    assert list(shown["counters"]) == list(layout.COUNTERS)
+    assert list(shown["counters"]) == [*layout.COUNTERS, *layout.RETIRED_COUNTERS]
+    (wan,) = shown["wans"]
+    assert wan.pop("learn_age") < 3600
+    assert wan == {"interface": "wan", "failing_open": False, "blind": False, "blind_for": None}
 
 
 def test_shown_as_text(fw: Firewall) -> None:

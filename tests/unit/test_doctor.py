@@ -15,7 +15,8 @@ from moh_ebpf.doctor.checks import run
 from moh_ebpf.doctor.facts import Facts, Route, Target
 from moh_ebpf.doctor.rules import Packets, Truth
 from moh_ebpf.network import Interface
-from moh_ebpf.peers import Peer, Snapshot
+from moh_ebpf.peers import Peer, Snapshot, Wait, Wan
+from moh_ebpf.registry import Place, Role
 from moh_ebpf.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -474,13 +475,62 @@ def test_a_packet_in_no_time_is_no_stream() -> None:
     [
         ({"learn_failed": (0, 3)}, Level.WARNING),
         ({"learn_failed": (3, 3)}, Level.NOTE),
-        ({"dropped_no_route": (1, 2)}, Level.WARNING),
+        ({"routed_elsewhere": (1, 2)}, Level.WARNING),
         ({"left_to_stack": (1, 2)}, None),
     ],
 )
 def test_failures(counters: dict, level: Level | None) -> None:
     one = found(attached(**counters)).get("failures")
     assert (one and one.level) == level
+
+
+BLIND = Wan("wan", learn_age=9.0, open_age=0.02, blind_for=9.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({}, "no packet comes in"),
+        ({"received": {"wan": 50}}, "none of them is IPv4 to"),
+        ({"without_carrier": ["wan"]}, "no carrier"),
+        ({"offloading": ["wan"]}, "forward by itself"),
+        ({"others": [("a filter", "wan ingress: pref 100 bpf x")]}, "another program"),
+        ({"missing": [Place(0x7FFFFFFF, Role.LEARN)]}, "its program is gone"),
+        ({"missing": [Place(0x7FFFFFFF, Role.ENFORCE)]}, "no packet comes in"),
+    ],
+)
+def test_a_blind_wan_has_a_cause(changes: dict, cause: str) -> None:
+    facts = attached()
+    assert facts.after
+    facts = replace(facts, after=replace(facts.after, wans=[BLIND]), **changes)
+    one = found(facts)["learning"]
+    assert one.level is Level.ERROR
+    assert cause in one.found
+
+
+def test_a_quiet_wan_is_no_fault() -> None:
+    facts = attached()
+    assert facts.after
+    quiet = Wan("wan", learn_age=900.0, open_age=None, blind_for=None)
+    assert "learning" not in found(replace(facts, after=replace(facts.after, wans=[quiet])))
+
+
+def test_who_is_not_heard_has_a_cause() -> None:
+    waits = [
+        Wait("203.0.113.1", 21000, 60.0, 150, passes=True),
+        Wait("198.18.0.1", 21000, 4.0, 150, passes=True),
+        Wait("198.18.0.2", 21000, 1.0, 50, passes=False),
+    ]
+    networks = replace(SETTINGS, provider=(IPv4Network("203.0.113.0/24"),))
+    facts = replace(attached(), attached=networks, waits=waits)
+    told = [each for each in run(facts) if each.check == "unheard"]
+    assert [each.level for each in told] == [Level.WARNING] * 2
+    for one, cause, endpoint in zip(
+        told, ("--provider", "no RTP comes in"), ("198.18.0.1", "203.0.113.1"), strict=True
+    ):
+        assert cause in one.found
+        assert endpoint in one.evidence
+    assert "unheard" not in found(replace(facts, waits=waits[2:]))
 
 
 def test_unnatted_is_right_without_a_lan() -> None:

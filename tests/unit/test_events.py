@@ -349,3 +349,39 @@ def test_sums() -> None:
         sums.add(each)
     assert sums.events == {"hold": 1, "resume": 1, "lost": 3}
     assert (sums.time_to_music.sum, sums.hold.sum) == (0.0425, 12.0)
+
+
+# UCM's RTP that passes although its endpoint is not heard
+
+
+def test_a_wan_is_blind_and_sees_again(peers: Peers) -> None:
+    nobody = (bytes(4), bytes(2))
+    blind, seeing = peers.told(
+        record(20, Kind.BLIND, State.MOH, key=nobody, lasted=3.2),
+        record(30, Kind.SEEING, State.MOH, key=nobody, lasted=13.2),
+    )
+    assert str(blind) == (
+        "blind   eth1  LEARN SEES NOTHING for 3.2 s, UCM's RTP passes as without moh_ebpf"
+    )
+    assert str(seeing) == "seeing  eth1  learn sees packets again, after 13.2 s"
+    assert seeing.to_json() == {
+        "time": 30, "event": "seeing", "address": None, "port": None, "from": None, "to": None,
+        "public_address": None, "public_port": None, "interface": "eth1", "lasted": 13.2,
+    }  # fmt: skip
+    assert peers.after(100) == []
+
+
+@pytest.mark.parametrize("before", [0, State.TWO])
+def test_who_is_not_heard_for_the_patience(peers: Peers, before: State | int) -> None:
+    (unheard,) = peers.told(
+        record(20, Kind.UNHEARD, State.TWO, before=before, lasted=3.02, dropped=151)
+    )
+    assert str(unheard) == (
+        "unheard 203.0.113.10:20000  NOT HEARD in 3.0 s, 151 dropped; UCM's RTP to it passes now"
+    )
+    shown = unheard.to_json()
+    assert (shown["from"], shown["to"]) == ("two" if before else None, None)
+    assert (shown["lasted"], shown["dropped_before"]) == (3.02, 151)
+    assert shown["public_address"] == ("198.51.100.2" if before else None)
+    # That is no state, and has no end of its own.
+    assert peers.after(100) == []

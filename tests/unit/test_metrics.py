@@ -14,7 +14,7 @@ from moh_ebpf import layout, metrics
 from moh_ebpf.errors import UsageError
 from moh_ebpf.layout import State
 from moh_ebpf.metrics import Facts, Program
-from moh_ebpf.peers import Peer, Snapshot
+from moh_ebpf.peers import Peer, Snapshot, Wan
 from moh_ebpf.rtp import Rtp
 from moh_ebpf.settings import Settings
 
@@ -50,8 +50,15 @@ FACTS = Facts(
     settings=Settings(wan=("wan",), ucm=(), max_peers=4096),
     missing=1,
     programs=[Program("learn", 1000, 0.00025)],
-    snapshot=snapshot(
-        1.0, peer(1, State.MOH), peer(2, State.TWO, out_age=0.01), peer(3, State.TWO, out_age=9)
+    snapshot=replace(
+        snapshot(
+            1.0, peer(1, State.MOH), peer(2, State.TWO, out_age=0.01), peer(3, State.TWO, out_age=9)
+        ),
+        wans=[
+            Wan("wan", 0.5, None, None),
+            Wan("wan2", 70.0, 0.1, 70.0),
+            Wan("wan3", None, 9, None),
+        ],
     ),
     unheard=[peer(4, State.TWO, age=2.5, out_age=1.6)._replace(expired=True)],
 )
@@ -90,6 +97,19 @@ def test_what_is_attached() -> None:
     assert shown["moh_ebpf_program_runs_total{program=learn}"] == 1000
     assert shown["moh_ebpf_program_run_seconds_total{program=learn}"] == 0.00025
     assert [name for name in shown if name.startswith("moh_ebpf_build_info{version=")]
+
+
+def test_a_wan_where_learn_sees_nothing() -> None:
+    shown = exposed(FACTS)
+    wans = ("wan", "wan2", "wan3")
+    blind = [shown[f"moh_ebpf_wan_blind{{interface={name}}}"] for name in wans]
+    is_open = [shown[f"moh_ebpf_wan_failing_open{{interface={name}}}"] for name in wans]
+    ages = [shown.get(f"moh_ebpf_wan_learn_age_seconds{{interface={name}}}") for name in wans]
+    assert (blind, is_open, ages) == ([0, 1, 0], [0, 1, 1], [0.5, 70.0, None])
+
+
+def test_what_no_longer_happens_is_still_there() -> None:
+    assert exposed(FACTS)["moh_ebpf_packets_total{verdict=dropped_no_route}"] == 0
 
 
 def test_each_counter_is_shown_once_with_its_value() -> None:

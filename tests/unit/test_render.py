@@ -110,6 +110,18 @@ def test_status_says_what_is_missing_and_what_to_do() -> None:
     assert line_with("attach again", lines).startswith("MISSING: bypass on eth0;")
 
 
+def test_status_says_where_learn_sees_nothing() -> None:
+    (wan,) = DESCRIPTION["wans"]
+    blind = wan | {"failing_open": True, "blind": True, "blind_for": 12.4}
+    lines = shown(render.status(DESCRIPTION | {"wans": [blind]})).splitlines()
+    assert "learn sees nothing on eth1 for 12 s" in line_with("BLIND", lines)
+    lines = shown(
+        render.status(DESCRIPTION | {"wans": [wan | {"failing_open": True}]})
+    ).splitlines()
+    assert "eth1" in line_with("OPEN", lines)
+    assert not [line for line in lines if "BLIND" in line]
+
+
 def test_counters_that_are_0_are_dimmed() -> None:
     description = DESCRIPTION | {"counters": dict.fromkeys(COUNTERS, 0) | {"rewritten": 1}}
     lines = shown(render.status(description), width=200, **COLOUR).splitlines()

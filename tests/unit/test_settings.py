@@ -1,5 +1,7 @@
 """Settings: what is taken, what is refused and how it is said."""
 
+import json
+import math
 import os
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -42,6 +44,10 @@ def test_defaults() -> None:
         ("timeout", "2m", 120.0),
         ("timeout", 2, 2.0),
         ("timeout", 0.25, 0.25),
+        ("patience", "3s", 3.0),
+        ("patience", 0, 0.0),
+        ("patience", "never", math.inf),
+        ("patience", math.inf, math.inf),
         ("max_peers", "1024", 1024),
     ],
 )  # fmt: skip
@@ -89,6 +95,10 @@ def test_takes(name: str, value: object, parsed: object) -> None:
         ("timeout", "0s", "out of range"),
         ("timeout", "2000m", "out of range"),
         ("timeout", True, "no duration"),
+        ("patience", "for ever", "or as never"),
+        ("patience", "Never", "or as never"),
+        ("patience", True, "or as never"),
+        ("patience", "61m", "out of range"),
         ("max_peers", "0", "out of range"),
         ("max_peers", "many", "no whole number"),
         ("max_peers", 1 << 25, "out of range"),
@@ -248,3 +258,9 @@ def test_config_by_a_pipe_is_taken() -> None:
 def test_config_without_an_end_is_refused() -> None:
     with pytest.raises(UsageError, match="/dev/zero: longer than"):
         settings.load_config(Path("/dev/zero"))
+
+
+def test_a_patience_of_never_comes_back_from_json() -> None:
+    chosen = from_values({**LEAST, "patience": "never"})
+    assert chosen.to_json()["patience"] == "never"
+    assert from_values(json.loads(json.dumps(chosen.to_json()))) == chosen

@@ -341,10 +341,10 @@ def test_an_interval_is_a_line() -> None:
     assert line == (
         "2024-05-01T12:00:00.250+02:00 moh=1 two=1 in=37.5 out=37.5 learned_moh=0 learned_two=0 "
         "moh_to_two=0 two_to_moh=0 learn_failed=0 consumed=0 rewritten=50 bypassed=0 passed_two=0 "
-        "passed_unnatted=0 dropped_unidentified=1 dropped_too_big=0 dropped_no_route=0 "
-        "dropped_failed=0 left_to_stack=0 fragments=0 rtp_in_expected=0 rtp_in_lost=0 "
-        "rtp_in_late=0 rtp_out_expected=0 rtp_out_lost=0 rtp_out_late=0 sip_flipped=0 "
-        "sip_restored=0 sip_split=0 events_unread=0 missing=0"
+        "passed_unnatted=0 dropped_unidentified=1 dropped_too_big=0 dropped_failed=0 "
+        "left_to_stack=0 routed_elsewhere=0 passed_blind=0 passed_unheard=0 fragments=0 "
+        "rtp_in_expected=0 rtp_in_lost=0 rtp_in_late=0 rtp_out_expected=0 rtp_out_lost=0 "
+        "rtp_out_late=0 sip_flipped=0 sip_restored=0 sip_split=0 events_unread=0 missing=0 blind=0"
     )
 
 
@@ -353,4 +353,4 @@ def test_a_line_tells_how_many_programs_are_missing() -> None:
     rates = peers.rates(before, later(before, packets=0))
     at = datetime(2024, 5, 1, tzinfo=UTC)
     line = plain_line(Frame(at, WITHOUT_BYPASS, before, rates, 1.0))
-    assert line.endswith(" missing=1")
+    assert line.endswith(" missing=1 blind=0")

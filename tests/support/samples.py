@@ -23,6 +23,7 @@ DESCRIPTION: dict[str, Any] = {
         {"interface": "eth0", "hook": "ingress", "role": "bypass", "id": 23},
     ],
     "missing": [],
+    "earlier": [],
     "counters": dict.fromkeys(COUNTERS, 0),
 }
 

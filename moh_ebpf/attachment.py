@@ -13,12 +13,11 @@ from pyroute2 import IPRoute
 from moh_ebpf import __version__, compiler, features, layout, libbpf, misfits, network, registry, tc
 from moh_ebpf.compiler import Loaded, Plan
 from moh_ebpf.errors import MohError, UsageError
+from moh_ebpf.kept import Kept
 from moh_ebpf.lock import Notify, exclusive
 from moh_ebpf.registry import Attached, Found, Place, Record, Role
 from moh_ebpf.settings import MOST_ADDRESSES, Settings
 from moh_ebpf.tc import Batch, Filter
-
-_FIRST = b"\0\0\0\0"
 
 # How long detach waits for the kernel to free what it has let go of.
 _FREED_WITHIN_SECONDS = 2.0
@@ -63,14 +62,48 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
                 _rehearse(loaded)
                 return report
             copied = _carry_over(before.attached, loaded, record, {})
-            _apply(ipr, _changes(ipr, record, loaded, before), before)
+            _apply(ipr, _changes(ipr, record, loaded, before), before.filters)
             with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
                 _carry_over(before.attached, loaded, record, copied)
             return report
 
 
-def detach(notify: Notify) -> list[Place]:
-    """Remove all that is ours in this network namespace; where it was. Twice is fine."""
+def put_back(kept: Kept, notify: Notify) -> list[Place]:
+    """Attach the kept programs again where somebody has removed their filters; where that was.
+
+    The record that they share is corrected where a clsact qdisc is made, or was made by somebody
+    else meanwhile. Raises MohError or OSError with everything as it was: another command is at
+    work, or has attached other programs, or the kernel refuses a change.
+    """
+    with exclusive(notify, waits=False), IPRoute() as ipr:
+        filters = registry.find_filters(ipr)
+        if not kept.has_all_of(filters):
+            raise MohError("other programs were attached meanwhile")
+        missing = [place for place in kept.record.places if place not in filters]
+        refuse_foreign(ipr, kept.record)
+        hooks = tc.ingress_qdiscs(ipr)
+        batch = Batch()
+        _add_hooks(batch, missing, hooks)
+        for place in missing:
+            _replace_filter(batch, place, kept.programs[place.role])
+        known, before = set(kept.made), kept.record.clsact
+        # First what detach must know: whatever stops us then, no qdisc of ours stays.
+        kept.write(_made((*kept.record.wan, *kept.record.lan), hooks, known))
+        try:
+            _apply(ipr, batch, filters)
+        except BaseException:
+            kept.write(before)
+            kept.made = known
+            raise
+        return missing
+
+
+def detach(notify: Notify, *, is_kept: bool = False) -> list[Place]:
+    """Remove all that is ours in this network namespace; where it was. Twice is fine.
+
+    It returns when the kernel has freed all of it; at once if `is_kept`, because a running service
+    holds the programs.
+    """
     registry.require_root()
     with exclusive(notify), IPRoute() as ipr:
         found = registry.find_filters(ipr)
@@ -80,7 +113,8 @@ def detach(notify: Notify) -> list[Place]:
         errors = batch.send()
         if errors:
             raise MohError("detach: " + "; ".join(map(str, errors)))
-        _await_freed([each.program_id for each in found.values()])
+        if not is_kept:
+            _await_freed([each.program_id for each in found.values()])
         return removed
 
 
@@ -139,8 +173,15 @@ def make_record(ipr: IPRoute, plan: Plan, before: Found) -> Record:
         version=__version__,
         wan=wan,
         lan=lan,
-        clsact=tuple(i for i in (*wan, *lan) if i not in hooks or i in before.clsact),
+        clsact=_made((*wan, *lan), hooks, before.clsact),
     )
+
+
+def _made(
+    ifindexes: Collection[int], hooks: Mapping[int, str], before: Collection[int]
+) -> tuple[int, ...]:
+    """Those whose clsact is of our making: it was `before`, or it is not there yet."""
+    return tuple(i for i in ifindexes if i not in hooks or i in before)
 
 
 def refuse_foreign(ipr: IPRoute, record: Record) -> None:
@@ -159,11 +200,10 @@ def refuse_foreign(ipr: IPRoute, record: Record) -> None:
 
 
 def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
-    data = record.to_bytes()
     adopt = _adopted(plan, record, before) if before else {}
     with ExitStack() as stack:
-        loaded = stack.enter_context(closing(compiler.load(plan, len(data), adopt)))
-        libbpf.update(loaded.maps["settings"], _FIRST, data)
+        loaded = stack.enter_context(closing(compiler.load(plan, record.size(), adopt)))
+        registry.write_record(loaded.maps["settings"], record)
         for prefix in plan.settings.provider:
             key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
             libbpf.update(loaded.maps["providers"], key, b"\1")
@@ -252,16 +292,22 @@ def _lookup(bpf_map: libbpf.Map, key: bytes) -> bytes | None:
 def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Found) -> Batch:
     """clsact, learn, enforce, bypass, then what is no longer wanted, in the reverse order."""
     batch = Batch()
-    hooks = tc.ingress_qdiscs(ipr)
-    for ifindex in dict.fromkeys(place.ifindex for place in record.places):
-        if ifindex not in hooks:
-            batch.add_clsact(ifindex)
+    _add_hooks(batch, record.places, tc.ingress_qdiscs(ipr))
     for place in record.places:
-        role = place.role
-        batch.replace_filter(place.ifindex, role.hook, role.program, loaded.programs[role])
+        _replace_filter(batch, place, loaded.programs[place.role])
     unused = before.clsact - {place.ifindex for place in record.places}
     _delete(batch, ipr, _left(record, before), unused, also_ours=before.filters)
     return batch
+
+
+def _add_hooks(batch: Batch, places: list[Place], hooks: Mapping[int, str]) -> None:
+    for ifindex in dict.fromkeys(place.ifindex for place in places):
+        if ifindex not in hooks:
+            batch.add_clsact(ifindex)
+
+
+def _replace_filter(batch: Batch, place: Place, program: int) -> None:
+    batch.replace_filter(place.ifindex, place.role.hook, place.role.program, program)
 
 
 def _left(record: Record, before: Found) -> dict[Place, Filter]:
@@ -317,12 +363,12 @@ def _delete(
     return in_order
 
 
-def _apply(ipr: IPRoute, changes: Batch, before: Found) -> None:
+def _apply(ipr: IPRoute, changes: Batch, before: Mapping[Place, Filter]) -> None:
     """Send the changes. Raises MohError, with the state before restored, if one fails."""
     hooks = tc.ingress_qdiscs(ipr)
     with ExitStack() as stack:
         programs = {}
-        for place, each in before.filters.items():
+        for place, each in before.items():
             with suppress(FileNotFoundError):  # somebody has removed it meanwhile
                 opened = registry.open_program(each.program_id or 0)
                 programs[place] = stack.enter_context(opened)[0]
@@ -347,7 +393,7 @@ def _restore(ipr: IPRoute, programs: dict[Place, int], hooks: dict[int, str]) ->
         place: each for place, each in now.items() if (place.ifindex, place.role.hook) not in had
     }
     for place, fd in programs.items():
-        batch.replace_filter(place.ifindex, place.role.hook, place.role.program, fd)
+        _replace_filter(batch, place, fd)
     _delete(batch, ipr, added, new_hooks)
     batch.send()
 

@@ -356,8 +356,8 @@ def detach() -> None:
     from moh_ebpf import attachment
     from moh_ebpf.lock import running_service
 
-    places = attachment.detach(_notify)
     process = running_service()
+    places = attachment.detach(_notify, is_kept=process is not None)
     if process is not None:
         _notify(f"warning: moh-ebpf run (process {process}) will attach again; stop that instead")
     with _done_already("detach"):
@@ -370,15 +370,20 @@ def detach() -> None:
 @app.command()
 def status(as_json: bool = JSON) -> None:
     """Programs, interfaces, settings and counters. Exit status 0: attached, 3: not."""
-    from moh_ebpf import registry
+    from pyroute2 import IPRoute
 
+    from moh_ebpf import earlier, registry
+
+    first: list[earlier.Earlier] = []
     try:
-        with registry.attached_or_error() as attached:
+        with registry.attached_or_error() as attached, IPRoute() as ipr:
             shown = registry.describe(attached)
+            first = earlier.found(ipr, attached.record)
     except NotAttachedError:
         if not as_json:
             raise
         shown = registry.describe(None)
+    shown["earlier"] = [each.to_json() for each in first]
     if as_json:
         typer.echo(json.dumps(shown, indent=2))
     else:

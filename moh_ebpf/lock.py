@@ -24,21 +24,22 @@ _ACCEPTED_WITHIN = struct.pack("ll", 5, 0)  # struct timeval
 
 
 @contextmanager
-def exclusive(notify: Notify) -> Iterator[None]:
+def exclusive(notify: Notify, *, waits: bool = True) -> Iterator[None]:
     """One command at a time changes this network namespace; the next one says so and waits.
+    Without `waits`, it raises MohError instead.
 
     The lock is on the namespace itself (flock on /proc/self/ns/net): no file of ours, and the
     kernel lets go of it with the process, however that ends.
     """
     fd = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
-        _wait_for(fd, notify)
+        _wait_for(fd, notify, waits)
         yield
     finally:
         os.close(fd)
 
 
-def _wait_for(lock: int, notify: Notify) -> None:
+def _wait_for(lock: int, notify: Notify, waits: bool) -> None:
     """Take the lock, and wait for it while another command has it.
 
     One that somebody else than root holds, or a process that has ended, is none of our commands',
@@ -53,6 +54,8 @@ def _wait_for(lock: int, notify: Notify) -> None:
             if not _take(lock):
                 notify(f"{foreign} locks this network namespace: ignored")
             return
+        if not waits:
+            raise MohError("another moh-ebpf command is changing this network namespace")
         if not said:
             who = f" (process {holder})" if holder else ""
             notify(f"waiting for another moh-ebpf{who} to finish")

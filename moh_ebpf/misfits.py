@@ -4,10 +4,9 @@ from ipaddress import IPv4Address
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import network, registry, tc
+from moh_ebpf import earlier, network
 from moh_ebpf.compiler import Plan
-from moh_ebpf.registry import Place, Record
-from moh_ebpf.tc import Filter
+from moh_ebpf.registry import Record
 
 _MOST_ASKED = 64  # provider networks whose routes are looked up
 
@@ -16,8 +15,7 @@ def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
     """One sentence for each, with what to do about it."""
     return [
         *_unseen_behind_nat(plan),
-        *_earlier_filters(ipr, record),
-        *_tcx_programs(record),
+        *map(str, earlier.found(ipr, record)),
         *_macvlans(ipr, plan),
         *_routed_by_mark(ipr, plan),
     ]
@@ -44,37 +42,6 @@ def _unseen_behind_nat(plan: Plan) -> list[str]:
     return [
         f"this firewall rewrites source addresses ({rule}); UCM's packets reach the WAN no longer "
         "as UCM's, and enforce will not see them. Name the interface they come in by: --lan IF"
-    ]
-
-
-def _earlier_filters(ipr: IPRoute, record: Record) -> list[str]:
-    """A filter before ours that accepts or drops a packet hides it from us."""
-    return [
-        f"{registry.interface_name(place.ifindex)} {each.hook}: a {each.kind} filter at priority "
-        f"{each.priority} runs before {place.role}, which sees only what that lets go on"
-        for place in record.places
-        for each in earlier_filters(ipr, place)
-    ]
-
-
-def earlier_filters(ipr: IPRoute, place: Place) -> list[Filter]:
-    """Filters that run before ours there; of one classifier with several, such as u32 with its hash
-    tables, one."""
-    by_priority = {
-        (each.priority, each.kind, each.name): each
-        for each in tc.filters(ipr, place.ifindex)
-        if each.hook is place.role.hook and each.priority < tc.PRIORITY
-    }
-    return list(by_priority.values())
-
-
-def _tcx_programs(record: Record) -> list[str]:
-    """TCX programs run before all filters: what they accept or drop is hidden from us."""
-    return [
-        f"{registry.interface_name(place.ifindex)} {place.role.hook}: the TCX program {name} runs "
-        f"before {place.role}, which sees only what that lets go on; see: bpftool net"
-        for place in record.places
-        for name in registry.tcx_names(place.ifindex, place.role.hook)
     ]
 
 

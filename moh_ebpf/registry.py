@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -84,8 +84,12 @@ class Record:
             *(Place(ifindex, Role.BYPASS) for ifindex in self.lan),
         ]
 
+    def size(self) -> int:
+        """How many bytes the map needs for it, whichever clsact qdiscs will be made."""
+        return len(replace(self, clsact=(*self.wan, *self.lan)).to_bytes())
+
     def to_bytes(self) -> bytes:
-        """As it lies in the map: JSON."""
+        """As it lies in the map, but for zeros at the end: JSON."""
         values = {
             "version": self.version,
             "layout": layout.ID,
@@ -324,16 +328,38 @@ def attached_or_error() -> Iterator[Attached]:
 
 def _open_maps(each: Filter) -> dict[str, libbpf.Map]:
     """The maps of a filter's program by name. Raises FileNotFoundError if it is gone."""
-    opened: dict[str, libbpf.Map] = {}
     with open_program(each.program_id or 0) as (_, program):
-        try:
-            for map_id in program.map_ids:
-                opened_one = libbpf.open_map(map_id)
-                opened[opened_one.name] = opened_one
-        except OSError:
-            _close(opened)
-            raise
+        return _opened(program)
+
+
+def _opened(program: libbpf.Program) -> dict[str, libbpf.Map]:
+    opened: dict[str, libbpf.Map] = {}
+    try:
+        for map_id in program.map_ids:
+            opened_one = libbpf.open_map(map_id)
+            opened[opened_one.name] = opened_one
+    except OSError:
+        _close(opened)
+        raise
     return opened
+
+
+@contextmanager
+def maps_of(program: int) -> Iterator[dict[str, libbpf.Map]]:
+    """The maps of an open program by name. Raises OSError."""
+    maps = _opened(libbpf.program_info(program))
+    try:
+        yield maps
+    finally:
+        _close(maps)
+
+
+def write_record(settings: libbpf.Map, record: Record) -> None:
+    """Write the record into a settings map. Raises MohError if it does not fit, OSError."""
+    data = record.to_bytes()
+    if len(data) > settings.value_size:
+        raise MohError("the attachment's record has no room for that; attach anew")
+    libbpf.update(settings, _FIRST, data.ljust(settings.value_size, b"\0"))
 
 
 def _close(maps: dict[str, libbpf.Map]) -> None:

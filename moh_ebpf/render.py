@@ -421,7 +421,20 @@ PROGRAM_COLUMNS = (
 
 def _programs(description: Description) -> list[Line]:
     lines = table(PROGRAM_COLUMNS, [*description["programs"], *description["missing"]])
-    return lines + troubles(description)
+    return lines + troubles(description) + _earlier(description)
+
+
+def _earlier(description: Description) -> list[Line]:
+    """A line for each filter or program that runs before ours."""
+    lines: list[Line] = []
+    for each in description["earlier"]:
+        at = "" if each["priority"] is None else f" at priority {each['priority']}"
+        text = (
+            f"BEFORE {each['role']} on {each['interface']} {each['hook']}: "
+            f"{each['kind']} {each['name']}{at}"
+        )
+        lines.append([Segment(text, NOTICE)])
+    return lines
 
 
 def troubles(description: Description) -> list[Line]:

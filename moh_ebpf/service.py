@@ -3,8 +3,9 @@ go and change.
 
 One rule: when something changes, what should be attached is worked out anew, and where something
 else is, `moh-ebpf attach` replaces it as a command would. That is a process of its own, for
-compiling takes memory that a service would keep. The kernel stays the only registry: a service that
-was killed finds everything as it was when it starts again.
+compiling takes memory that a service would keep. Where nothing but filters is missing, the service
+puts them back itself, with the programs that it holds open. The kernel stays the only registry: a
+service that was killed finds everything as it was when it starts again.
 """
 
 import errno
@@ -15,20 +16,22 @@ import math
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import attachment, network, registry, systemd
+from moh_ebpf import attachment, earlier, network, registry, systemd
 from moh_ebpf.chronicle import Chronicle, Sums
 from moh_ebpf.errors import MohError
+from moh_ebpf.kept import Kept
 from moh_ebpf.layout import State
 from moh_ebpf.lock import is_asked_by_root, only_service
 from moh_ebpf.registry import Attached, Found, Record
@@ -39,14 +42,25 @@ Load = Callable[[], Settings]
 
 # Netlink multicast groups (linux/rtnetlink.h): links, filters and qdiscs, IPv4 addresses.
 _GROUPS = 0x1 | 0x8 | 0x10
+# struct nlmsghdr; the index, and a tcmsg's parent, in what follows it (linux/rtnetlink.h). The
+# parent is that of the clsact and ingress qdiscs.
+_MESSAGE, _INDEX, _PARENT = struct.Struct("=IHHII"), struct.Struct("=4xi"), struct.Struct("=12xI")
+_RTM_DELLINK, _RTM_DELQDISC, _RTM_DELTFILTER = 17, 37, 45
+_TC_H_CLSACT = 0xFFFFFFF1
 
 # What belongs together (an interface, its address) comes within a moment of each other.
 _SETTLED_SECONDS = 0.2
+# The same for a filter that was removed: whoever deletes a clsact may be about to make it anew.
+_REMOVED_SECONDS = 0.05
 # From one attach to the next; doubled while they follow each other this closely. The longest is
 # for what we have attached already, and was removed, or has failed: it may be so for ever.
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _CLOSE_SECONDS = 1.0, 60.0, 10.0
 # For what is new, an interface or an address: music waits for that.
 _LONGEST_PAUSE_FOR_NEWS_SECONDS = 5.0
+# From one time that removed filters are put back to the next; doubled as above. It costs little.
+_PUT_BACK_PAUSE_SECONDS, _LONGEST_PUT_BACK_PAUSE_SECONDS = 1.0, 5.0
+# Between two looks at what runs before our programs: a bpf_link makes no netlink message.
+_LOOKOUT_SECONDS = 10.0
 # Between two looks at the calls, which take at most this share of a core.
 _STATUS_SECONDS, _STATUS_SHARE = 10.0, 0.005
 # What looking for changes may take of a core, and how late a change may be seen for that.
@@ -79,6 +93,7 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
         with (
             suppress(_Stopped),
             selectors.DefaultSelector() as selector,
+            closing(service),
             closing(Chronicle(log, selector, sums)) as chronicle,
         ):
             signals.raise_if_stopped()
@@ -104,11 +119,11 @@ def _stay(
     chronicle: Chronicle,
 ) -> None:
     """Until a signal to stop. Raises _Stopped."""
-    beat, deaf_until = _Beat(service), None
+    beat, deaf_until, untold = _Beat(service), None, False
     for each in (name, changes, signals.wakes):
         selector.register(each, selectors.EVENT_READ)
     while True:
-        times = (service.due, beat.due, deaf_until, chronicle.due)
+        times = (service.due, service.lookout.due, beat.due, deaf_until, chronicle.due)
         due = min(each for each in times if each is not None)
         timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
         ready = {key.fileobj for key, _ in selector.select(timeout)}
@@ -124,17 +139,21 @@ def _stay(
             selector.register(name, selectors.EVENT_READ)
             deaf_until = None
         if changes in ready:
-            _drain(changes)
-            service.expect_change()
-            chronicle.expect_change()
+            service.expect_change(_drain(changes))
+            untold = True
         service.act()
+        if untold and service.due is None:
+            # Not before what was removed is back, with its ring: the events go on.
+            chronicle.expect_change()
+            untold = False
         chronicle.act(ready)
         beat.act()
+        service.lookout.act()
 
 
 class Service:
     """What is to be attached, and the steps there. `due`: when the next one is, by
-    time.monotonic(); None while nothing is to be done."""
+    time.monotonic(); None while nothing is to be done. `lookout` has what it has attached."""
 
     def __init__(
         self, settings: Settings, log: logging.Logger, signals: "_Signals", sums: Sums
@@ -151,7 +170,18 @@ class Service:
         self._pause = _PAUSE_SECONDS
         self._told_to_wait = False
         self._not_before = 0.0
+        self._settled_at = 0.0
+        self._kept: Kept | None = None
+        self._put_back_at = -_LONGEST_PUT_BACK_PAUSE_SECONDS
+        self._put_back_pause = _PUT_BACK_PAUSE_SECONDS
+        self.lookout = Lookout(log)
         self.due: float | None = None
+
+    def close(self) -> None:
+        """Let go of the programs that are held open."""
+        if self._kept:
+            self._kept.close()
+        self._kept = None
 
     def begin(self) -> None:
         """The first step, whose errors are the service's own: MohError, OSError."""
@@ -177,10 +207,26 @@ class Service:
             self.expect_change()
             self._log.error("config not reloaded, the old one stays in force: %s", _text(error))
 
-    def expect_change(self) -> None:
-        """Something may have to be done, when it has settled."""
-        soon = max(time.monotonic() + _SETTLED_SECONDS, self._not_before)
+    def expect_change(self, news: "_News | None" = None) -> None:
+        """Something may have to be done, when it has settled; sooner if what was attached was
+        removed."""
+        now = time.monotonic()
+        if now >= self._settled_at:
+            self._settled_at = now + _SETTLED_SECONDS
+        soon = max(now + self._settles_in(news or _News()), self._not_before)
         self.due = soon if self.due is None else min(self.due, soon)
+        self.lookout.expect_change()
+
+    def _settles_in(self, news: "_News") -> float:
+        if self._kept is None:
+            return _SETTLED_SECONDS
+        if news.lost or news.links & self._kept.interfaces:
+            # Another interface may have the index of one that is gone.
+            self.close()
+            return _SETTLED_SECONDS
+        self._kept.hooks_are_gone(news.hooks)
+        removed = (news.hooks | news.filters) & self._kept.interfaces
+        return _REMOVED_SECONDS if removed else _SETTLED_SECONDS
 
     def act(self) -> None:
         """The next step, if it is due. What fails is logged, and tried again after a pause."""
@@ -224,6 +270,11 @@ class Service:
         Raises MohError, OSError, NetlinkError.
         """
         wanted = self._look(at_start, needed)
+        if self._put_back(wanted, patient):
+            return wanted
+        if patient and time.monotonic() < self._settled_at:
+            self.due = max(self._settled_at, self._not_before)
+            return wanted
         present = _interfaces(wanted.settings) if wanted.settings else set()
         self._sums.interfaces_missing = len(_interfaces(self._settings) - present)
         if wanted.waits_for != self._waits_for:
@@ -234,23 +285,57 @@ class Service:
             self._waits_for = wanted.waits_for
         if wanted.record and not wanted.reason:
             self._attached = wanted.record
+        self.lookout.record = None if wanted.reason else wanted.record
         if wanted.settings and wanted.record and wanted.reason:
             if patient and self._must_wait(wanted.record, wanted.reason):
                 return wanted
             self._count_attempt(wanted.record)
             # With the addresses that were seen: by now there may be others, which are other news.
             warnings = _attach(wanted.record.settings, self._signals, self._log)
-            self._attached = wanted.record
+            self._attached = self.lookout.record = wanted.record
             self._log.info("%s (%s): %s", verb, wanted.reason, _words(wanted.record.settings))
-            for warning in warnings:
+            for warning in self.lookout.untold(warnings):
                 self._log.warning("%s", warning)
+            with suppress(MohError, OSError):  # it is attached; another look will do
+                self._look(False, ())  # holds the new programs open
         return wanted
+
+    def _put_back(self, wanted: "_Wanted", patient: bool) -> bool:
+        """Put back what somebody has removed, if that is all there is to do; where `patient`,
+        later, if it was just now. False: it cannot be done."""
+        kept = self._kept
+        if not (kept and wanted.record and wanted.reason and _is_same(kept.record, wanted.record)):
+            return False
+        now = time.monotonic()
+        if patient and now < self._put_back_at + self._put_back_pause:
+            self.due = self._put_back_at + self._put_back_pause
+            return True
+        try:
+            attachment.put_back(kept, self._log.warning)
+        except (MohError, OSError):
+            return False  # attach tells what is wrong, if that stays
+        close = now - self._put_back_at < self._put_back_pause + _CLOSE_SECONDS
+        self._put_back_at, self._put_back_pause = (
+            now,
+            (
+                min(2 * self._put_back_pause, _LONGEST_PUT_BACK_PAUSE_SECONDS)
+                if close
+                else _PUT_BACK_PAUSE_SECONDS
+            ),
+        )
+        self._attached = self.lookout.record = wanted.record
+        self._log.info("put back (%s): %s", wanted.reason, _words(wanted.record.settings))
+        return True
 
     def _look(self, at_start: bool, needed: Collection[str]) -> "_Wanted":
         begun = time.monotonic()
         try:
             with IPRoute() as ipr, registry.found(ipr) as found:
+                if self._kept and not self._kept.has_all_of(found.filters):
+                    self.close()
                 wanted = _wanted(ipr, self._settings, found, at_start, needed)
+                if wanted.record and not wanted.reason and found.attached:
+                    self._keep(found.attached)
                 if wanted.reason and self._is_somebody_else_s(found):
                     return wanted._replace(reason="somebody had attached other settings")
                 return wanted
@@ -258,6 +343,13 @@ class Service:
             # Where others keep changing a thousand interfaces, looking must not take a core.
             took = time.monotonic() - begun
             self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
+
+    def _keep(self, attached: Attached) -> None:
+        if self._kept:
+            self._kept.is_whole()
+            return
+        with suppress(MohError, OSError):  # replaced meanwhile, or no memory: compiled if need be
+            self._kept = Kept(attached)
 
     def _is_somebody_else_s(self, found: Found) -> bool:
         there = found.attached and found.attached.record
@@ -474,6 +566,51 @@ def _calls(attached: Attached) -> str:
     return f"{states.count(State.MOH)} on hold, {states.count(State.TWO)} two-way{blind}"
 
 
+class Lookout:
+    """Tells of what comes to run before the programs of `record`, and of what no longer does.
+    `due` is by time.monotonic(); nothing is looked at while `record` is None."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._there: dict[earlier.Earlier, str] = {}
+        self._told: set[str] = set()
+        self._not_before = 0.0
+        self.record: Record | None = None
+        self.due = time.monotonic()
+
+    def expect_change(self) -> None:
+        """Something may have come or gone: look when that has settled."""
+        self.due = min(self.due, max(time.monotonic() + _SETTLED_SECONDS, self._not_before))
+
+    def untold(self, warnings: list[str]) -> list[str]:
+        """The warnings of attach without those that the log has already. The others are not
+        repeated here."""
+        self._told.update(warnings)
+        return [each for each in warnings if each not in self._there.values()]
+
+    def act(self) -> None:
+        """Look, if it is due."""
+        begun = time.monotonic()
+        if begun < self.due:
+            return
+        if self.record:
+            with suppress(MohError, OSError):  # interfaces that keep changing: the next look
+                self._look(self.record)
+        took = time.monotonic() - begun
+        self._not_before = begun + min(took / _LOOKING_SHARE, _LONGEST_LAG_SECONDS)
+        self.due = begun + max(_LOOKOUT_SECONDS, took / _STATUS_SHARE)
+
+    def _look(self, record: Record) -> None:
+        with IPRoute() as ipr:
+            now = {each: str(each) for each in earlier.found(ipr, record)}
+        for each, text in now.items():
+            if each not in self._there and text not in self._told:
+                self._log.warning("%s", text)
+        for each in self._there.keys() - now.keys():
+            self._log.info("%s", each.gone)
+        self._there, self._told = now, set()
+
+
 class _Beat:
     """The service manager's watchdog and status text. `due` is None where nobody listens."""
 
@@ -504,16 +641,44 @@ def _changes() -> Iterator[socket.socket]:
         yield changes
 
 
-def _drain(changes: socket.socket) -> None:
-    """What they say is not read, for what is there is asked anew: a lost one does not matter."""
+@dataclass
+class _News:
+    """The ifindexes of deleted links, of those whose clsact or ingress qdisc was deleted, and of
+    those where a filter was; and whether messages were lost."""
+
+    links: set[int] = field(default_factory=set)
+    hooks: set[int] = field(default_factory=set)
+    filters: set[int] = field(default_factory=set)
+    lost: bool = False
+
+    def add(self, data: bytes) -> None:
+        """Take what a datagram's messages say."""
+        while len(data) >= _MESSAGE.size + _PARENT.size:
+            length, kind, *_ = _MESSAGE.unpack_from(data)
+            (ifindex,) = _INDEX.unpack_from(data, _MESSAGE.size)
+            (parent,) = _PARENT.unpack_from(data, _MESSAGE.size)
+            if kind == _RTM_DELLINK:
+                self.links.add(ifindex)
+            elif kind == _RTM_DELQDISC and parent == _TC_H_CLSACT:
+                self.hooks.add(ifindex)
+            elif kind == _RTM_DELTFILTER:
+                self.filters.add(ifindex)
+            data = data[max(_MESSAGE.size, (length + 3) & ~3) :]
+
+
+def _drain(changes: socket.socket) -> _News:
+    """What was deleted. It tells how soon to look, not what is there: that is asked anew, so a lost
+    message does not matter."""
+    news = _News()
     while True:
         try:
-            changes.recv(1 << 16)
+            news.add(changes.recv(1 << 16))
         except BlockingIOError:
-            return
+            return news
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
+            news.lost = True
 
 
 class _Stopped(Exception):

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from moh_ebpf import attachment, compiler, features, misfits, network, registry, tc
+from moh_ebpf import attachment, compiler, earlier, features, misfits, network, registry, tc
 from moh_ebpf.compiler import Plan
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.rules import Ruleset
@@ -711,12 +711,8 @@ def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[tuple[str, str]]:
     """What misfits points out, each with the filter or program that it is about."""
     record = attachment.make_record(ipr, plan, found)
     stands: dict[str, list[str]] = {}
-    for place in record.places:
-        where = f"{registry.interface_name(place.ifindex)} {place.role.hook}"
-        stands[where] = [
-            f"{where}: pref {each.priority} {each.kind} {each.name or ''}".strip()
-            for each in misfits.earlier_filters(ipr, place)
-        ] + [f"{where}: tcx {name}" for name in registry.tcx_names(place.ifindex, place.role.hook)]
+    for each in earlier.found(ipr, record):
+        stands.setdefault(each.where, []).append(each.evidence)
     return [
         (text, "; ".join(stands.get(text.partition(":")[0], [])))
         for text in misfits.found(ipr, plan, record)

@@ -380,7 +380,7 @@ def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> Non
 def test_filter_before_ours_is_pointed_out(fw: Firewall) -> None:
     with counter(fw, "wan", Hook.INGRESS, 10):
         said = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM).stderr
-    assert "wan ingress: a bpf filter at priority 10 runs before learn" in said
+    assert "wan ingress: the bpf filter somebody-else at priority 10 runs before learn" in said
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,33 @@ def tcx_program(firewall: Firewall, interface: str, hook: Hook) -> Iterator[None
     finally:
         os.close(link)
         module.cleanup()
+
+
+_XDP = b"int xdp_guard(struct xdp_md *packet) { return XDP_PASS; }"
+_BPF_XDP = 37  # enum bpf_attach_type (linux/bpf.h)
+_XDP_FLAGS_SKB_MODE = 1 << 1  # linux/if_link.h
+
+
+@contextmanager
+def xdp_program(firewall: Firewall, interface: str, *, generic: bool = False) -> Iterator[None]:
+    """Somebody else's XDP program, which lets all packets pass: in the driver by a bpf_link, or
+    `generic`, by netlink."""
+    bpf = compiler._import_bcc().BPF
+    module = load(_XDP)
+    program = module.load_func(b"xdp_guard", bpf.XDP)
+    index = firewall.namespace.ifindex(interface)
+    link = None
+    with firewall.namespace.entered():
+        if generic:
+            bpf.attach_xdp(interface.encode(), program, _XDP_FLAGS_SKB_MODE)
+        else:
+            link = libbpf._call("bpf_link_create", program.fd, index, _BPF_XDP, None)
+    try:
+        yield
+    finally:
+        if link is None:
+            with firewall.namespace.entered():
+                bpf.remove_xdp(interface.encode(), _XDP_FLAGS_SKB_MODE)
+        else:
+            os.close(link)
+        module.cleanup()

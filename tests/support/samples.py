@@ -32,6 +32,7 @@ DESCRIPTION: dict[str, Any] = {
             "blind_for": None,
         }
     ],
+    "earlier": [],
     "counters": dict.fromkeys(COUNTERS, 0),
 }
 

@@ -115,9 +115,8 @@ def test_status_says_where_learn_sees_nothing() -> None:
     blind = wan | {"failing_open": True, "blind": True, "blind_for": 12.4}
     lines = shown(render.status(DESCRIPTION | {"wans": [blind]})).splitlines()
     assert "learn sees nothing on eth1 for 12 s" in line_with("BLIND", lines)
-    lines = shown(
-        render.status(DESCRIPTION | {"wans": [wan | {"failing_open": True}]})
-    ).splitlines()
+    is_open = wan | {"failing_open": True}
+    lines = shown(render.status(DESCRIPTION | {"wans": [is_open]})).splitlines()
     assert "eth1" in line_with("OPEN", lines)
     assert not [line for line in lines if "BLIND" in line]
 

@@ -11,8 +11,8 @@ import pytest
 from moh_ebpf import service, systemd
 from moh_ebpf.chronicle import Sums
 from moh_ebpf.errors import MohError
-from moh_ebpf.registry import Record
-from moh_ebpf.service import Service, _Wanted
+from moh_ebpf.registry import Place, Record
+from moh_ebpf.service import Service, _News, _Wanted
 from moh_ebpf.settings import Settings
 
 SETTINGS = Settings(wan=("ppp0",), ucm=(IPv4Address("10.10.10.10"),))
@@ -38,10 +38,10 @@ class Run:
             raise MohError("no memory")
         return []
 
-    def change(self) -> float:
+    def change(self, news: _News | None = None) -> float:
         """Something changes, and is acted upon until nothing is due; how long that took."""
         begun, times = self.now, len(self.attached)
-        self.service.expect_change()
+        self.service.expect_change(news)
         while self.service.due is not None and len(self.attached) == times:
             self.now = max(self.now, self.service.due)
             self.service.act()
@@ -63,6 +63,82 @@ def test_what_is_removed_again_comes_back_ever_later(
     assert "again and again; attaching in 8 s" in caplog.text
     run.now += 100
     assert run.change() < 1
+
+
+@pytest.fixture
+def removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> _News:
+    """The service holds the programs of RECORD, and puts back what is removed of them."""
+
+    def put_back(*_: object) -> list[Place]:
+        if run.fails:
+            raise MohError("no memory")
+        run.attached.append(run.now)
+        return []
+
+    monkeypatch.setattr(service.attachment, "put_back", put_back)
+    monkeypatch.setattr(run.service, "_kept", Held())
+    return _News(filters={7})
+
+
+class Held:
+    """What the service asks of kept programs."""
+
+    record = RECORD
+    interfaces = frozenset({7})
+    closed = False
+
+    def hooks_are_gone(self, ifindexes: set[int]) -> None:
+        assert not ifindexes
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_what_is_put_back_is_so_at_once_and_never_seldom(run: Run, removed: _News) -> None:
+    waits = [run.change(removed) for _ in range(10)]
+    assert waits[0] < 0.1
+    assert 0.9 < waits[1] < 1.1
+    assert waits == sorted(waits)
+    assert waits[-1] <= 5
+    for _ in range(10):
+        run.now += 10
+        assert run.change(removed) < 0.1
+
+
+def test_a_change_that_removes_nothing_of_ours_has_time_to_settle(run: Run, removed: _News) -> None:
+    assert 0.1 < run.change(replace(removed, filters={8})) < 1
+
+
+def test_what_cannot_be_put_back_is_attached_when_it_has_settled(
+    run: Run, removed: _News, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached: list[float] = []
+    monkeypatch.setattr(service, "_attach", lambda *_: attached.append(run.now) or [])
+    run.fails = True
+    begun = run.now
+    run.service.expect_change(removed)
+    while run.service.due is not None and not attached:
+        run.now = run.service.due
+        run.service.act()
+    assert [each - begun for each in attached] == [pytest.approx(0.2)]
+
+
+@pytest.mark.parametrize("news", [_News(links={7}), _News(lost=True)])
+def test_programs_of_an_interface_that_went_are_let_go_of(
+    run: Run, removed: _News, monkeypatch: pytest.MonkeyPatch, news: _News
+) -> None:
+    """Another may have its index by now. If messages were lost, that may have happened."""
+    held = run.service._kept
+    run.service.expect_change(_News(links={8}))
+    assert not held.closed
+    run.service.expect_change(news)
+    assert held.closed
+    assert run.service._kept is None
+
+
+def test_other_settings_are_not_put_back(run: Run, removed: _News) -> None:
+    run.wanted = run.wanted._replace(record=replace(RECORD, wan=(8,)))
+    assert run.change(removed) >= 0.2
 
 
 def test_news_wait_five_seconds_at_most(run: Run) -> None:

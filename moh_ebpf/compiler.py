@@ -8,6 +8,8 @@ import contextlib
 import mmap
 import os
 import platform
+import re
+import resource
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +23,8 @@ from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
 from moh_ebpf.registry import Role
 from moh_ebpf.settings import Settings
+
+_CAP_SYS_ADMIN = 21  # linux/capability.h
 
 _BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
 _OTHER_BCC = (
@@ -66,6 +70,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     Raises MohError with the compiler's or the verifier's own lines.
     """
     bcc = _import_bcc()
+    _raise_memory_limit()
     try:
         with _captured_output() as output:
             module = bcc.BPF(
@@ -92,6 +97,45 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     return loaded
 
 
+def _raise_memory_limit() -> None:
+    """Before Linux 5.11, maps and programs count against RLIMIT_MEMLOCK, 64 KiB as a rule. Above
+    the hard limit, raising it takes CAP_SYS_RESOURCE."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for most in (resource.RLIM_INFINITY, hard):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
+            return
+
+
+def _memory_limit() -> str | None:
+    """What to do about RLIMIT_MEMLOCK, if that is why the kernel does not permit more; None if it
+    is not: it does not count there, or there is no limit, or we lack the rights."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY or not _counts_memory() or not _may_load():
+        return None
+    return (
+        f"before Linux 5.11, maps count against the limit of locked memory (RLIMIT_MEMLOCK), which "
+        f"is {limit // 1024} KiB here; raise it: ulimit -l unlimited, in a systemd unit "
+        "LimitMEMLOCK=infinity"
+    )
+
+
+def _counts_memory() -> bool:
+    """Does this kernel count BPF's memory against RLIMIT_MEMLOCK, and not to the cgroup's?"""
+    version = re.match(r"(\d+)\.(\d+)", platform.release())
+    return version is not None and (int(version[1]), int(version[2])) < (5, 11)
+
+
+def _may_load() -> bool:
+    """Have we CAP_SYS_ADMIN, in the user namespace of the machine itself?"""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    users = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    effective = re.search(r"^CapEff:\s*(\w+)$", status, re.M)
+    if effective is None or users != ["0", "0", str(2**32 - 1)]:
+        return False
+    return bool(int(effective[1], 16) >> _CAP_SYS_ADMIN & 1)
+
+
 def _check_names(loaded: Loaded) -> None:
     """Programs and maps are found again by their names, which libbpf leaves out if the kernel did
     not take its one try with a name, be it for want of memory."""
@@ -109,7 +153,7 @@ def _check_names(loaded: Loaded) -> None:
 def _explain(output: str) -> str:
     """What went wrong, by what BCC, clang and libbpf have printed, and that itself."""
     if "Operation not permitted" in output:
-        reason = f"the kernel does not permit it: {NOT_PERMITTED}"
+        reason = f"the kernel does not permit it: {_memory_limit() or NOT_PERMITTED}"
     elif "Cannot allocate memory" in output:
         reason = "the kernel has no memory for programs and maps; try a smaller --max-peers"
     elif lacks := features.lacking():

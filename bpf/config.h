@@ -14,11 +14,12 @@ WAN_INDEX(ifindex), WAN_IFINDEX(index): the order of the WANs; NO_WAN and 0 for 
 LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 #endif
 
-#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) ||     \
-	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(SETTINGS_SIZE) || \
-	!defined(PAGE_SIZE)
+#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) || \
+	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(LRU_SPARE) || \
+	!defined(SETTINGS_SIZE) || !defined(PAGE_SIZE)
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
-TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps; PAGE_SIZE: the kernel's. \
+TIMEOUT_NS; MAX_PEERS, SETTINGS_SIZE (bytes): sizes of maps; LRU_SPARE: the elements that an LRU \
+hash has besides, because CPUs hold some back; PAGE_SIZE: the kernel's. \
 MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
 IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
 flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
@@ -38,7 +39,8 @@ will do."
 /* A longer silence than this is no pause within a call, but the time between two of them. */
 #define LONGEST_PAUSE_NS 10000000000ULL
 
-/* The ring of events, in pages of memory: of 4 KiB, some 5,000 events. */
-#define EVENTS_PAGES 64
+/* The ring of events: 256 KiB, some 5,000 events, whatever the size of a page; one page at least.
+ */
+#define EVENTS_PAGES (PAGE_SIZE < (256 << 10) ? (256 << 10) / PAGE_SIZE : 1)
 
 #endif

@@ -28,13 +28,13 @@
 static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 #endif
 
-BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS);
+BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS + LRU_SPARE);
 BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
 
 /* What happened, for any number of readers; see moh_ebpf/events.py. */
 BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
 /* Who UCM sends to without being heard, for the time until the music is. */
-BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 4096);
+BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 4096 + LRU_SPARE);
 
 /* JSON for `status` and `detach`. No program reads it; it lives as long as they do. */
 struct settings {
@@ -48,11 +48,11 @@ BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 
 #ifdef IS_SIP_PORT
 /* Dialogs, by a hash of their Call-ID, in which UCM holds and the provider was told otherwise. */
-BPF_TABLE("lru_hash", u64, u64, dialogs, 16384);
+BPF_TABLE("lru_hash", u64, u64, dialogs, 16384 + LRU_SPARE);
 /* TCP segments that go on with a message, if the one before them was seen. */
-BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096);
+BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096 + LRU_SPARE);
 /* Where in a TCP connection a line began that is in two segments. */
-BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines, 4096);
+BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines, 4096 + LRU_SPARE);
 BPF_TABLE("percpu_array", u32, struct sip, sip_text, 1);
 #endif
 

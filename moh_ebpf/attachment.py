@@ -196,7 +196,7 @@ def _bind_maps(loaded: Loaded) -> None:
 def _same_peers(plan: Plan, record: Record, before: Attached) -> bool:
     """Can the programs go on with the very map? Then not one packet falls between two maps."""
     return (
-        before.maps["peers"].max_entries == plan.settings.max_peers
+        before.maps["peers"].max_entries == compiler.peers_entries(plan.settings.max_peers)
         and record.wan[: len(before.record.wan)] == before.record.wan
     )
 

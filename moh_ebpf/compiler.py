@@ -25,6 +25,7 @@ from moh_ebpf.registry import Role
 from moh_ebpf.settings import Settings
 
 _CAP_SYS_ADMIN = 21  # linux/capability.h
+_LOCAL_FREE_TARGET = 128  # kernel/bpf/bpf_lru_list.c
 
 _BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
 _OTHER_BCC = (
@@ -155,7 +156,10 @@ def _explain(output: str) -> str:
     if "Operation not permitted" in output:
         reason = f"the kernel does not permit it: {_memory_limit() or NOT_PERMITTED}"
     elif "Cannot allocate memory" in output:
-        reason = "the kernel has no memory for programs and maps; try a smaller --max-peers"
+        reason = (
+            "the kernel has no memory for programs and maps; free some, or try a smaller "
+            "--max-peers, not below the number of endpoints in calls at one time"
+        )
     elif lacks := features.lacking():
         reason = lacks
     elif (
@@ -188,6 +192,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "RTP_PORT_MAX": settings.rtp_ports.high,
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
         "MAX_PEERS": settings.max_peers,
+        "LRU_SPARE": _lru_spare(),
         "SETTINGS_SIZE": settings_size,
         "PAGE_SIZE": mmap.PAGESIZE,
     }
@@ -211,6 +216,21 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         *(f"-I{path}" for path in uapi_headers()),
         *(f"-D{name}={value}" for name, value in defines.items()),
     ]
+
+
+def peers_entries(max_peers: int) -> int:
+    """The entries of the map `peers` that has room for so many live ones. Raises OSError."""
+    return max_peers + _lru_spare()
+
+
+def _lru_spare() -> int:
+    """The elements of an LRU hash beyond those that it is to keep.
+
+    A CPU that needs one takes up to LOCAL_FREE_TARGET of them, and evicts others where that many
+    are not free (kernel/bpf/bpf_lru_list.c). Newer kernels take fewer in a small map; there it is
+    memory alone.
+    """
+    return _LOCAL_FREE_TARGET * libbpf.possible_cpus()
 
 
 def _network_order(address: IPv4Address) -> int:

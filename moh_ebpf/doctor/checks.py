@@ -868,7 +868,7 @@ def _unnatted(facts: Facts) -> Findings:
 
 
 _FAILURES = {
-    "learn_failed": "free memory; a smaller --max-peers",
+    "learn_failed": "a larger --max-peers: the map had no element to spare",
     "dropped_failed": "free memory",
     "dropped_no_route": "ip route get ENDPOINT; see wan-route",
     "dropped_too_big": "a larger MTU on the WAN, or a shorter packet time in UCM",

@@ -11,6 +11,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from moh_ebpf import __version__, compiler, features, layout, libbpf, misfits, network, registry, tc
+from moh_ebpf.clock import kernel_ns
 from moh_ebpf.compiler import Loaded, Plan
 from moh_ebpf.errors import MohError, UsageError
 from moh_ebpf.lock import Notify, exclusive
@@ -210,7 +211,7 @@ def _carry_over(
     new = loaded.maps["peers"]
     if before is None or before.maps["peers"].id == new.id:
         return {}
-    live_since = time.monotonic_ns() - round(before.record.settings.timeout * 1e9)
+    live_since = kernel_ns() - round(before.record.settings.timeout * 1e9)
     carried = {}
     for (address, port), (heard, last_seen, *rest) in before.peers():
         key = layout.ENDPOINT.pack(address, port)

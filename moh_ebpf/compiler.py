@@ -12,6 +12,7 @@ import re
 import resource
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -24,6 +25,7 @@ from moh_ebpf.network import Interface
 from moh_ebpf.registry import Role
 from moh_ebpf.settings import Settings
 
+_INCLUDE = Path("/usr/include")
 _CAP_SYS_ADMIN = 21  # linux/capability.h
 _LOCAL_FREE_TARGET = 128  # kernel/bpf/bpf_lru_list.c
 
@@ -72,6 +74,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     """
     bcc = _import_bcc()
     _raise_memory_limit()
+    _leave_deleted_directory()
     try:
         with _captured_output() as output:
             module = bcc.BPF(
@@ -210,6 +213,8 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
     if settings.provider:
         defines["MAX_PROVIDERS"] = len(settings.provider)
     return [
+        # The verifier refuses a jump by a table, which clang makes of a switch on some machines.
+        "-fno-jump-tables",
         # BCC defines these types itself, from its own copy of linux/bpf.h.
         "-D__LINUX_BPF_H__",
         f"-I{sources()}",
@@ -250,11 +255,14 @@ def _choice(name: str, values: dict[int, int], otherwise: int) -> str:
 def uapi_headers() -> list[Path]:
     """linux-libc-dev's directories: the common one, and Debian's for this architecture's asm/.
     Raises MohError if they are not there."""
-    common = Path("/usr/include")
-    multiarch = sorted(common.glob(f"{platform.machine()}-linux-gnu*/asm/types.h"))
-    if not (common / "linux/pkt_cls.h").exists():
+    if not (_INCLUDE / "linux/pkt_cls.h").exists():
         raise MohError(_HEADERS_MISSING)
-    return [common, *(path.parent.parent for path in multiarch)]
+    # The interpreter knows Debian's name: powerpc64le-linux-gnu is none that the kernel's has.
+    own = _INCLUDE / str(sysconfig.get_config_var("MULTIARCH"))
+    if (own / "asm/types.h").exists():
+        return [_INCLUDE, own]
+    guessed = sorted(_INCLUDE.glob(f"{platform.machine()}-linux-gnu*/asm/types.h"))
+    return [_INCLUDE, *(path.parent.parent for path in guessed)]
 
 
 def _import_bcc() -> Any:
@@ -274,6 +282,14 @@ def _check_layout(module: Any) -> None:
     peer = [name for name, _ in module[b"peers"].Leaf._fields_]
     if names != list(layout.COUNTERS) or peer != list(layout.PEER_FIELDS):
         raise MohError("bpf/layout.h and moh_ebpf/layout.py differ: reinstall moh-ebpf")
+
+
+def _leave_deleted_directory() -> None:
+    """BCC compiles in another directory and goes back, which fails if ours was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import math
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from moh_ebpf import layout, libbpf, peers, tc
+from moh_ebpf.clock import kernel_ns
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot
 from moh_ebpf.settings import Settings, from_values
@@ -142,13 +142,13 @@ class Attached:
 
         Raises OSError.
         """
-        now = time.monotonic_ns()
+        now = kernel_ns()
         within = self.record.settings.timeout + forgotten_for
         return Snapshot(now * 1e-9, self._decoded(self.peers(), now, within), self.counters())
 
     def unheard(self) -> list[Peer]:
         """Peers that have been forgotten, and that UCM still sends to: in vain. Raises OSError."""
-        now = time.monotonic_ns()
+        now = kernel_ns()
         found = []
         for keys, values in libbpf.entries(self.maps["waiting_for"]):
             waits = zip(

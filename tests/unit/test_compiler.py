@@ -4,10 +4,13 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from moh_ebpf import compiler
+from moh_ebpf.network import Interface
+from moh_ebpf.settings import from_values
 
 KIB = 1024
 NONE = resource.RLIM_INFINITY
@@ -48,3 +51,50 @@ def test_the_limit_is_raised_as_far_as_it_may_be() -> None:
         command += ["setpriv", "--bounding-set", "-sys_resource"]
     said = subprocess.check_output([*command, sys.executable, "-c", code], text=True)
     assert said.split() == ["131072", "131072"]
+
+
+# The machine that the kernel names, Debian's name for it as its Python has it, and what there is.
+MACHINES = [
+    ("x86_64", "x86_64-linux-gnu", ["x86_64-linux-gnu"]),
+    ("aarch64", "aarch64-linux-gnu", ["aarch64-linux-gnu"]),
+    ("ppc64le", "powerpc64le-linux-gnu", ["powerpc64le-linux-gnu"]),
+    ("armv7l", "arm-linux-gnueabihf", ["arm-linux-gnueabihf"]),
+    ("i686", "i386-linux-gnu", ["i386-linux-gnu"]),
+    ("mips64", "mips64el-linux-gnuabi64", ["mips64el-linux-gnuabi64"]),
+    # A 32-bit system under a 64-bit kernel, and headers for another architecture beside its own.
+    ("x86_64", "i386-linux-gnu", ["i386-linux-gnu", "x86_64-linux-gnu"]),
+]
+
+
+@pytest.mark.parametrize(("machine", "multiarch", "there"), MACHINES)
+def test_the_c_library_s_headers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, multiarch: str, there: list[str]
+) -> None:
+    headers(monkeypatch, tmp_path, machine, multiarch, there)
+    assert compiler.uapi_headers() == [tmp_path, tmp_path / multiarch]
+
+
+@pytest.mark.parametrize("multiarch", [None, "x86_64-elsewhere"])
+def test_a_python_that_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, multiarch: str | None
+) -> None:
+    headers(monkeypatch, tmp_path, "x86_64", multiarch, ["x86_64-linux-gnu"])
+    assert compiler.uapi_headers() == [tmp_path, tmp_path / "x86_64-linux-gnu"]
+
+
+def headers(
+    monkeypatch: pytest.MonkeyPatch, include: Path, machine: str, multiarch: str | None, there: list
+) -> None:
+    for name in ["linux/pkt_cls.h", *(f"{each}/asm/types.h" for each in there)]:
+        (include / name).parent.mkdir(parents=True)
+        (include / name).touch()
+    monkeypatch.setattr(compiler, "_INCLUDE", include)
+    monkeypatch.setattr(compiler.platform, "machine", lambda: machine)
+    monkeypatch.setattr(compiler.sysconfig, "get_config_var", {"MULTIARCH": multiarch}.get)
+
+
+def test_no_jump_is_by_a_table() -> None:
+    """The verifier refuses those; clang makes one of a switch on ppc64le, and none here."""
+    interface = Interface(1, "wan", 14, (), None)
+    chosen = from_values({"wan": "wan", "ucm": "10.10.10.10"})
+    assert "-fno-jump-tables" in compiler.flags(compiler.Plan(chosen, [interface], []), 100)

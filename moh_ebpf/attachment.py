@@ -98,6 +98,9 @@ def make_plan(
     asked for if they are not given.
     """
     links = links or network.links_by_name(ipr)
+    settings = network.with_present_names(links, settings)
+    if both := set(settings.wan) & set(settings.lan):
+        raise UsageError(f"{min(both)} is given as --wan and as --lan, by two names that it has")
     wan = network.interfaces(ipr, links, "--wan", settings.wan, attached_to)
     lan = network.interfaces(ipr, links, "--lan", settings.lan, attached_to)
     # Routes name the bridge or bond, packets enter routing through it: a port's hooks miss them.

@@ -75,9 +75,8 @@ def detach(notify: Notify) -> list[Place]:
     registry.require_root()
     with exclusive(notify), IPRoute() as ipr:
         found = registry.find_filters(ipr)
-        made = {ifindex for each in found.values() for ifindex in registry.made_clsact(each)}
         batch = Batch()
-        removed = _delete(batch, ipr, found, made)
+        removed = _delete(batch, ipr, found, registry.own_clsact(found))
         errors = batch.send()
         if errors:
             raise MohError("detach: " + "; ".join(map(str, errors)))

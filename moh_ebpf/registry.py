@@ -234,8 +234,9 @@ def tcx_names(ifindex: int, hook: Hook) -> list[str]:
 
 @dataclass(frozen=True)
 class Found:
-    """Our filters, and the ifindexes whose clsact attach made. `attached` is None where there are
-    no filters, and where they are of a version with another layout, whose maps cannot be read."""
+    """Our filters, and the ifindexes whose clsact is ours (own_clsact). `attached` is None where
+    there are no filters, and where they are of a version with another layout, whose maps cannot be
+    read."""
 
     filters: dict[Place, Filter]
     clsact: set[int]
@@ -248,8 +249,9 @@ def found(ipr: IPRoute) -> Iterator[Found]:
     filters, maps = _find(ipr)
     try:
         record = _record(maps)
-        clsact = {ifindex for each in filters.values() for ifindex in made_clsact(each)}
-        yield Found(filters, clsact, Attached(filters, record, maps) if record else None)
+        yield Found(
+            filters, own_clsact(filters), Attached(filters, record, maps) if record else None
+        )
     finally:
         _close(maps)
 
@@ -299,7 +301,14 @@ def _close(maps: dict[str, libbpf.Map]) -> None:
         os.close(each.fd)
 
 
-def made_clsact(each: Filter) -> set[int]:
+def own_clsact(filters: dict[Place, Filter]) -> set[int]:
+    """The ifindexes whose clsact attach made, and where a filter of ours stands still: without one,
+    the interface may be another by now, and its clsact somebody else's. Raises OSError."""
+    made = {ifindex for each in filters.values() for ifindex in _made_clsact(each)}
+    return made & {place.ifindex for place in filters}
+
+
+def _made_clsact(each: Filter) -> set[int]:
     """The ifindexes whose clsact attach made, as the filter's own record has it.
 
     For detach, which must work on programs of any version: a record that is not understood has

@@ -63,3 +63,20 @@ def test_a_time_namespace(fw: Firewall, offset: str) -> None:
     fw.namespace.run(*elsewhere, *MOH, *ATTACH, "--max-peers", "1000")
     assert not peer()["expired"]
     assert abs(first_event(*elsewhere)["time"] - first_event()["time"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("public", "warned"),
+    [
+        (["10.99.0.2"], True),
+        (["100.64.1.2"], True),
+        ([PUBLIC, "192.168.7.2"], True),
+        ([PUBLIC, "172.32.0.1"], False),
+        (["10.99.0.2", "--provider", "10.0.0.0/8"], False),
+    ],
+    ids=lambda each: str(each),
+)
+def test_a_private_provider_is_pointed_out(fw: Firewall, public: list[str], warned: bool) -> None:
+    said = fw.moh(*ATTACH, "--dry-run", "--public", *public).stderr
+    assert ("unless its network is named; see: --provider CIDR" in said) is warned
+    assert (f"the public address {public[-1]} is a private one" in said) is warned

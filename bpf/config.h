@@ -14,11 +14,12 @@ WAN_INDEX(ifindex), WAN_IFINDEX(index): the order of the WANs; NO_WAN and 0 for 
 LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
 #endif
 
-#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) ||     \
-	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(SETTINGS_SIZE) || \
-	!defined(MAX_WANS) || !defined(PAGE_SIZE)
+#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) || \
+	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(LRU_SPARE) || \
+	!defined(MAX_WANS) || !defined(SETTINGS_SIZE) || !defined(PAGE_SIZE)
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
-TIMEOUT_NS; MAX_PEERS, MAX_WANS, SETTINGS_SIZE (bytes): sizes of maps; PAGE_SIZE: the kernel's. \
+TIMEOUT_NS; MAX_PEERS, MAX_WANS, SETTINGS_SIZE (bytes): sizes of maps; LRU_SPARE: the elements that an LRU \
+hash has besides, because CPUs hold some back; PAGE_SIZE: the kernel's. \
 MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
 IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
 flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
@@ -31,6 +32,11 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 
 /* How long a next hop is trusted before the kernel's routes and neighbours are asked again. */
 #define HOP_LIFETIME_NS 100000000ULL
+
+/* The bits of the time of a lookup (65 us) that name the hop it found, and a factor of their sum.
+ */
+#define HOP_SUM 0xffffULL
+#define HOP_FACTOR 0x9e3779b97f4a7c15ULL
 
 /* In each such period of the clock, one packet of a stream asks for the whole route. */
 #define ROUTE_PERIOD_NS (1ULL << 29)
@@ -56,7 +62,8 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 /* An MOH state that outlives learn by so much says nothing any more. */
 #define LONGEST_DEAF_HOLD_NS 60000000000ULL
 
-/* The ring of events, in pages of memory: of 4 KiB, some 5,000 events. */
-#define EVENTS_PAGES 64
+/* The ring of events: 256 KiB, some 5,000 events, whatever the size of a page; one page at least.
+ */
+#define EVENTS_PAGES (PAGE_SIZE < (256 << 10) ? (256 << 10) / PAGE_SIZE : 1)
 
 #endif

@@ -28,13 +28,13 @@
 static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 #endif
 
-BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS);
+BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS + LRU_SPARE);
 BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
 
 /* What happened, for any number of readers; see moh_ebpf/events.py. */
 BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
 /* Endpoints that UCM sends to and that are not heard. */
-BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 4096);
+BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 16384 + LRU_SPARE);
 /* By the WANs' order: does learn see anything there? */
 BPF_TABLE("array", u32, struct wan, wans, MAX_WANS);
 
@@ -50,11 +50,11 @@ BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 
 #ifdef IS_SIP_PORT
 /* Dialogs, by a hash of their Call-ID, in which UCM holds and the provider was told otherwise. */
-BPF_TABLE("lru_hash", u64, u64, dialogs, 16384);
+BPF_TABLE("lru_hash", u64, u64, dialogs, 16384 + LRU_SPARE);
 /* TCP segments that go on with a message, if the one before them was seen. */
-BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096);
+BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096 + LRU_SPARE);
 /* Where in a TCP connection a line began that is in two segments. */
-BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines, 4096);
+BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines, 4096 + LRU_SPARE);
 BPF_TABLE("percpu_array", u32, struct sip, sip_text, 1);
 #endif
 
@@ -611,7 +611,9 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 
 /*
  * An endpoint is told of once it has sent RTP: that of RTCP alone comes too seldom to be a state.
- * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten.
+ * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten, if the
+ * machine keeps the order of stores, as x86 does. On arm64 it may for a moment take what the
+ * endpoint said before it was forgotten.
  */
 static inline void hear_again(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			      struct packet *packet, struct heard heard, u64 now)
@@ -1071,20 +1073,26 @@ struct way {
 	struct link_header link; /* the next hop's, or none: not known, or the WAN has no such */
 };
 
+/* Names the hop that two words make together. */
+static inline u64 hop_sum(u64 dst, u64 src)
+{
+	return (dst ^ src * HOP_FACTOR) * HOP_FACTOR >> 48;
+}
+
 /* By the next hop that the peer keeps, if it is good for this packet. */
 static inline bool keep_hop(struct peer *peer, struct heard heard, u16 len, u64 now,
 			    struct way *way)
 {
-	u64 before = *(volatile u64 *)&peer->hop_src;
+	u64 checked = *(volatile u64 *)&peer->hop_checked;
 	u64 first = *(volatile u64 *)&peer->hop_dst;
-	u64 after = *(volatile u64 *)&peer->hop_src;
+	u64 second = *(volatile u64 *)&peer->hop_src;
 	struct hop_dst dst;
 	struct hop_src src;
 
 	__builtin_memcpy(&dst, &first, sizeof(dst));
-	__builtin_memcpy(&src, &after, sizeof(src));
-	if (before != after || (s64)(now - peer->hop_checked) >= (s64)HOP_LIFETIME_NS || !src.out ||
-	    src.heard != heard.wan || len > dst.max_len)
+	__builtin_memcpy(&src, &second, sizeof(src));
+	if ((s64)(now - checked) >= (s64)HOP_LIFETIME_NS || !src.out || src.heard != heard.wan ||
+	    len > dst.max_len || (checked & HOP_SUM) != hop_sum(first, second))
 		return false;
 	way->wan = WAN_IFINDEX((u8)(src.out - 1));
 	way->link = link_on(way->wan, dst.mac, src.mac);
@@ -1102,10 +1110,9 @@ static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, s
 	__builtin_memcpy(src.mac, fib->smac, sizeof(src.mac));
 	__builtin_memcpy(&first, &dst, sizeof(first));
 	__builtin_memcpy(&second, &src, sizeof(second));
-	*(volatile u64 *)&peer->hop_src = 0;
 	*(volatile u64 *)&peer->hop_dst = first;
 	*(volatile u64 *)&peer->hop_src = second;
-	peer->hop_checked = now;
+	*(volatile u64 *)&peer->hop_checked = (now & ~HOP_SUM) | hop_sum(first, second);
 }
 
 /*

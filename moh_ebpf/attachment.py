@@ -11,6 +11,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from moh_ebpf import __version__, compiler, features, layout, libbpf, misfits, network, registry, tc
+from moh_ebpf.clock import kernel_ns
 from moh_ebpf.compiler import Loaded, Plan
 from moh_ebpf.errors import MohError, UsageError
 from moh_ebpf.kept import Kept
@@ -107,9 +108,8 @@ def detach(notify: Notify, *, is_kept: bool = False) -> list[Place]:
     registry.require_root()
     with exclusive(notify), IPRoute() as ipr:
         found = registry.find_filters(ipr)
-        made = {ifindex for each in found.values() for ifindex in registry.made_clsact(each)}
         batch = Batch()
-        removed = _delete(batch, ipr, found, made)
+        removed = _delete(batch, ipr, found, registry.own_clsact(found))
         errors = batch.send()
         if errors:
             raise MohError("detach: " + "; ".join(map(str, errors)))
@@ -131,6 +131,9 @@ def make_plan(
     asked for if they are not given.
     """
     links = links or network.links_by_name(ipr)
+    settings = network.with_present_names(links, settings)
+    if both := set(settings.wan) & set(settings.lan):
+        raise UsageError(f"{min(both)} is given as --wan and as --lan, by two names that it has")
     wan = network.interfaces(ipr, links, "--wan", settings.wan, attached_to)
     lan = network.interfaces(ipr, links, "--lan", settings.lan, attached_to)
     # Routes name the bridge or bond, packets enter routing through it: a port's hooks miss them.
@@ -217,7 +220,7 @@ def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     names = ["counters", "events", "waiting_for"]
     if _same_wans(record, before):
         names.append("wans")
-        if before.maps["peers"].max_entries == plan.settings.max_peers:
+        if before.maps["peers"].max_entries == compiler.peers_entries(plan.settings.max_peers):
             names.append("peers")
     if plan.settings.flip_hold:
         names += ["dialogs", "segments", "cut_lines"]
@@ -250,7 +253,7 @@ def _carry_over(
     new = loaded.maps["peers"]
     if before is None or before.maps["peers"].id == new.id:
         return {}
-    live_since = time.monotonic_ns() - round(before.record.settings.timeout * 1e9)
+    live_since = kernel_ns() - round(before.record.settings.timeout * 1e9)
     carried = {}
     for (address, port), (heard, last_seen, *rest) in before.peers():
         key = layout.ENDPOINT.pack(address, port)

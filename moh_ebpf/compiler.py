@@ -9,8 +9,11 @@ import math
 import mmap
 import os
 import platform
+import re
+import resource
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -22,6 +25,10 @@ from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
 from moh_ebpf.registry import Role
 from moh_ebpf.settings import MOST_INTERFACES, Settings
+
+_INCLUDE = Path("/usr/include")
+_CAP_SYS_ADMIN = 21  # linux/capability.h
+_LOCAL_FREE_TARGET = 128  # kernel/bpf/bpf_lru_list.c
 
 _BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
 _OTHER_BCC = (
@@ -67,6 +74,8 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     Raises MohError with the compiler's or the verifier's own lines.
     """
     bcc = _import_bcc()
+    _raise_memory_limit()
+    _leave_deleted_directory()
     try:
         with _captured_output() as output:
             module = bcc.BPF(
@@ -93,6 +102,45 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     return loaded
 
 
+def _raise_memory_limit() -> None:
+    """Before Linux 5.11, maps and programs count against RLIMIT_MEMLOCK, 64 KiB as a rule. Above
+    the hard limit, raising it takes CAP_SYS_RESOURCE."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for most in (resource.RLIM_INFINITY, hard):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (most, most))
+            return
+
+
+def _memory_limit() -> str | None:
+    """What to do about RLIMIT_MEMLOCK, if that is why the kernel does not permit more; None if it
+    is not: it does not count there, or there is no limit, or we lack the rights."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY or not _counts_memory() or not _may_load():
+        return None
+    return (
+        f"before Linux 5.11, maps count against the limit of locked memory (RLIMIT_MEMLOCK), which "
+        f"is {limit // 1024} KiB here; raise it: ulimit -l unlimited, in a systemd unit "
+        "LimitMEMLOCK=infinity"
+    )
+
+
+def _counts_memory() -> bool:
+    """Does this kernel count BPF's memory against RLIMIT_MEMLOCK, and not to the cgroup's?"""
+    version = re.match(r"(\d+)\.(\d+)", platform.release())
+    return version is not None and (int(version[1]), int(version[2])) < (5, 11)
+
+
+def _may_load() -> bool:
+    """Have we CAP_SYS_ADMIN, in the user namespace of the machine itself?"""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    users = Path("/proc/self/uid_map").read_text(encoding="ascii").split()
+    effective = re.search(r"^CapEff:\s*(\w+)$", status, re.M)
+    if effective is None or users != ["0", "0", str(2**32 - 1)]:
+        return False
+    return bool(int(effective[1], 16) >> _CAP_SYS_ADMIN & 1)
+
+
 def _check_names(loaded: Loaded) -> None:
     """Programs and maps are found again by their names, which libbpf leaves out if the kernel did
     not take its one try with a name, be it for want of memory."""
@@ -110,9 +158,12 @@ def _check_names(loaded: Loaded) -> None:
 def _explain(output: str) -> str:
     """What went wrong, by what BCC, clang and libbpf have printed, and that itself."""
     if "Operation not permitted" in output:
-        reason = f"the kernel does not permit it: {NOT_PERMITTED}"
+        reason = f"the kernel does not permit it: {_memory_limit() or NOT_PERMITTED}"
     elif "Cannot allocate memory" in output:
-        reason = "the kernel has no memory for programs and maps; try a smaller --max-peers"
+        reason = (
+            "the kernel has no memory for programs and maps; free some, or try a smaller "
+            "--max-peers, not below the number of endpoints in calls at one time"
+        )
     elif lacks := features.lacking():
         reason = lacks
     elif (
@@ -146,6 +197,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
         "MAX_PEERS": settings.max_peers,
         "MAX_WANS": MOST_INTERFACES,
+        "LRU_SPARE": _lru_spare(),
         "SETTINGS_SIZE": settings_size,
         "PAGE_SIZE": mmap.PAGESIZE,
     }
@@ -165,12 +217,29 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
     if settings.provider:
         defines["MAX_PROVIDERS"] = len(settings.provider)
     return [
+        # The verifier refuses a jump by a table, which clang makes of a switch on some machines.
+        "-fno-jump-tables",
         # BCC defines these types itself, from its own copy of linux/bpf.h.
         "-D__LINUX_BPF_H__",
         f"-I{sources()}",
         *(f"-I{path}" for path in uapi_headers()),
         *(f"-D{name}={value}" for name, value in defines.items()),
     ]
+
+
+def peers_entries(max_peers: int) -> int:
+    """The entries of the map `peers` that has room for so many live ones. Raises OSError."""
+    return max_peers + _lru_spare()
+
+
+def _lru_spare() -> int:
+    """The elements of an LRU hash beyond those that it is to keep.
+
+    A CPU that needs one takes up to LOCAL_FREE_TARGET of them, and evicts others where that many
+    are not free (kernel/bpf/bpf_lru_list.c). Newer kernels take fewer in a small map; there it is
+    memory alone.
+    """
+    return _LOCAL_FREE_TARGET * libbpf.possible_cpus()
 
 
 def _network_order(address: IPv4Address) -> int:
@@ -190,11 +259,14 @@ def _choice(name: str, values: dict[int, int], otherwise: int) -> str:
 def uapi_headers() -> list[Path]:
     """linux-libc-dev's directories: the common one, and Debian's for this architecture's asm/.
     Raises MohError if they are not there."""
-    common = Path("/usr/include")
-    multiarch = sorted(common.glob(f"{platform.machine()}-linux-gnu*/asm/types.h"))
-    if not (common / "linux/pkt_cls.h").exists():
+    if not (_INCLUDE / "linux/pkt_cls.h").exists():
         raise MohError(_HEADERS_MISSING)
-    return [common, *(path.parent.parent for path in multiarch)]
+    # The interpreter knows Debian's name: powerpc64le-linux-gnu is none that the kernel's has.
+    own = _INCLUDE / str(sysconfig.get_config_var("MULTIARCH"))
+    if (own / "asm/types.h").exists():
+        return [_INCLUDE, own]
+    guessed = sorted(_INCLUDE.glob(f"{platform.machine()}-linux-gnu*/asm/types.h"))
+    return [_INCLUDE, *(path.parent.parent for path in guessed)]
 
 
 def _import_bcc() -> Any:
@@ -214,6 +286,14 @@ def _check_layout(module: Any) -> None:
     peer = [name for name, _ in module[b"peers"].Leaf._fields_]
     if names != list(layout.COUNTERS) or peer != list(layout.PEER_FIELDS):
         raise MohError("bpf/layout.h and moh_ebpf/layout.py differ: reinstall moh-ebpf")
+
+
+def _leave_deleted_directory() -> None:
+    """BCC compiles in another directory and goes back, which fails if ours was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from socket import inet_ntoa
 from typing import Any, NamedTuple
 
 from moh_ebpf import layout, libbpf, registry
+from moh_ebpf.clock import kernel_ns
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.layout import Kind, State
 from moh_ebpf.registry import Attached
@@ -552,8 +553,8 @@ class Reader:
         """Seconds after which to `read` even if nothing has come."""
         if self._ring.more:
             return 0.0
-        now = time.monotonic_ns()
-        return min(self._story.next_due(now), max(0.0, self._check_at - now / _SECOND))
+        to_check = max(0.0, self._check_at - time.monotonic())
+        return min(self._story.next_due(kernel_ns()), to_check)
 
     def expect_change(self) -> None:
         """The next read is to look whether it is attached still, as what."""
@@ -578,12 +579,12 @@ class Reader:
                 if not events:
                     raise
                 return events
-        events += self._story.due(time.monotonic_ns())
+        events += self._story.due(kernel_ns())
         return events
 
     def _told(self) -> list[Event | Lost]:
         # Whoever is held up between the two clocks has too little: the most is the best.
-        self._story.epoch = max(time.time_ns() - time.monotonic_ns() for _ in range(3))
+        self._story.epoch = max(time.time_ns() - kernel_ns() for _ in range(3))
         records, missed = self._ring.read()
         if records:  # an interface may have been renamed
             self._story.interfaces = self._maps.attached.wan_names()
@@ -619,7 +620,7 @@ class Reader:
         self._check_at = time.monotonic() + _CHECK_SECONDS if self._checks else math.inf
 
     def _know_all(self) -> None:
-        now, timeout = time.monotonic_ns(), _timeout(self._maps.attached.record.settings)
+        now, timeout = kernel_ns(), _timeout(self._maps.attached.record.settings)
         for key, (heard, last_seen, since, told, *_) in self._maps.attached.peers():
             if told and now - last_seen < timeout:
                 self._story.know(key, heard, since, last_seen)

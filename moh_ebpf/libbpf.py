@@ -209,9 +209,14 @@ def lookup(bpf_map: Map, key: bytes, value_size: int | None = None) -> bytes:
     return value.raw
 
 
+def possible_cpus() -> int:
+    """The CPUs that the kernel makes room for, there or not. Raises OSError."""
+    return _call("libbpf_num_possible_cpus")
+
+
 def lookup_per_cpu(bpf_map: Map, key: bytes) -> list[bytes]:
     """The value of a key on each possible CPU; the kernel pads each to a multiple of 8 bytes."""
-    cpus = _call("libbpf_num_possible_cpus")
+    cpus = possible_cpus()
     size = (bpf_map.value_size + 7) & ~7
     values = lookup(bpf_map, key, size * cpus)
     return [values[cpu * size :][: bpf_map.value_size] for cpu in range(cpus)]

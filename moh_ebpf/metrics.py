@@ -7,18 +7,20 @@ least. docs/monitoring.md says what each metric is for.
 import errno
 import io
 import itertools
+import logging
 import os
 import re
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6
+from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, SHUT_RDWR
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -54,10 +56,19 @@ RTP = {
 }
 
 
-# Of a scrape: clients at once, beyond which they are turned away, and the longest that one of them
-# may keep its place without going on.
+# Clients at once. Beyond that, the one that has waited longest without asking gives way.
 _MOST_CLIENTS = 16
-_PATIENCE_SECONDS = 10.0
+# From one client to the next, so that whoever connects in a loop does not keep a core busy; so many
+# wait for their turn meanwhile.
+_PACE_SECONDS, _MOST_WAITING = 0.02, 64
+# How long a client may take to ask, and to take the answer.
+_PATIENCE_SECONDS = 5.0
+# How often the server looks whether a client is late, or its own end is asked for.
+_POLL_SECONDS = 0.5
+# From one try to have the port to the next.
+_RETRY_SECONDS = 3.0
+# How long what the kernel said is good for.
+_KEPT_SECONDS = 1.0
 # IP_FREEBIND and IPV6_FREEBIND (linux/in.h, linux/in6.h), which Python does not name.
 _FREEBIND = {AF_INET: (IPPROTO_IP, 15), AF_INET6: (IPPROTO_IPV6, 78)}
 
@@ -95,7 +106,8 @@ _NOTHING = Facts(
 
 
 class Collector:
-    """prometheus_client's collector: each scrape looks at the kernel anew.
+    """prometheus_client's collector. It looks at the kernel once a second at most, whoever asks:
+    scrapes within that second share what it saw.
 
     `collect` never raises: moh_ebpf_attached is 0 where nothing is attached, and absent where it
     cannot look.
@@ -103,13 +115,23 @@ class Collector:
 
     def __init__(self, sums: Sums | None = None) -> None:
         self._sums = sums
+        self._lock = threading.Lock()
+        self._kept: list[Any] = []
+        self._good_until = 0.0
 
     def describe(self) -> list[Any]:
         """The families that there may be, for who asks for some by name: without a look."""
         return list(self._families(_NOTHING))
 
-    def collect(self) -> Iterator[Any]:
+    def collect(self) -> list[Any]:
         """The metric families."""
+        with self._lock:
+            if time.monotonic() >= self._good_until:
+                self._kept = list(self._collect())
+                self._good_until = time.monotonic() + _KEPT_SECONDS
+            return self._kept
+
+    def _collect(self) -> Iterator[Any]:
         try:
             facts = _facts()
         except NotAttachedError:
@@ -341,38 +363,61 @@ def address(option: str, value: str) -> tuple[str, int]:
 def served(host: str, port: int, sums: Sums, notify: Callable[[str], None]) -> Iterator[None]:
     """Metrics by HTTP meanwhile, at any path, those of events among them.
 
-    Raises MohError if the address cannot be had. One that is not there yet is no error, but a line
-    by `notify`.
+    A port that cannot be had (now), or an address that is not there (yet), is no error, but a line
+    by `notify`: hold music does not wait for metrics. The port is tried again until it is had.
+    Raises MohError if there is no prometheus_client.
     """
-    exposition = _client().exposition
+    app = _client().exposition.make_wsgi_app(_registry(sums))
+
+    def make(warn: Callable[[str], None]) -> Any:
+        return make_server(host, port, app, _server(host, port, warn), _Handler)
+
+    def warn(text: str) -> None:
+        notify(f"warning: {text}")
+
+    server, ended = None, threading.Event()
     try:
-        server = make_server(
-            host,
-            port,
-            exposition.make_wsgi_app(_registry(sums)),
-            _server(host, port, notify),
-            _Handler,
-        )
+        server = make(warn)
     except OSError as error:
-        raise MohError(f"--metrics {host}:{port}: {error.strerror}") from error
-    thread = threading.Thread(target=server.serve_forever)
+        warn(f"--metrics {host}:{port}: {error.strerror}; it is tried again until it can be had")
+    thread = threading.Thread(target=_serve, args=(server, make, ended, f"{host}:{port}"))
     thread.start()
     try:
         yield
     finally:
-        server.shutdown()
-        server.server_close()
+        ended.set()
         thread.join()
 
 
-def _server(host: str, port: int, notify: Callable[[str], None]) -> type[WSGIServer]:
-    places = threading.Semaphore(_MOST_CLIENTS)
+def _serve(
+    server: Any, make: Callable[[Callable[[str], None]], Any], ended: threading.Event, where: str
+) -> None:
+    """Serve until `ended`; where there is no server yet, `make` one as soon as that works."""
+    log = logging.getLogger("moh-ebpf")  # the service's, which never waits for its reader
+    while server is None:
+        if ended.wait(_RETRY_SECONDS):
+            return
+        with suppress(OSError):
+            server = make(log.warning)
+            log.info("--metrics %s: it is served there now", where)
+    with closing(server):
+        while not ended.is_set():
+            server.handle_request()
+            server.drop_late()
 
+
+def _server(host: str, port: int, warn: Callable[[str], None]) -> type[WSGIServer]:
     class Server(ThreadingMixIn, WSGIServer):
         """A thread for each client; one that goes away in between is no news."""
 
         address_family = AF_INET6 if ":" in host else AF_INET
         daemon_threads = True
+        request_queue_size = _MOST_WAITING
+        timeout = _POLL_SECONDS
+
+        def __init__(self, *arguments: Any) -> None:
+            self._clients = _Clients()
+            super().__init__(*arguments)
 
         def server_bind(self) -> None:
             """Without HTTPServer's question to the DNS for our name. An address that is not there
@@ -384,26 +429,30 @@ def _server(host: str, port: int, notify: Callable[[str], None]) -> type[WSGISer
                     raise
                 self.socket.setsockopt(*_FREEBIND[self.address_family], 1)
                 TCPServer.server_bind(self)
-                notify(f"warning: --metrics {host}:{port}: there is no such address here (yet)")
+                warn(f"--metrics {host}:{port}: there is no such address here (yet)")
             self.server_name, self.server_port = host, port
             self.setup_environ()
 
+        def close(self) -> None:
+            self.server_close()
+
         def process_request(self, request: Any, client_address: Any) -> None:
             """Whoever keeps connecting shall not have all our descriptors."""
-            if not places.acquire(blocking=False):
-                self.shutdown_request(request)
-                return
-            try:
+            if self._clients.admit(request):
                 super().process_request(request, client_address)
-            except BaseException:  # no thread can be had
-                places.release()
-                raise
+            else:
+                self.shutdown_request(request)
+            time.sleep(_PACE_SECONDS)
 
-        def process_request_thread(self, request: Any, client_address: Any) -> None:
-            try:
-                super().process_request_thread(request, client_address)
-            finally:
-                places.release()
+        def has_asked(self, request: Any) -> None:
+            self._clients.has_asked(request)
+
+        def drop_late(self) -> None:
+            self._clients.drop_late()
+
+        def shutdown_request(self, request: Any) -> None:
+            self._clients.forget(request)
+            super().shutdown_request(request)
 
         def handle_error(self, request: object, client_address: object) -> None:
             """Unlike socketserver, no traceback for a client's reset or timeout."""
@@ -413,8 +462,57 @@ def _server(host: str, port: int, notify: Callable[[str], None]) -> type[WSGISer
     return Server
 
 
+class _Clients:
+    """The clients' sockets, those among them that have not asked yet with the time by which they
+    must have. Their threads end when their sockets are shut down."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: set[Any] = set()
+        self._silent: dict[Any, float] = {}
+
+    def admit(self, client: Any) -> bool:
+        """Take it in; where there are too many, in the place of the one that has been silent for
+        longest. False if all have asked, and are being answered."""
+        with self._lock:
+            if len(self._all) >= _MOST_CLIENTS:
+                if not self._silent:
+                    return False
+                self._drop(next(iter(self._silent)))
+            self._all.add(client)
+            self._silent[client] = time.monotonic() + _PATIENCE_SECONDS
+            return True
+
+    def has_asked(self, client: Any) -> None:
+        with self._lock:
+            self._silent.pop(client, None)
+
+    def drop_late(self) -> None:
+        """A byte now and then is not enough: the time is that of a whole request."""
+        with self._lock:
+            now = time.monotonic()
+            for client in [each for each, due in self._silent.items() if due <= now]:
+                self._drop(client)
+
+    def forget(self, client: Any) -> None:
+        with self._lock:
+            self._all.discard(client)
+            self._silent.pop(client, None)
+
+    def _drop(self, client: Any) -> None:
+        self._all.discard(client)
+        del self._silent[client]
+        with suppress(OSError):  # it has gone by itself
+            client.shutdown(SHUT_RDWR)
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _PATIENCE_SECONDS
+
+    def parse_request(self) -> bool:
+        parsed = super().parse_request()
+        self.server.has_asked(self.request)  # type: ignore[attr-defined]
+        return parsed
 
     def log_message(self, format: str, *args: object) -> None:
         """A scrape is no news."""

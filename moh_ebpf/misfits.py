@@ -1,6 +1,6 @@
 """What is no error, but may keep the programs from seeing the packets: attach points it out."""
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from pyroute2 import IPRoute
 
@@ -10,11 +10,17 @@ from moh_ebpf.registry import Record
 
 _MOST_ASKED = 64  # provider networks whose routes are looked up
 
+# RFC 1918, and RFC 6598 of providers' own NAT.
+_PRIVATE = tuple(
+    map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"))
+)
+
 
 def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
     """One sentence for each, with what to do about it."""
     return [
         *_unseen_behind_nat(plan),
+        *_private_providers(plan),
         *map(str, earlier.found(ipr, record)),
         *_macvlans(ipr, plan),
         *_routed_by_mark(ipr, plan),
@@ -42,6 +48,22 @@ def _unseen_behind_nat(plan: Plan) -> list[str]:
     return [
         f"this firewall rewrites source addresses ({rule}); UCM's packets reach the WAN no longer "
         "as UCM's, and enforce will not see them. Name the interface they come in by: --lan IF"
+    ]
+
+
+def _private_providers(plan: Plan) -> list[str]:
+    """A WAN with a private address may lead to a private provider, over a VPN for instance."""
+    private = [
+        str(address)
+        for address in plan.settings.public
+        if any(address in network for network in _PRIVATE)
+    ]
+    if not private or plan.settings.provider:
+        return []
+    return [
+        f"the public address {' or '.join(private)} is a private one: an endpoint of a provider's "
+        "that has a private address, too (RFC 1918), is never learned and gets no music, unless "
+        "its network is named; see: --provider CIDR"
     ]
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pyroute2 import IPRoute, NetlinkError
 
 from moh_ebpf.errors import UsageError
 from moh_ebpf.netlink import whole
+from moh_ebpf.settings import Settings
 
 # Bytes before the IP header by link type (linux/if_arp.h): Ethernet has 14; PPP, tunnels, raw IP
 # and "none" (tun, WireGuard) have none where tc sees the packet.
@@ -26,6 +27,8 @@ ANYWHERE = IPv4Address("9.9.9.9")
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _IFF_UP = 0x1
+# Of a warning's hint, attach does not wait longer than that.
+_NFT_SECONDS = 5.0
 _PORT_MASTERS = {"bridge", "bond", "team"}
 
 
@@ -41,8 +44,29 @@ class Interface:
 
 
 def links_by_name(ipr: IPRoute) -> Mapping[str, Any]:
-    """This namespace's links, as netlink tells them. A dump: with hundreds of them, ask once."""
-    return {link.get_attr("IFLA_IFNAME"): link for link in whole(ipr.get_links)}
+    """This namespace's links, as netlink tells them, by name and by each altname. A dump: with
+    hundreds of them, ask once."""
+    links = whole(ipr.get_links)
+    by_altname = {name: link for link in links for name in _altnames(link)}
+    return {_name(link): link for link in links} | by_altname
+
+
+def _name(link: Any) -> str:
+    return str(link.get_attr("IFLA_IFNAME"))
+
+
+def _altnames(link: Any) -> list[str]:
+    properties = link.get_attr("IFLA_PROP_LIST")
+    return properties.get_attrs("IFLA_ALT_IFNAME") if properties else []
+
+
+def with_present_names(links: Mapping[str, Any], settings: Settings) -> Settings:
+    """The settings with each interface by its name, where it is given by an altname, and once."""
+
+    def present(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_name(links[name]) if name in links else name for name in names))
+
+    return replace(settings, wan=present(settings.wan), lan=present(settings.lan))
 
 
 def usable(
@@ -70,8 +94,9 @@ def interfaces(
     for name in names:
         link = links.get(name)
         if link is None:
+            there = dict.fromkeys(map(_name, links.values()))
             raise UsageError(
-                f"{option} {name}: there is no such interface here; there are {', '.join(links)}"
+                f"{option} {name}: there is no such interface here; there are {', '.join(there)}"
             )
         if link["ifi_type"] == _LOOPBACK:
             raise UsageError(
@@ -110,7 +135,7 @@ def _port_of(master: Any) -> str | None:
     """The master's name if it takes its ports' packets over; a VRF does not."""
     if master is None or _kind(master) not in _PORT_MASTERS:
         return None
-    return str(master.get_attr("IFLA_IFNAME"))
+    return _name(master)
 
 
 def _kind(link: Any) -> str | None:
@@ -121,7 +146,7 @@ def _kind(link: Any) -> str | None:
 def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
     """The names of the macvlan and ipvlan interfaces on top of an interface."""
     return [
-        link.get_attr("IFLA_IFNAME")
+        _name(link)
         for link in whole(ipr.get_links)
         if link.get_attr("IFLA_LINK") == ifindex and _kind(link) in ("macvlan", "ipvlan")
     ]
@@ -170,23 +195,33 @@ def enter_new_namespace() -> None:
 def source_nat() -> str | None:
     """Where this namespace's rules rewrite sources, by the first rule found; None if nowhere.
 
-    A hint for a warning, so what cannot be asked (no nft, no rights) counts as nothing.
+    A hint for a warning, so what cannot be asked (no nft, no rights, no answer in time) counts as
+    nothing.
     """
-    if shutil.which("nft"):
-        rules = subprocess.run(
-            ["nft", "--stateless", "list", "ruleset"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        ).stdout
-        match = re.search(
-            r"^.*\b(?:masquerade|snat|xt target \"\w*(?:NAT|MASQ)).*$", rules, re.M | re.I
-        )
-        if match:
-            return f"nftables: {match[0].strip()}"
+    match = re.search(
+        r"^.*\b(?:masquerade|snat|xt target \"\w*(?:NAT|MASQ)).*$", _ruleset(), re.M | re.I
+    )
+    if match:
+        return f"nftables: {match[0].strip()}"
     try:
         legacy = Path("/proc/net/ip_tables_names").read_text(encoding="ascii").split()
     except OSError:
         legacy = []
     return "iptables-legacy has a nat table" if "nat" in legacy else None
+
+
+def _ruleset() -> str:
+    """What nft says; empty if it says nothing."""
+    if not shutil.which("nft"):
+        return ""
+    try:
+        return subprocess.run(
+            ["nft", "--stateless", "list", "ruleset"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_NFT_SECONDS,
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return ""

@@ -9,7 +9,6 @@ import math
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from moh_ebpf import layout, libbpf, peers, tc
+from moh_ebpf.clock import kernel_ns
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.peers import LONGEST_DEAF_HOLD_SECONDS, SILENT_SECONDS, Peer, Snapshot, Wait, Wan
 from moh_ebpf.settings import Settings, from_values
@@ -147,7 +147,7 @@ class Attached:
 
         Raises OSError.
         """
-        now = time.monotonic_ns()
+        now = kernel_ns()
         within = self.record.settings.timeout + forgotten_for
         peers = self._decoded(self.peers(), now, within)
         return Snapshot(now * 1e-9, peers, self.counters(), self.wans(now))
@@ -155,7 +155,7 @@ class Attached:
     def wans(self, now: int | None = None) -> list[Wan]:
         """What is known of each WAN, in their order. `now`: of CLOCK_MONOTONIC, in ns. Raises
         OSError."""
-        now = time.monotonic_ns() if now is None else now
+        now = kernel_ns() if now is None else now
         found = []
         for index, interface in self.wan_names().items():
             times = layout.WAN.unpack(libbpf.lookup(self.maps["wans"], struct.pack("=I", index)))
@@ -165,7 +165,7 @@ class Attached:
 
     def unheard(self) -> list[Peer]:
         """Peers that have been forgotten, and that UCM still sends to. Raises OSError."""
-        now = time.monotonic_ns()
+        now = kernel_ns()
         found = []
         for endpoint, _ in self._waiting(now):
             with suppress(FileNotFoundError):  # most have never been heard
@@ -175,7 +175,7 @@ class Attached:
 
     def waits(self) -> list[Wait]:
         """The endpoints that UCM sends to now and that are not heard. Raises OSError."""
-        now = time.monotonic_ns()
+        now = kernel_ns()
         return [
             Wait(
                 socket.inet_ntoa(address),
@@ -280,8 +280,9 @@ def tcx_names(ifindex: int, hook: Hook) -> list[str]:
 
 @dataclass(frozen=True)
 class Found:
-    """Our filters, and the ifindexes whose clsact attach made. `attached` is None where there are
-    no filters, and where they are of a version with another layout, whose maps cannot be read."""
+    """Our filters, and the ifindexes whose clsact is ours (own_clsact). `attached` is None where
+    there are no filters, and where they are of a version with another layout, whose maps cannot be
+    read."""
 
     filters: dict[Place, Filter]
     clsact: set[int]
@@ -294,8 +295,9 @@ def found(ipr: IPRoute) -> Iterator[Found]:
     filters, maps = _find(ipr)
     try:
         record = _record(maps)
-        clsact = {ifindex for each in filters.values() for ifindex in made_clsact(each)}
-        yield Found(filters, clsact, Attached(filters, record, maps) if record else None)
+        yield Found(
+            filters, own_clsact(filters), Attached(filters, record, maps) if record else None
+        )
     finally:
         _close(maps)
 
@@ -367,7 +369,14 @@ def _close(maps: dict[str, libbpf.Map]) -> None:
         os.close(each.fd)
 
 
-def made_clsact(each: Filter) -> set[int]:
+def own_clsact(filters: dict[Place, Filter]) -> set[int]:
+    """The ifindexes whose clsact attach made, and where a filter of ours stands still: without one,
+    the interface may be another by now, and its clsact somebody else's. Raises OSError."""
+    made = {ifindex for each in filters.values() for ifindex in _made_clsact(each)}
+    return made & {place.ifindex for place in filters}
+
+
+def _made_clsact(each: Filter) -> set[int]:
     """The ifindexes whose clsact attach made, as the filter's own record has it.
 
     For detach, which must work on programs of any version: a record that is not understood has

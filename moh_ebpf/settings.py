@@ -230,8 +230,9 @@ def _unique(
 
 
 def _interface(option: str, value: Any) -> str:
-    # The kernel's rule (dev_valid_name): 1 to 15 bytes, no '/', ':' or white space.
-    if not isinstance(value, str) or not re.fullmatch(r"[^\s/:]{1,15}", value):
+    # The kernel's rule (dev_valid_name) is no '/', ':' or white space, and at most 15 bytes; an
+    # altname may have 127.
+    if not isinstance(value, str) or not re.fullmatch(r"[^\s/:]{1,127}", value):
         raise UsageError(f"{option}: {value!r} is no interface name; `ip link` lists them")
     return value
 

@@ -946,7 +946,7 @@ def _unnatted(facts: Facts) -> Findings:
 
 
 _FAILURES = {
-    "learn_failed": "free memory; a smaller --max-peers",
+    "learn_failed": "a larger --max-peers: the map had no element to spare",
     "dropped_failed": "free memory",
     "routed_elsewhere": "ip route get ENDPOINT from UCM iif LAN; a rule by mark is not seen, one "
     "by address or interface is: ip rule add from UCM lookup TABLE",

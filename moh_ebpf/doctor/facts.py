@@ -213,7 +213,9 @@ def _gather(
 ) -> Facts:
     ask = asking.ask
     attached_to = {place.ifindex for place in found.filters}
-    wan, lan, unfit = _interfaces(ipr, chosen, attached_to)
+    links = network.links_by_name(ipr)
+    chosen = network.with_present_names(links, chosen)
+    wan, lan, unfit = _interfaces(ipr, links, chosen, attached_to)
     if not wan or (chosen.lan and not lan):
         asking.unasked["usable"] = unfit[0]
     if not wan:
@@ -274,13 +276,12 @@ def _each(targets: Iterable[Target]) -> list[IPv4Address]:
 
 
 def _interfaces(
-    ipr: IPRoute, settings: Settings, attached_to: Collection[int]
+    ipr: IPRoute, links: Mapping[str, Any], settings: Settings, attached_to: Collection[int]
 ) -> tuple[list[Interface], list[Interface], list[str]]:
     """Those that can be used, and what is wrong with the others, each by itself."""
     wan: list[Interface] = []
     lan: list[Interface] = []
     unfit: list[str] = []
-    links = network.links_by_name(ipr)
     for option, names, usable in (("--wan", settings.wan, wan), ("--lan", settings.lan, lan)):
         for name in names:
             try:

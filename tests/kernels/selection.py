@@ -10,6 +10,7 @@ import pytest
 CHOSEN = [
     "test_story.py",
     "test_features.py",
+    "test_memory_limit.py",
     "test_ppp.py::test_hold_music_over_ppp",
     "test_ppp.py::test_run_follows_a_pppoe_line",
     "test_forwarding.py::test_gateway_not_known_yet_is_asked_for",

@@ -306,6 +306,30 @@ def test_interface_deleted_and_made_anew(fw: Firewall) -> None:
     assert "clsact" not in both(fw)
 
 
+@pytest.mark.parametrize(
+    "next_one",
+    [None, ("--wan", "other"), ("--wan", "wan2")],
+    ids=["detach", "attach-there", "attach-elsewhere"],
+)
+def test_an_ifindex_that_is_used_again(wan2: Firewall, next_one: tuple[str, ...] | None) -> None:
+    """The record has ifindexes: a clsact that somebody has made on the next interface stays."""
+    index = wan2.namespace.ifindex("wan")
+    wan2.moh(*FIRST)
+    wan2.namespace.run("ip", "link", "del", "wan")
+    wan2.namespace.run(*f"ip link add other index {index} type veth peer name end".split())
+    wan2.namespace.run("ip", "link", "set", "end", "up")
+    wan2.namespace.run("ip", "addr", "add", f"{PUBLIC}/24", "dev", "other")
+    wan2.namespace.run("ip", "link", "set", "other", "up")
+    wan2.namespace.run("tc", "qdisc", "add", "dev", "other", "clsact")
+    somebody_s = wan2.namespace.tc_state("other")
+    assert "clsact" in somebody_s
+    if next_one:
+        wan2.moh("attach", *next_one, "--lan", "lan", "--ucm", UCM)
+    wan2.moh("detach")
+    assert wan2.namespace.tc_state("other") == somebody_s
+    assert "clsact" not in wan2.namespace.tc_state("lan", "wan2")
+
+
 def test_interface_moved_to_another_namespace(fw: Firewall) -> None:
     """The kernel strips an interface of qdiscs and filters as it moves: nothing of ours goes along,
     status tells what is missing, and back home it is attached again."""

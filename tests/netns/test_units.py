@@ -42,6 +42,12 @@ def test_service_is_hardened() -> None:
     assert f"at most {MOST_EXPOSED} of 10" in (DOCS / "operations.md").read_text()
 
 
+@pytest.mark.parametrize("unit", sorted(UNITS.iterdir()), ids=lambda each: each.name)
+def test_units_do_not_limit_locked_memory(unit: Path) -> None:
+    """Before Linux 5.11, maps count against it."""
+    assert "\nLimitMEMLOCK=infinity\n" in unit.read_text()
+
+
 def test_service_keeps_the_capabilities_that_it_needs(fw: Firewall) -> None:
     (kept,) = re.findall(
         "^CapabilityBoundingSet=(.*)$", (UNITS / "moh-ebpf.service").read_text(), re.M

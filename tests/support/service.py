@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -83,11 +83,12 @@ def service(
     config: str,
     *arguments: str,
     stderr: int = subprocess.PIPE,
+    before: Sequence[str] = (),
     **environment: str,
 ) -> Iterator[Service]:
     """Run it in the namespace with this config, which is `directory`/moh-ebpf.toml. `environment`
-    is added to this process's own. It is killed at the end, if it still runs. Given another
-    `stderr`, its log is not read."""
+    is added to this process's own; `before` are words before the command. It is killed at the end,
+    if it still runs. Given another `stderr`, its log is not read."""
     file = directory / "moh-ebpf.toml"
     file.write_text(config)
     address = directory / "notify"
@@ -95,7 +96,8 @@ def service(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
         manager.settimeout(PATIENCE_SECONDS)
-        command = [sys.executable, "-m", "moh_ebpf", "run", "--config", str(file), *arguments]
+        moh = [sys.executable, "-m", "moh_ebpf"]
+        command = [*before, *moh, "run", "--config", str(file), *arguments]
         with namespace.entered():
             process = subprocess.Popen(
                 command,

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,3 +223,26 @@ def test_panels_of_the_dashboard_have_a_place_each() -> None:
     ]
     assert len(set(places)) == len(places)
     assert max(x for x, _ in places) < 24  # Grafana's columns
+
+
+def test_the_kernel_is_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many scrape, and whatever they ask for."""
+    now, looks = 100.0, 0
+
+    def facts() -> Facts:
+        nonlocal looks
+        looks += 1
+        return FACTS
+
+    monkeypatch.setattr(metrics, "_facts", facts)
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    registry = metrics._registry()
+    with ThreadPoolExecutor() as pool:
+        whole = list(pool.map(lambda _: generate_latest(registry), range(20)))
+    some = generate_latest(registry.restricted_registry(["moh_ebpf_attached"]))
+    assert (len(set(whole)), looks) == (1, 1)
+    assert b"moh_ebpf_attached 1.0" in some
+    assert len(some) < len(whole[0]) / 5
+    now += 1.0
+    assert generate_latest(registry) == whole[0]
+    assert looks == 2

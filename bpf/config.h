@@ -33,6 +33,11 @@ will do."
 /* How long a next hop is trusted before the kernel's routes and neighbours are asked again. */
 #define HOP_LIFETIME_NS 100000000ULL
 
+/* The bits of the time of a lookup (65 us) that name the hop it found, and a factor of their sum.
+ */
+#define HOP_SUM 0xffffULL
+#define HOP_FACTOR 0x9e3779b97f4a7c15ULL
+
 /* In each such period of the clock, one packet of a stream asks for the whole route. */
 #define ROUTE_PERIOD_NS (1ULL << 29)
 

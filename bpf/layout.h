@@ -71,15 +71,15 @@ struct peer {
 	u64 out_bytes;
 	u64 out_last;	 /* the last packet sent to it; 0: none */
 	u64 out_first;	 /* the first one in the present state; 0: none */
-	u64 hop_checked; /* when the next hop was looked up */
+	u64 hop_checked; /* when the next hop was looked up, and HOP_SUM of its words */
 	u64 hop_dst;	 /* struct hop_dst */
 	u64 hop_src;	 /* struct hop_src */
 	struct rtp out_rtp;
 };
 
 /*
- * A peer's next hop, in two words. The second is 0 while they are written, and read before and
- * after the first: a reader that sees two different ones looks the hop up itself.
+ * A peer's next hop, in two words. `hop_checked` has a sum of both, so that no order of loads and
+ * stores matters: a reader that sees words of two hops looks the hop up itself.
  */
 struct hop_dst {
 	u8 mac[6];

@@ -578,7 +578,9 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 
 /*
  * An endpoint is told of once it has sent RTP: that of RTCP alone comes too seldom to be a state.
- * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten.
+ * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten, if the
+ * machine keeps the order of stores, as x86 does. On arm64 it may for a moment take what the
+ * endpoint said before it was forgotten.
  */
 static inline void hear_again(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			      struct packet *packet, struct heard heard, u64 now)
@@ -846,20 +848,26 @@ struct way {
 	struct link_header link; /* the next hop's, or none: not known, or the WAN has no such */
 };
 
+/* Names the hop that two words make together. */
+static inline u64 hop_sum(u64 dst, u64 src)
+{
+	return (dst ^ src * HOP_FACTOR) * HOP_FACTOR >> 48;
+}
+
 /* By the next hop that the peer keeps, if it is good for this packet. */
 static inline bool keep_hop(struct peer *peer, struct heard heard, u16 len, u64 now,
 			    struct way *way)
 {
-	u64 before = *(volatile u64 *)&peer->hop_src;
+	u64 checked = *(volatile u64 *)&peer->hop_checked;
 	u64 first = *(volatile u64 *)&peer->hop_dst;
-	u64 after = *(volatile u64 *)&peer->hop_src;
+	u64 second = *(volatile u64 *)&peer->hop_src;
 	struct hop_dst dst;
 	struct hop_src src;
 
 	__builtin_memcpy(&dst, &first, sizeof(dst));
-	__builtin_memcpy(&src, &after, sizeof(src));
-	if (before != after || (s64)(now - peer->hop_checked) >= (s64)HOP_LIFETIME_NS || !src.out ||
-	    src.heard != heard.wan || len > dst.max_len)
+	__builtin_memcpy(&src, &second, sizeof(src));
+	if ((s64)(now - checked) >= (s64)HOP_LIFETIME_NS || !src.out || src.heard != heard.wan ||
+	    len > dst.max_len || (checked & HOP_SUM) != hop_sum(first, second))
 		return false;
 	way->wan = WAN_IFINDEX((u8)(src.out - 1));
 	way->link = link_on(way->wan, dst.mac, src.mac);
@@ -877,10 +885,9 @@ static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, s
 	__builtin_memcpy(src.mac, fib->smac, sizeof(src.mac));
 	__builtin_memcpy(&first, &dst, sizeof(first));
 	__builtin_memcpy(&second, &src, sizeof(second));
-	*(volatile u64 *)&peer->hop_src = 0;
 	*(volatile u64 *)&peer->hop_dst = first;
 	*(volatile u64 *)&peer->hop_src = second;
-	peer->hop_checked = now;
+	*(volatile u64 *)&peer->hop_checked = (now & ~HOP_SUM) | hop_sum(first, second);
 }
 
 /*

@@ -191,9 +191,18 @@ class Bench:
 
         def trust(fields: dict[str, Any]) -> None:
             assert fields["hop_checked"], "no next hop is remembered"
-            fields["hop_checked"] += 3600 * 10**9
+            fields["hop_checked"] += 3600 * 10**9 & ~0xFFFF  # the rest is HOP_SUM (bpf/config.h)
 
         self._change_peers(trust)
+
+    def mix_hops(self, word: str) -> None:
+        """As a CPU may see it that reorders loads: this word of each next hop, `hop_dst` or
+        `hop_src`, is that of another one, with other MACs."""
+
+        def mix(fields: dict[str, Any]) -> None:
+            fields[word] ^= 0x55_55_55_55_55_55
+
+        self._change_peers(mix)
 
     def _change_peers(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Each peer's fields of the map, written again as `change` has left them."""

@@ -55,6 +55,20 @@ def test_hold_music_goes_to_the_next_hop(programs: Bench, what: str, packet) -> 
     assert (peer.out_packets, peer.out_bytes) == (2, 2 * len(packet))
 
 
+@pytest.mark.parametrize("word", ["hop_dst", "hop_src"])
+def test_words_of_two_hops_are_none(programs: Bench, word: str) -> None:
+    """The frame is left to the kernel's neighbour code, or has the right header: no mixed one."""
+    programs.set_peer(PROVIDER, MOH)
+    programs.run(Role.BYPASS, music())
+    programs.trust_hops()
+    programs.mix_hops(word)
+    verdict, frame = programs.run(Role.BYPASS, music())
+    wan, lan = programs.firewall.wan, programs.firewall.lan
+    right = bytes(Ether(dst=wan.mac, src=wan.firewall_mac, type=0x800))
+    assert verdict == REDIRECT
+    assert frame[:14] in (right, bytes(Ether(dst=lan.firewall_mac, src=lan.mac, type=0x800)))
+
+
 def test_two_way_goes_on_to_netfilter(programs: Bench) -> None:
     programs.set_peer(PROVIDER, TWO)
     frame = bytes(programs.firewall.lan.frame(music()))

@@ -207,13 +207,15 @@ def test_replaced_programs_are_let_go_of(fw: Firewall, tmp_path: Path) -> None:
 def test_detach_beside_a_service_does_not_wait_for_it(fw: Firewall, tmp_path: Path) -> None:
     """Stopped (SIGSTOP), it holds the programs all the while."""
     with running(fw, tmp_path) as run:
-        begun = time.monotonic()
-        fw.moh("status")
-        usual = time.monotonic() - begun
+        ids = program_ids(fw)
         run.send(signal.SIGSTOP)
-        begun = time.monotonic()
-        fw.moh("detach")
-        assert time.monotonic() - begun < usual + attachment._FREED_WITHIN_SECONDS
+        took = []
+        for _ in range(2):  # the second time, there is nothing to detach
+            begun = time.monotonic()
+            fw.moh("detach")
+            took.append(time.monotonic() - begun)
+        assert all(map(is_loaded, ids))
+        assert took[0] < took[1] + attachment._FREED_WITHIN_SECONDS / 2
         run.send(signal.SIGCONT)
         run.wait_for_line("put back (nothing was attached)")
 

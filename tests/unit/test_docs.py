@@ -126,3 +126,12 @@ def test_the_pictures_need_nothing_from_elsewhere(name: str) -> None:
     picture = (ROOT / f"docs/{name}.svg").read_text()
     ElementTree.fromstring(picture)  # is well-formed
     assert re.findall(r"https?://[^\"\s)]+", picture) == ["http://www.w3.org/2000/svg"]
+
+
+def test_the_tests_that_security_names_are_there() -> None:
+    page = (ROOT / "docs/security.md").read_text()
+    named = set(re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page))
+    assert len(named) > 30
+    for file, test in named:
+        text = (ROOT / file).read_text()
+        assert f"def {test}(" in text if test else "def test_" in text, f"{file}::{test}"

@@ -31,7 +31,9 @@ _IPVLAN_MODE_L3S = 2  # linux/if_link.h
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _IFF_UP = 0x1
-_PORT_MASTERS = {"bridge", "bond", "team"}
+_GROUPS = {"bond", "team"}
+_PORT_MASTERS = {"bridge", *_GROUPS}
+_STACKED = {"vlan", "macvlan", "ipvlan"}  # a veth names its other end as its link, too
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,12 @@ def _keeps_tags(link: Any, links: Collection[Any]) -> bool:
 
 
 def _is_below(lower: Any, upper: Any) -> bool:
-    """Does the upper link's traffic pass by the lower one, in this namespace?"""
-    if lower.get_attr("IFLA_MASTER") == upper["index"]:
-        return True
+    """Are the upper link's packets the lower one's, with its link header? In this namespace."""
+    if _kind(upper) in _GROUPS:
+        return bool(lower.get_attr("IFLA_MASTER") == upper["index"])
     is_elsewhere = upper.get_attr("IFLA_LINK_NETNSID") is not None
-    return lower["index"] == upper.get_attr("IFLA_LINK") and not is_elsewhere and lower is not upper
+    is_named = lower["index"] == upper.get_attr("IFLA_LINK")
+    return _kind(upper) in _STACKED and is_named and not is_elsewhere
 
 
 def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:

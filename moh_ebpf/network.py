@@ -146,17 +146,17 @@ def _why_blind(link: Any, links: Collection[Any]) -> str | None:
             if each.get_attr("IFLA_MASTER") == link["index"]
         ]
         return (
-            "that is a VRF, and packets pass tc on its ports alone; name those that are meant: "
-            f"{', '.join(ports) or 'it has none yet'}"
+            "that is a VRF, and packets come in by its ports alone; try: those that are meant, of "
+            f"{', '.join(ports) or 'which it has none yet'}"
         )
     if kind == "ifb":
         return (
-            "that is an IFB, which only shapes what other interfaces have received; name the one "
-            "whose packets are redirected to it"
+            "that is an IFB, which only shapes what another interface has received; try: the "
+            "interface whose packets are redirected to it"
         )
     if kind == "ipvlan" and _of_kind(link, "IFLA_IPVLAN_MODE") == _IPVLAN_MODE_L3S:
         return (
-            "that is an ipvlan in mode l3s, whose packets come in past tc; give it another mode: "
+            "that is an ipvlan in mode l3s, whose packets come in past tc; try: "
             f"ip link set {link.get_attr('IFLA_IFNAME')} type ipvlan mode l3"
         )
     return None

@@ -367,6 +367,10 @@ def test_refused(kind: Kind, role: str) -> None:
         assert attached.stderr.startswith(f"moh-ebpf: --{role} {role}9: that is a")
         assert kind.name.split(",")[0] in attached.stderr
         assert "Traceback" not in attached.stderr
+        why = attached.stderr.partition(": that")[2].partition("; try")[0]
+        doctor = fw.moh("doctor", *words, "--json", check=False)
+        assert doctor.returncode == 1
+        assert f"that{why}" in doctor.stdout
         assert fw.tc_state(f"{role}9", f"u{role}9") == before
 
 

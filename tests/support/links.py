@@ -97,10 +97,8 @@ def make(kind: Kind, number: int, stack: ExitStack, near: End, far: End, beyond:
     kernel has no such kind, what was said of it. The number is the link's own, up to 250."""
     below = f"u{near.name}"
     mac = f"02:00:00:00:00:{number:02x}"
-    must(
-        near.place,
-        f"link add {below} address {mac} type veth peer name {below} netns {far.place.name}",
-    )
+    there = f"peer name {below} netns {far.place.name}"
+    must(near.place, f"link add {below} address {mac} type veth {there}")
     sides = []
     for end, other, side in ((near, far, 1), (far, near, 2)):
         local, remote = f"172.16.{number}.{side}", f"172.16.{number}.{3 - side}"

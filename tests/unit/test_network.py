@@ -81,4 +81,4 @@ def test_a_vrfs_ports_are_named_in_its_place() -> None:
     vrf = Link(4, kind="vrf")
     said = network._why_blind(vrf, [ETH, Link(5, MASTER=4), Link(6, MASTER=4), vrf])
     assert said is not None
-    assert said.endswith("name those that are meant: if5, if6")
+    assert said.endswith("try: those that are meant, of if5, if6")

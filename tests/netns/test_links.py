@@ -105,8 +105,10 @@ def attached() -> Iterator[Links]:
         add_link(made, stack, VETH, "direct", DIRECT)
         route(made)
         ucms = [f"10.{number}.0.10" for number in (*made.numbers["lan"].values(), DIRECT)]
-        fw.moh("attach", "--timeout", "60m", "--wan", *made.names("wan"), "--lan",
-               *made.names("lan"), "--ucm", *ucms)  # fmt: skip
+        words = ["attach", "--timeout", "60m", "--wan", *made.names("wan")]
+        words += ["--lan", *made.names("lan"), "--ucm", *ucms]
+        # To so many interfaces it takes minutes under emulation.
+        fw.run(sys.executable, "-m", "moh_ebpf", *words, timeout=900)
         yield made
 
 

@@ -7,11 +7,12 @@
 #define MOH_CONFIG_H
 
 #if !defined(IS_UCM) || !defined(IS_PUBLIC) || !defined(IS_LAN) || !defined(WAN_INDEX) || \
-	!defined(WAN_IFINDEX) || !defined(LINK_HEADER)
+	!defined(WAN_IFINDEX) || !defined(LINK_HEADER) || !defined(FINDS_HEADER)
 #error "IS_UCM(address), IS_PUBLIC(address): is this __be32 one of them? \
 IS_LAN(ifindex): is bypass attached there? \
 WAN_INDEX(ifindex), WAN_IFINDEX(index): the order of the WANs; NO_WAN and 0 for no such. \
-LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0."
+LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0. \
+FINDS_HEADER(ifindex): is it for each packet to tell? Then LINK_HEADER is 0."
 #endif
 
 #if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) || \

@@ -95,11 +95,15 @@ static __always_inline struct link_header link_on(u32 wan, u8 *dst, u8 *src)
  * To a WAN with link headers by bpf_redirect() if the packet has the right one; else by
  * bpf_redirect_neigh(), which finds it. To one without, by bpf_redirect() if the packet has none
  * either; else by bpf_redirect_neigh() again, which takes it away: before Linux 6.6 (or the stable
- * release with its fix) bpf_redirect() leaves it on PPP.
+ * release with its fix) bpf_redirect() leaves it on PPP. To one whose link header the kernel alone
+ * can make (multipoint GRE), always by bpf_redirect_neigh(), and so goes what came with a link
+ * header that is not Ethernet's: bpf_redirect() would leave the network header where that ended.
  */
-static __always_inline bool is_redirected(bool from_link, bool to_link, struct link_header *link)
+static __always_inline bool is_redirected(u32 l3, u32 wan, struct link_header *link)
 {
-	return to_link ? link->type : !from_link;
+	if (FINDS_HEADER(wan) || l3 > ETH_HLEN)
+		return false;
+	return LINK_HEADER(wan) ? link->type : !l3;
 }
 
 /* A packet that came without a link header (from a tunnel) is given one. */
@@ -108,6 +112,39 @@ static __always_inline long add_link_header(struct __sk_buff *skb, struct link_h
 	long error = bpf_skb_change_head(skb, sizeof(*link), 0);
 
 	return error ? error : bpf_skb_store_bytes(skb, 0, link, sizeof(*link), 0);
+}
+
+/* An empty link header, and as much of the packet as stands in for the rest of a longer one. */
+struct front {
+	struct link_header link;
+	u8 packet[LONGEST_LINK_HEADER - ETH_HLEN];
+} __attribute__((packed));
+
+/*
+ * bpf_redirect_neigh() takes 14 bytes away, and drops what has a group address there. A longer
+ * link header (a VLAN's with reorder_hdr off, multipoint GRE's) is made that short. The helper
+ * takes the bytes away that follow the link header, so those are stored in its place before.
+ */
+static __always_inline long shorten_link_header(struct __sk_buff *skb, u32 l3)
+{
+	u32 more = l3 - ETH_HLEN;
+	struct front front = {};
+	long error;
+
+	/* 1 to that many, which the verifier cannot see, nor the compiler say in its words. */
+	more--;
+	asm volatile("" : "+r"(more));
+	if (more >= sizeof(front.packet))
+		return -1;
+	more++;
+	error = bpf_skb_load_bytes(skb, l3, front.packet, more);
+	if (!error)
+		error = bpf_skb_store_bytes(skb, 0, &front, sizeof(front.link) + more, 0);
+	if (!error)
+		error = bpf_skb_adjust_room(skb, -more, BPF_ADJ_ROOM_MAC,
+					    BPF_F_ADJ_ROOM_FIXED_GSO |
+						    BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+	return error;
 }
 
 #endif

@@ -1196,19 +1196,23 @@ static inline void count_bypassed(struct __sk_buff *skb, struct counters *count,
 static inline int send_out(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			   struct packet *packet, struct heard heard, u64 now, struct way *way)
 {
-	bool from_link = LINK_HEADER(skb->ifindex), to_link = LINK_HEADER(way->wan);
-	struct link_header link = from_link ? way->link : NO_LINK;
+	struct link_header link = packet->l3 == ETH_HLEN ? way->link : NO_LINK;
+	bool takes_link = LINK_HEADER(way->wan) || FINDS_HEADER(way->wan);
 
 	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
 		return drop_failed(count);
 	skb->priority = tos_priority(packet->tos);
 	if (rewrite_source(skb, packet, &heard, 1, link))
 		return drop_failed(count);
-	if (!from_link && to_link && add_link_header(skb, &way->link))
+	if (!packet->l3 && takes_link && add_link_header(skb, &way->link))
+		return drop_failed(count);
+	if (FINDS_HEADER(skb->ifindex) && packet->l3 > ETH_HLEN &&
+	    shorten_link_header(skb, packet->l3))
 		return drop_failed(count);
 	count_bypassed(skb, count, peer, packet, heard, now);
-	return is_redirected(from_link, to_link, &way->link) ? bpf_redirect(way->wan, 0)
-							     : redirect_neigh(way->wan, NULL, 0, 0);
+	return is_redirected(packet->l3, way->wan, &way->link)
+		       ? bpf_redirect(way->wan, 0)
+		       : redirect_neigh(way->wan, NULL, 0, 0);
 }
 
 static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct peer *peer,

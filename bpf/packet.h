@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Reading a packet: Ethernet or no link header, IPv4, UDP, and the first byte of RTP.
+ * Reading a packet: where the IP header is, IPv4, UDP, and the first byte of RTP.
  *
  * Packets are read in place. Nothing is written in place: a program with direct writes makes
  * the kernel copy every cloned packet before it runs (bpf_unclone_prologue), among them all
@@ -46,6 +46,16 @@ struct rtp_header {
 };
 
 #define NO_LINK ((struct link_header){})
+
+/*
+ * The longest link header that is looked behind, in bytes: on Linux 5.10 an IPIP packet still has
+ * the Ethernet and IP headers that the tunnel has taken it out of, and perhaps those of UDP.
+ */
+#define LONGEST_LINK_HEADER 42
+
+/* BCC has no prototype of this helper. */
+static long (*load_bytes_relative)(void *skb, u32 offset, void *to, u32 len,
+				   u32 start) = (void *)BPF_FUNC_skb_load_bytes_relative;
 
 enum kind {
 	KIND_OTHER,    /* not IPv4, not UDP, not RTP, or broken: never touched */
@@ -98,12 +108,80 @@ static __always_inline void *header_at(struct __sk_buff *skb, u32 offset, u32 si
 	return NULL;
 }
 
-/* A tagged packet belongs to its VLAN's own interface. VID 0 is a priority tag and no VLAN. */
+/* A VLAN with reorder_hdr off sends with its own tag before the IP header: then this is the tag's.
+ */
+static __always_inline bool is_own_tag(struct __sk_buff *skb)
+{
+	return FINDS_HEADER(skb->ifindex) && (skb->protocol == bpf_htons(ETH_P_8021Q) ||
+					      skb->protocol == bpf_htons(ETH_P_8021AD));
+}
+
+/*
+ * A tagged packet belongs to its VLAN's own interface. VID 0 is a priority tag and no VLAN. What is
+ * behind an interface's own tag, the IP header's version tells.
+ */
 static __always_inline bool is_ipv4(struct __sk_buff *skb)
 {
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != bpf_htons(ETH_P_IP) && !is_own_tag(skb))
 		return false;
 	return !skb->vlan_present || !(skb->vlan_tci & VLAN_VID_MASK);
+}
+
+/* The 20 bytes at which the kernel holds the IP header to be. */
+static __always_inline bool load_ip(struct __sk_buff *skb, struct iphdr *ip)
+{
+	u32 most = LONGEST_LINK_HEADER + sizeof(*ip);
+
+	if (!load_bytes_relative(skb, 0, ip, sizeof(*ip), BPF_HDR_START_NET))
+		return true;
+	/* They are beyond the linear area. */
+	if (bpf_skb_pull_data(skb, skb->len < most ? skb->len : most))
+		return false;
+	return !load_bytes_relative(skb, 0, ip, sizeof(*ip), BPF_HDR_START_NET);
+}
+
+static __always_inline bool is_at(struct __sk_buff *skb, u32 offset, struct iphdr *ip)
+{
+	u32 *here = (void *)(long)skb->data + offset;
+	u32 *there = (u32 *)ip;
+
+	SAME_POINTER(here);
+	if ((void *)here + sizeof(*ip) > (void *)(long)skb->data_end)
+		return false;
+	return here[0] == there[0] && here[1] == there[1] && here[2] == there[2] &&
+	       here[3] == there[3] && here[4] == there[4];
+}
+
+/*
+ * No program is told where the network header begins; but what stands there it may load. The first
+ * place with the same 20 bytes is it: in a link header they are never by chance.
+ */
+static __always_inline bool search_ip(struct __sk_buff *skb, u32 *l3)
+{
+	struct iphdr ip;
+	u32 offset, rest;
+
+	if (!load_ip(skb, &ip))
+		return false;
+	for (offset = 0; offset <= LONGEST_LINK_HEADER; offset = offset ? offset + 2 : ETH_HLEN)
+		if (is_at(skb, offset, &ip))
+			break;
+	if (offset > LONGEST_LINK_HEADER)
+		return false;
+	/* To the verifier any offset: else it follows all that comes once for each. */
+	rest = skb->len - offset;
+	asm volatile("" : "+r"(rest));
+	*l3 = (skb->len - rest) & 63;
+	return true;
+}
+
+/* Where the IP header begins. Most kinds of interfaces have it at one place in all packets. */
+static __always_inline bool find_ip(struct __sk_buff *skb, u32 *l3)
+{
+	if (FINDS_HEADER(skb->ifindex))
+		return search_ip(skb, l3);
+	*l3 = LINK_HEADER(skb->ifindex);
+	return true;
 }
 
 static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *packet)
@@ -111,7 +189,8 @@ static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *p
 	struct iphdr *ip;
 	u32 header_len;
 
-	packet->l3 = LINK_HEADER(skb->ifindex);
+	if (!find_ip(skb, &packet->l3))
+		return KIND_OTHER;
 	ip = header_at(skb, packet->l3, sizeof(*ip));
 	if (!ip || ip->version != 4 || ip->ihl < 5)
 		return KIND_OTHER;

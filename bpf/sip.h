@@ -426,12 +426,12 @@ static __always_inline u64 hash_call_id(struct sip *sip, u32 at)
  */
 static __always_inline bool find_text(struct __sk_buff *skb, struct sip_place *place)
 {
-	u32 l3 = LINK_HEADER(skb->ifindex), total, headers;
+	u32 l3, total, headers;
 	struct iphdr *ip;
 	struct udphdr *udp;
 	struct tcphdr *tcp;
 
-	if (!is_ipv4(skb))
+	if (!is_ipv4(skb) || !find_ip(skb, &l3))
 		return false;
 	ip = header_at(skb, l3, sizeof(*ip));
 	if (!ip || ip->version != 4 || ip->ihl < 5 || ip->frag_off & bpf_htons(IP_OFFSET))

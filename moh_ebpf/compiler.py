@@ -189,8 +189,9 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "WAN_INDEX(i)": _choice("i", {each.index: n for n, each in enumerate(plan.wan)}, 255),
         "WAN_IFINDEX(n)": _choice("n", {n: each.index for n, each in enumerate(plan.wan)}, 0),
         "LINK_HEADER(i)": _choice(
-            "i", {each.index: each.link_header for each in interfaces if not each.link_header}, 14
+            "i", {each.index: 0 for each in interfaces if not each.link_header}, 14
         ),
+        "FINDS_HEADER(i)": _any("i", (i.index for i in interfaces if i.link_header is None)),
         "MOH_PORT": settings.port,
         "RTP_PORT_MIN": settings.rtp_ports.low,
         "RTP_PORT_MAX": settings.rtp_ports.high,

@@ -29,6 +29,8 @@ _HELPERS = {
     "bpf_skb_pull_data": (39, "4.9"),
     "bpf_csum_update": (40, "4.9"),
     "bpf_skb_change_head": (43, "4.10"),
+    "bpf_skb_adjust_room": (50, "4.13"),
+    "bpf_skb_load_bytes_relative": (68, "4.18"),
     "bpf_fib_lookup": (69, "4.18"),
     "bpf_redirect_neigh": (152, "5.10"),
 }

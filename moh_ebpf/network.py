@@ -17,28 +17,39 @@ from moh_ebpf.errors import UsageError
 from moh_ebpf.netlink import whole
 from moh_ebpf.settings import Settings
 
-# Bytes before the IP header by link type (linux/if_arp.h): Ethernet has 14; PPP, tunnels, raw IP
-# and "none" (tun, WireGuard) have none where tc sees the packet.
-_LINK_HEADERS = {1: 14, 512: 0, 519: 0, 768: 0, 778: 0, 65534: 0}
+# Link types (linux/if_arp.h): those with IP behind them. "None" is that of tun, WireGuard and xfrm.
+_ETHERNET, _PPP, _RAW_IP, _TUNNEL, _GRE, _NONE = 1, 512, 519, 768, 778, 65534
+_IP_TYPES = {_ETHERNET, _PPP, _RAW_IP, _TUNNEL, _GRE, _NONE}
 _LOOPBACK = 772
 
-# Stands for "any global address" where no provider is known: nothing is sent there.
-ANYWHERE = IPv4Address("9.9.9.9")
+# Of the types that have no link header of their own, the kinds whose packets never have another's.
+# IPIP and GRE bring what the packet was taken out of (before Linux 5.14), multipoint GRE always;
+# on xfrm and vti the kernel puts the Ethernet header back before a packet that came by ESP.
+_BARE_KINDS = {"tun", "wireguard"}
+_ETHERNET_HEADER = 14
+_REORDER_HDR = 0x1  # linux/if_vlan.h
+_IPVLAN_MODE_L3S = 2  # linux/if_link.h
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _IFF_UP = 0x1
 # Of a warning's hint, attach does not wait longer than that.
 _NFT_SECONDS = 5.0
-_PORT_MASTERS = {"bridge", "bond", "team"}
+_GROUPS = {"bond", "team"}
+_PORT_MASTERS = {"bridge", *_GROUPS}
+_STACKED = {"vlan", "macvlan", "ipvlan"}  # a veth names its other end as its link, too
+
+# Stands for "any global address" where no provider is known: nothing is sent there.
+ANYWHERE = IPv4Address("9.9.9.9")
 
 
 @dataclass(frozen=True)
 class Interface:
-    """An interface; `link_header` in bytes; `master` the bridge, bond or team it is a port of."""
+    """An interface; `link_header` in bytes, None where each packet must be asked; `master` the
+    bridge, bond or team it is a port of."""
 
     index: int
     name: str
-    link_header: int
+    link_header: int | None
     addresses: tuple[IPv4Address, ...]
     master: str | None
 
@@ -87,8 +98,8 @@ def interfaces(
     names: Iterable[str],
     may_be_down: Collection[int] = frozenset(),
 ) -> list[Interface]:
-    """The named interfaces of these links. Raises UsageError: no such one, not carrying IP, or down
-    and none of the ifindexes that may be."""
+    """The named interfaces of these links. Raises UsageError: no such one, not carrying IP, of a
+    kind on which the programs would see none, or down and none of the ifindexes that may be."""
     by_index = {link["index"]: link for link in links.values()}
     found = []
     for name in names:
@@ -103,18 +114,21 @@ def interfaces(
                 f"{option} {name}: that is the loopback interface, which neither the provider nor "
                 "UCM is behind; `ip -br addr` lists the others"
             )
-        if link["ifi_type"] not in _LINK_HEADERS:
+        if link["ifi_type"] not in _IP_TYPES:
             raise UsageError(
                 f"{option} {name}: its link type ({link['ifi_type']}) carries no IP that we can "
-                "read; Ethernet, VLAN, bridge, bond, PPP, tun and WireGuard interfaces do"
+                "read; Ethernet, VLAN, bridge, bond, PPP, tun, WireGuard, xfrm, vti, GRE and IPIP "
+                "interfaces do"
             )
+        if blind := _why_blind(link, links.values()):
+            raise UsageError(f"{option} {name}: {blind}")
         if not _is_usable(link, may_be_down):
             raise UsageError(f"{option} {name}: it is down; try: ip link set {name} up")
         found.append(
             Interface(
                 index=link["index"],
                 name=name,
-                link_header=_LINK_HEADERS[link["ifi_type"]],
+                link_header=_link_header(link, links.values()),
                 addresses=_addresses(ipr, link["index"]),
                 master=_port_of(by_index.get(link.get_attr("IFLA_MASTER"))),
             )
@@ -141,6 +155,62 @@ def _port_of(master: Any) -> str | None:
 def _kind(link: Any) -> str | None:
     info = link.get_attr("IFLA_LINKINFO")
     return info.get_attr("IFLA_INFO_KIND") if info else None
+
+
+def _of_kind(link: Any, attribute: str) -> Any:
+    """What the link's kind has of its own; None if it has no such thing."""
+    info = link.get_attr("IFLA_LINKINFO")
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
+    return data.get_attr(attribute) if data else None
+
+
+def _why_blind(link: Any, links: Collection[Any]) -> str | None:
+    """Why learn and bypass would see none of the packets that come in by it, and what to do."""
+    kind = _kind(link)
+    if kind == "vrf":
+        ports = [
+            each.get_attr("IFLA_IFNAME")
+            for each in links
+            if each.get_attr("IFLA_MASTER") == link["index"]
+        ]
+        return (
+            "that is a VRF, and packets come in by its ports alone; try: those that are meant, of "
+            f"{', '.join(ports) or 'which it has none yet'}"
+        )
+    if kind == "ifb":
+        return (
+            "that is an IFB, which only shapes what another interface has received; try: the "
+            "interface whose packets are redirected to it"
+        )
+    if kind == "ipvlan" and _of_kind(link, "IFLA_IPVLAN_MODE") == _IPVLAN_MODE_L3S:
+        return (
+            "that is an ipvlan in mode l3s, whose packets come in past tc; try: "
+            f"ip link set {link.get_attr('IFLA_IFNAME')} type ipvlan mode l3"
+        )
+    return None
+
+
+def _link_header(link: Any, links: Collection[Any]) -> int | None:
+    if link["ifi_type"] == _ETHERNET:
+        return None if _keeps_tags(link, links) else _ETHERNET_HEADER
+    return 0 if link["ifi_type"] == _PPP or _kind(link) in _BARE_KINDS else None
+
+
+def _keeps_tags(link: Any, links: Collection[Any]) -> bool:
+    """Is it a VLAN that leaves its tag in the packet, or on top of one?"""
+    flags = _of_kind(link, "IFLA_VLAN_FLAGS")
+    if flags and not flags["flags"] & _REORDER_HDR:
+        return True
+    return any(_keeps_tags(each, links) for each in links if _is_below(each, link))
+
+
+def _is_below(lower: Any, upper: Any) -> bool:
+    """Are the upper link's packets the lower one's, with its link header? In this namespace."""
+    if _kind(upper) in _GROUPS:
+        return bool(lower.get_attr("IFLA_MASTER") == upper["index"])
+    is_elsewhere = upper.get_attr("IFLA_LINK_NETNSID") is not None
+    is_named = lower["index"] == upper.get_attr("IFLA_LINK")
+    return _kind(upper) in _STACKED and is_named and not is_elsewhere
 
 
 def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:

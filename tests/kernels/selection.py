@@ -12,6 +12,7 @@ CHOSEN = [
     "test_features.py",
     "test_memory_limit.py",
     "test_ppp.py::test_hold_music_over_ppp",
+    "test_links.py",
     "test_ppp.py::test_run_follows_a_pppoe_line",
     "test_forwarding.py::test_gateway_not_known_yet_is_asked_for",
     "test_forwarding.py::test_too_long_for_the_wan",

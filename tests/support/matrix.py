@@ -186,7 +186,9 @@ def commit() -> str:
         done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    record = [":!docs/tested.json", ":!docs/tested.md"]
+    record = [
+        f":!docs/{name}.{suffix}" for name in ("tested", "links") for suffix in ("json", "md")
+    ]
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", *record)
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changes else "")
 

@@ -34,14 +34,16 @@ class Namespace:
     def delete(self) -> None:
         subprocess.run(["ip", "netns", "del", self.name], check=False)
 
-    def run(self, *command: str, check: bool = True, **options) -> subprocess.CompletedProcess:
+    def run(
+        self, *command: str, check: bool = True, timeout: float = 120, **options
+    ) -> subprocess.CompletedProcess:
         """Run a command, its output as text; a failing one shows what it said."""
         done = subprocess.run(
             ["ip", "netns", "exec", self.name, *command],
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=timeout,
             **options,
         )
         if check:

@@ -162,6 +162,9 @@ class Tun:
             os.close(self._file)
         self._file = -1
 
+    def fileno(self) -> int:
+        return self._file
+
     def send(self, *packets: Packet) -> None:
         for packet in packets:
             os.write(self._file, bytes(packet))

@@ -13,6 +13,12 @@
 static long (*redirect_neigh)(u32 ifindex, void *params, int size,
 			      u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
+/* A gateway, or the peer itself, as bpf_redirect_neigh() takes it (struct bpf_redir_neigh). */
+struct next_hop {
+	u32 family; /* 0: none, the kernel looks for one, as from the public address */
+	u32 address[4];
+};
+
 /* The longest IP packet that it is on the wire: a GSO packet is cut into segments there. */
 static __always_inline u16 wire_length(struct __sk_buff *skb, struct packet *packet)
 {
@@ -62,6 +68,15 @@ static __always_inline bool is_forwarded(long route)
 {
 	return route == BPF_FIB_LKUP_RET_SUCCESS || route == BPF_FIB_LKUP_RET_NO_NEIGH ||
 	       route == BPF_FIB_LKUP_RET_FRAG_NEEDED;
+}
+
+/* An IPv4 route may have an IPv6 gateway. */
+static __always_inline struct next_hop next_hop_of(struct bpf_fib_lookup *fib)
+{
+	struct next_hop hop = { .family = fib->family };
+
+	__builtin_memcpy(hop.address, fib->ipv6_dst, sizeof(hop.address));
+	return hop;
 }
 
 /* Before Linux 6.4 a neighbour that is still asked for is found, too, without an address. */

@@ -1071,6 +1071,7 @@ static inline int judge_unheard_at_lan(struct __sk_buff *skb, struct counters *c
 struct way {
 	u32 wan;		 /* ifindex */
 	struct link_header link; /* the next hop's, or none: not known, or the WAN has no such */
+	struct next_hop hop;	 /* whom the kernel's neighbour code is to ask for */
 };
 
 /* Names the hop that two words make together. */
@@ -1179,6 +1180,9 @@ static inline int find_route(struct __sk_buff *skb, struct counters *count, stru
 		return refuse_too_big(count, packet);
 	way->wan = WAN_IFINDEX(out);
 	way->link = NO_LINK;
+	/* Rules may lead UCM's address to a WAN, and not the public one. */
+	if (LINK_HEADER(way->wan))
+		way->hop = next_hop_of(&fib);
 	if (has_neighbour(route, &fib) || !LINK_HEADER(way->wan))
 		remember_hop(peer, &fib, heard, out, wire_length(skb, packet), now);
 	return TC_ACT_REDIRECT;
@@ -1210,15 +1214,16 @@ static inline int send_out(struct __sk_buff *skb, struct counters *count, struct
 	    shorten_link_header(skb, packet->l3))
 		return drop_failed(count);
 	count_bypassed(skb, count, peer, packet, heard, now);
-	return is_redirected(packet->l3, way->wan, &way->link)
-		       ? bpf_redirect(way->wan, 0)
-		       : redirect_neigh(way->wan, NULL, 0, 0);
+	if (is_redirected(packet->l3, way->wan, &way->link))
+		return bpf_redirect(way->wan, 0);
+	return way->hop.family ? redirect_neigh(way->wan, &way->hop, sizeof(way->hop), 0)
+			       : redirect_neigh(way->wan, NULL, 0, 0);
 }
 
 static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			   struct packet *packet, struct heard heard, u64 now)
 {
-	struct way way;
+	struct way way = {};
 	int verdict;
 
 	if (packet->ttl <= 1)

@@ -314,15 +314,12 @@ class Service:
             attachment.put_back(kept, self._log.warning)
         except (MohError, OSError):
             return False  # attach tells what is wrong, if that stays
-        close = now - self._put_back_at < self._put_back_pause + _CLOSE_SECONDS
-        self._put_back_at, self._put_back_pause = (
-            now,
-            (
-                min(2 * self._put_back_pause, _LONGEST_PUT_BACK_PAUSE_SECONDS)
-                if close
-                else _PUT_BACK_PAUSE_SECONDS
-            ),
-        )
+        if now - self._put_back_at < self._put_back_pause + _CLOSE_SECONDS:
+            longer = 2 * self._put_back_pause
+            self._put_back_pause = min(longer, _LONGEST_PUT_BACK_PAUSE_SECONDS)
+        else:
+            self._put_back_pause = _PUT_BACK_PAUSE_SECONDS
+        self._put_back_at = now
         self._attached = self.lookout.record = wanted.record
         self._log.info("put back (%s): %s", wanted.reason, _words(wanted.record.settings))
         return True
@@ -667,8 +664,8 @@ class _News:
 
 
 def _drain(changes: socket.socket) -> _News:
-    """What was deleted. It tells how soon to look, not what is there: that is asked anew, so a lost
-    message does not matter."""
+    """What was deleted. That tells how soon to look, and whether kept programs can be trusted still;
+    what is there is asked anew."""
     news = _News()
     while True:
         try:

@@ -697,22 +697,29 @@ int moh_learn(struct __sk_buff *skb)
 	enum kind kind = read_packet(skb, &packet);
 	struct counters *count;
 	struct heard heard;
-	u64 now = 0;
+	__be32 to;
+	u64 now;
 
-	if (IS_PUBLIC(packet.daddr)) {
-		now = kind == KIND_RTP ? clock_ns() : tick_ns();
-		note_learning(skb, now);
-	}
 	if (kind != KIND_RTP) {
+		/*
+		 * To the compiler an address of its own. Otherwise it makes one way of this and that
+		 * of RTP, on which it keeps fields of the packet that only RTP has.
+		 */
+		to = packet.daddr;
+		asm volatile("" : "+r"(to));
+		if (IS_PUBLIC(to))
+			note_learning(skb, tick_ns());
 		if (kind == KIND_FRAGMENT && IS_PUBLIC(packet.daddr) && may_teach(packet.saddr))
 			count_fragment();
 		restore_hold(skb);
 		return TC_ACT_UNSPEC;
 	}
-	if (!IS_PUBLIC(packet.daddr) || !may_teach(packet.saddr))
+	if (!IS_PUBLIC(packet.daddr))
 		return TC_ACT_UNSPEC;
+	now = clock_ns();
+	note_learning(skb, now);
 	count = this_cpu_counters();
-	if (!count)
+	if (!count || !may_teach(packet.saddr))
 		return TC_ACT_UNSPEC;
 
 	heard.public_address = packet.daddr;

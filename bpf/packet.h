@@ -273,7 +273,7 @@ static __always_inline enum kind read_packet(struct __sk_buff *skb, struct packe
 {
 	enum kind kind;
 
-	*packet = (struct packet){};
+	packet->daddr = 0;
 	if (!is_ipv4(skb))
 		return KIND_OTHER;
 	kind = read_ip(skb, packet);

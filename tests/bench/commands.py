@@ -75,6 +75,7 @@ def with_many_peers(effort: Effort, tell: Tell) -> dict[str, Any]:
         found: dict[str, Any] = {"peers": count, "snapshot": [], "peers --json": [], "watch": []}
         for number in range(effort.commands):
             tell(f"{count} peers, round {number + 1} of {effort.commands}")
+            running.learn(effort.snapshot_peers)
             found["snapshot"].append(_snapshot(fw))
             found["peers --json"].append(_run(fw.namespace, "peers", "--json"))
             found["watch"].append(_watch(fw.namespace, effort.watch_seconds))

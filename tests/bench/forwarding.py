@@ -31,11 +31,10 @@ def by_contender(runs: list[Running], effort: Effort, tell: Tell) -> dict[str, S
     found: dict[str, Samples] = {}
     for flows in effort.flows:
         samples = found[str(flows)] = {each.contender.name: [] for each in runs}
-        for each in runs:
-            each.learn(flows)
         for number in range(effort.rounds):
             tell(f"forwarding, {flows} streams, round {number + 1} of {effort.rounds}")
             for each in runs:
+                each.learn(flows)
                 samples[each.contender.name].append(each.ns(flows, _count(each, effort)))
     return found
 
@@ -71,9 +70,6 @@ def among_peers(effort: Effort, tell: Tell) -> dict[str, Any]:
     with ExitStack() as stack:
         drop = stack.enter_context(running(DROP))
         made = {name: stack.enter_context(running(MOH)) for name in [*sizes, "full"]}
-        for name, count in sizes.items():
-            tell(f"learning {count} peers")
-            made[name].learn(count)
         made["full"].hear(200_000, 200_000, first="11.0.0.1:20000")
         sizes["full"] = min(1000, max(effort.peers))
         found: dict[str, Any] = {
@@ -81,8 +77,8 @@ def among_peers(effort: Effort, tell: Tell) -> dict[str, Any]:
         }
         for number in range(effort.rounds):
             tell(f"among peers, round {number + 1} of {effort.rounds}")
-            made["full"].learn(sizes["full"])
             for name, count in sizes.items():
+                made[name].learn(count)
                 packets = max(effort.packets, 2 * count)
                 found[name]["all"].append(made[name].ns(count, packets))
                 found[name]["drop_all"].append(drop.ns(count, packets))

@@ -155,6 +155,7 @@ class Programs:
 def _set_peers(ours: Bench) -> None:
     ours.set_peer(MOH_PEER, PeerState(State.MOH, UCM_ENDPOINT))
     ours.set_peer(TWO_PEER, PeerState(State.TWO, UCM_ENDPOINT))
+    ours.set_learned()  # nothing is stale, so that what is not identified is dropped
 
 
 def _instructions(fd: int) -> dict[str, int]:
@@ -181,8 +182,8 @@ def programs() -> Iterator[Programs]:
     with (
         firewall(masquerade=False) as fw,
         limits(fw) as limit,
-        bench(fw, timeout=LIFETIME) as ours,
-        bench(fw, timeout=LIFETIME, flip_hold=True) as flipping,
+        bench(fw, timeout=LIFETIME, patience="never") as ours,
+        bench(fw, timeout=LIFETIME, patience="never", flip_hold=True) as flipping,
         fw.namespace.entered(),
     ):
         yield Programs(fw, ours, flipping, limit)

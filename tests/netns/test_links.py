@@ -20,6 +20,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from moh_ebpf import registry
+from moh_ebpf.registry import Attached
 from tests.support import links
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.links import KINDS, REFUSED, VETH, End, Kind
@@ -59,13 +60,15 @@ _UDP_SEGMENT = 103
 
 @dataclass
 class Links:
-    """What this kernel has, by name of the kind; `lacking` is why it has not the others."""
+    """What this kernel has, by name of the kind; `lacking` is why it has not the others. `maps` are
+    read by this process, because a command takes its time under emulation."""
 
     firewall: Namespace
     ucm: Namespace
     provider: Namespace
     numbers: dict[str, dict[str, int]] = field(default_factory=lambda: {"wan": {}, "lan": {}})
     lacking: dict[str, str] = field(default_factory=dict)
+    maps: Attached = field(init=False)
 
     def names(self, role: str) -> list[str]:
         return [f"{role}{number}" for number in self.numbers[role].values()]
@@ -79,15 +82,11 @@ class Links:
         return [number for name, number in self.numbers["wan"].items() if name in WAYS_OUT]
 
     def peers(self) -> dict[str, str]:
-        """Endpoint → state, asked of the kernel by this process: a command takes its time."""
-        with self.firewall.entered(), IPRoute() as ipr, registry.found(ipr) as found:
-            assert found.attached
-            return {each.endpoint: each.state.name for each in found.attached.snapshot().peers}
+        """Endpoint → state."""
+        return {each.endpoint: each.state.name for each in self.maps.snapshot().peers}
 
     def counters(self) -> dict[str, int]:
-        with self.firewall.entered(), IPRoute() as ipr, registry.found(ipr) as found:
-            assert found.attached
-            return found.attached.counters()
+        return self.maps.counters()
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +104,14 @@ def attached() -> Iterator[Links]:
         add_link(made, stack, VETH, "direct", DIRECT)
         route(made)
         ucms = [f"10.{number}.0.10" for number in (*made.numbers["lan"].values(), DIRECT)]
-        words = ["attach", "--timeout", "60m", "--wan", *made.names("wan")]
+        words = ["attach", "--timeout", "60m", "--max-peers", "1024", "--wan", *made.names("wan")]
         words += ["--lan", *made.names("lan"), "--ucm", *ucms]
         # To so many interfaces it takes minutes under emulation.
         fw.run(sys.executable, "-m", "moh_ebpf", *words, timeout=900)
+        with fw.entered(), IPRoute() as ipr:
+            found = stack.enter_context(registry.found(ipr))
+        assert found.attached
+        made.maps = found.attached
         yield made
 
 

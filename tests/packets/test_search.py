@@ -103,3 +103,10 @@ def test_what_is_behind_the_interfaces_own_tag(searching: Bench) -> None:
     link = Ether(dst="02:00:00:00:00:01", src="02:00:00:00:00:02", type=0x8100)
     verdict, sent = searching.run(Role.ENFORCE, bytes(link / udp(MUSIC, PROVIDER)))
     assert (verdict, sent[14:]) == (UNSPEC, bytes(udp(HOLD, PROVIDER)))
+
+
+def test_a_tag_is_no_interfaces_own_where_nothing_is_searched(programs: Bench) -> None:
+    programs.set_peer(PROVIDER, PeerState(State.MOH, HOLD))
+    link = Ether(dst="02:00:00:00:00:01", src="02:00:00:00:00:02", type=0x8100)
+    frame = bytes(link / udp(MUSIC, PROVIDER))
+    assert programs.run(Role.ENFORCE, frame) == (UNSPEC, frame)

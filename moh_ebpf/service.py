@@ -664,8 +664,8 @@ class _News:
 
 
 def _drain(changes: socket.socket) -> _News:
-    """What was deleted. That tells how soon to look, and whether kept programs can be trusted still;
-    what is there is asked anew."""
+    """What was deleted: how soon to look, and whether kept programs can still be trusted. The rest
+    is asked anew."""
     news = _News()
     while True:
         try:

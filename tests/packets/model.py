@@ -201,6 +201,9 @@ class Model:
         if datagram.ttl <= 1:
             self.counters["left_to_stack"] += 1
             return UNSPEC, frame
+        if not self.leaves_by_wan(address):
+            self.counters["routed_elsewhere"] += 1
+            return UNSPEC, frame
         self._sent(peer, datagram)
         self.counters["rewritten"] += 1
         self.counters["bypassed"] += 1

@@ -26,7 +26,9 @@ SEQUENCES = int(os.environ.get("MOH_ORACLE_SEQUENCES", "20000"))
 UCM_ADDRESSES = ["10.10.10.10", "10.10.10.11"]
 BARE, BARE_UCM_ADDRESSES = "tun0", ["8.0.10.10", "8.0.10.11"]
 PUBLIC_ADDRESSES = [PUBLIC, "198.51.100.3"]
-PROVIDERS = ["203.0.113.10", "203.0.113.10", "203.0.113.10", "203.0.113.11", "8.8.8.8"]
+# Behind an interface that is no --wan.
+ELSEWHERE = "203.0.113.12"
+PROVIDERS = ["203.0.113.10", "203.0.113.10", "203.0.113.10", "203.0.113.11", "8.8.8.8", ELSEWHERE]
 OTHERS = ["10.10.10.99", "192.168.1.1", "172.16.0.1", "172.32.0.1", "169.254.0.1", "127.0.0.1",
           "224.0.0.5", "255.255.255.255", "0.0.0.0", "198.51.100.77", "100.64.0.1"]  # fmt: skip
 UCM_PORTS = [16383, 16384, 24576, 24576, 24576, 32767, 32768]
@@ -126,9 +128,10 @@ steps = st.binary(min_size=6, max_size=6).map(lambda seed: step(Random(seed)))
 
 
 def leaves_by_wan(address: IPv4Address) -> bool:
-    """The test firewall's routes: all but its LAN, its own and broadcast addresses."""
+    """The test firewall's routes: all but its LAN, the DMZ, its own and broadcast addresses."""
     return not (
         address in IPv4Network("10.10.10.0/24")
+        or str(address) == ELSEWHERE
         or str(address) in (PUBLIC, "198.51.100.255", "198.51.100.0", "255.255.255.255")
     )
 
@@ -136,8 +139,7 @@ def leaves_by_wan(address: IPv4Address) -> bool:
 class Pair:
     """The programs and the model, side by side."""
 
-    unreachable = frozenset({"learn_failed", "dropped_too_big", "routed_elsewhere",
-                             "dropped_failed"})  # fmt: skip
+    unreachable = frozenset({"learn_failed", "dropped_too_big", "dropped_failed"})
     unreachable |= {  # those of test_rtp.py, test_flip.py and test_events.py
         name for name in layout.COUNTERS if name.startswith(("rtp_", "sip_", "events_"))
     }
@@ -228,7 +230,7 @@ class BarePair(Pair):
     for what stands at the destination's MAC is none of ours.
     """
 
-    unreachable = Pair.unreachable | {"bypassed", "left_to_stack"}
+    unreachable = Pair.unreachable | {"bypassed", "left_to_stack", "routed_elsewhere"}
 
     def step(self, role: Role, frame: bytes, seconds: float) -> None:
         if role is Role.BYPASS or frame[12:14] != b"\x08\x00":
@@ -244,8 +246,16 @@ class BarePair(Pair):
         return verdict, frame[:14] + out
 
 
+@pytest.fixture(scope="module")
+def routed_firewall(shared_firewall: Firewall) -> Firewall:
+    shared_firewall.add_neighbour(GATEWAY, shared_firewall.wan)
+    shared_firewall.add_wire("dmz", "192.0.2.1/24", "192.0.2.77")
+    shared_firewall.namespace.run("ip", "route", "add", ELSEWHERE, "via", "192.0.2.77")
+    return shared_firewall
+
+
 @pytest.fixture(scope="module", params=["any global address", "listed providers", "no link header"])
-def pair(request: pytest.FixtureRequest, shared_firewall: Firewall):
+def pair(request: pytest.FixtureRequest, routed_firewall: Firewall):
     providers = LISTED if request.param == "listed providers" else []
     values = {
         "ucm": UCM_ADDRESSES,
@@ -253,13 +263,12 @@ def pair(request: pytest.FixtureRequest, shared_firewall: Firewall):
         "provider": list(providers),
         "max_peers": 1024,
     }
-    shared_firewall.add_neighbour(GATEWAY, shared_firewall.wan)
     kind: type[Pair] = Pair
     if request.param == "no link header":
         kind = BarePair
-        shared_firewall.add_tun(BARE, f"{PUBLIC_ADDRESSES[1]}/32")
+        routed_firewall.add_tun(BARE, f"{PUBLIC_ADDRESSES[1]}/32")
         values |= {"wan": BARE, "ucm": BARE_UCM_ADDRESSES}
-    with bench(shared_firewall, **values) as programs, shared_firewall.namespace.entered():
+    with bench(routed_firewall, **values) as programs, routed_firewall.namespace.entered():
         yield kind(programs, providers)
 
 

@@ -198,9 +198,10 @@ def _link_header(link: Any, links: Collection[Any]) -> int | None:
 
 def _keeps_tags(link: Any, links: Collection[Any]) -> bool:
     """Is it a VLAN that leaves its tag in the packet, or on top of one?"""
-    flags = _of_kind(link, "IFLA_VLAN_FLAGS")
-    if flags and not flags["flags"] & _REORDER_HDR:
-        return True
+    if _kind(link) == "vlan":
+        flags = _of_kind(link, "IFLA_VLAN_FLAGS")  # the kernel leaves it out if none is set
+        if not flags or not flags["flags"] & _REORDER_HDR:
+            return True
     return any(_keeps_tags(each, links) for each in links if _is_below(each, link))
 
 

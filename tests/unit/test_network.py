@@ -8,7 +8,7 @@ import pytest
 from moh_ebpf import network
 
 ETHERNET, PPP, TUNNEL, GRE, NONE = 1, 512, 768, 778, 65534
-REORDERED, NOT_REORDERED = {"flags": 1, "mask": 1}, {"flags": 0, "mask": 1}
+REORDERED, WITH_GVRP = {"flags": 1, "mask": 0xFFFFFFFF}, {"flags": 2, "mask": 0xFFFFFFFF}
 
 
 class Link(dict):
@@ -39,7 +39,8 @@ class Attributes(dict):
 
 ETH = Link(1)
 VLAN = Link(2, kind="vlan", LINK=1, VLAN_FLAGS=REORDERED)
-UNORDERED = Link(3, kind="vlan", LINK=1, VLAN_FLAGS=NOT_REORDERED)
+# The kernel leaves out flags of which none is set.
+UNORDERED = Link(3, kind="vlan", LINK=1, VLAN_ID=7)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,14 @@ UNORDERED = Link(3, kind="vlan", LINK=1, VLAN_FLAGS=NOT_REORDERED)
         (ETH, [], 14),
         (VLAN, [ETH], 14),
         (UNORDERED, [ETH], None),
+        (Link(4, kind="vlan", LINK=1, VLAN_FLAGS=WITH_GVRP), [ETH], None),
         (Link(4, kind="vlan", LINK=3, VLAN_FLAGS=REORDERED), [ETH, UNORDERED], None),
-        (Link(4, kind="bond"), [Link(3, kind="vlan", VLAN_FLAGS=NOT_REORDERED, MASTER=4)], None),
+        (Link(4, kind="bond"), [Link(3, kind="vlan", VLAN_ID=7, MASTER=4)], None),
         (Link(4, kind="ipvlan", LINK=3, IPVLAN_MODE=1), [UNORDERED], None),
         # The index of an interface in another namespace.
         (Link(4, kind="macvlan", LINK=3, LINK_NETNSID=0), [UNORDERED], 14),
         (Link(4, kind="macvlan", LINK=3), [UNORDERED], None),
-        (Link(4, kind="bridge"), [Link(3, kind="vlan", VLAN_FLAGS=NOT_REORDERED, MASTER=4)], 14),
+        (Link(4, kind="bridge"), [Link(3, kind="vlan", VLAN_ID=7, MASTER=4)], 14),
         # Both ends here: each is the other's link.
         (Link(4, kind="veth", LINK=5), [Link(5, kind="veth", LINK=4)], 14),
         (Link(4, PPP, "ppp"), [], 0),

@@ -702,8 +702,8 @@ int moh_learn(struct __sk_buff *skb)
 
 	if (kind != KIND_RTP) {
 		/*
-		 * To the compiler an address of its own. Otherwise it makes one way of this and that
-		 * of RTP, on which it keeps fields of the packet that only RTP has.
+		 * To the compiler an address of its own. Otherwise it makes one way of this and
+		 * that of RTP, on which it keeps fields of the packet that only RTP has.
 		 */
 		to = packet.daddr;
 		asm volatile("" : "+r"(to));

@@ -64,10 +64,10 @@ enum kind {
 };
 
 struct packet {
-	u32 l3; /* offset of the IP header */
-	u32 l4; /* offset of the UDP header */
-	__be32 saddr;
-	__be32 daddr; /* 0 where no IPv4 header can be read */
+	u32 l3;	      /* offset of the IP header */
+	u32 l4;	      /* offset of the UDP header */
+	__be32 saddr; /* both 0 where no IPv4 header can be read */
+	__be32 daddr;
 	__be16 sport; /* the ports are 0 in a fragment */
 	__be16 dport;
 	__be16 frag_off;
@@ -194,13 +194,13 @@ static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *p
 	ip = header_at(skb, packet->l3, sizeof(*ip));
 	if (!ip || ip->version != 4 || ip->ihl < 5)
 		return KIND_OTHER;
+	packet->saddr = ip->saddr;
 	packet->daddr = ip->daddr;
 	if (ip->protocol != IPPROTO_UDP)
 		return KIND_OTHER;
 
 	header_len = ip->ihl * 4;
 	packet->l4 = packet->l3 + header_len;
-	packet->saddr = ip->saddr;
 	packet->sport = 0;
 	packet->dport = 0;
 	packet->frag_off = ip->frag_off;
@@ -273,6 +273,8 @@ static __always_inline enum kind read_packet(struct __sk_buff *skb, struct packe
 {
 	enum kind kind;
 
+	/* The compiler reads them early, where there is no IP header to have them from. */
+	packet->saddr = 0;
 	packet->daddr = 0;
 	if (!is_ipv4(skb))
 		return KIND_OTHER;

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -430,7 +429,7 @@ def test_the_service_logs_them_and_counts_them(fw: Firewall, tmp_path: Path) -> 
 
 
 def test_the_service_tells_of_all_since_it_attached(fw: Firewall, tmp_path: Path) -> None:
-    """Its own attach, another's beside it; adopted, it does not tell again what was before."""
+    """Its own attach, what it puts back; adopted, it does not tell again what was before."""
     fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
 
     def counted(name: str) -> float:
@@ -441,18 +440,18 @@ def test_the_service_tells_of_all_since_it_attached(fw: Firewall, tmp_path: Path
         run.wait_for_word("READY")
         fw.wan.send(udp(PROVIDER, CALL))
         run.wait_for_line(f"new {PROVIDER}")
-        # A descriptor more in use: the next ring's is another than this one's.
-        with fw.namespace.entered(), socket.create_connection(("127.0.0.1", 9477), timeout=20):
-            fw.moh("detach")
-            run.wait_for_line("attached (nothing was attached)")
-            fw.wan.send(udp(PROVIDER, CALL))
-            run.wait_for_line(f"new {PROVIDER}")
+        fw.moh("detach")
+        run.wait_for_line("put back (nothing was attached)")
+        # The peers are there as before.
+        fw.wan.send(udp(PROVIDER, HOLD))
+        run.wait_for_line(f"hold {PROVIDER}")
+        assert (counted("new"), counted("hold")) == (1, 1)
         assert run.stop(signal.SIGUSR1) == 0
     with service(fw.namespace, tmp_path, CONFIG, "--metrics", "9477") as run:
         run.wait_for_word("READY")
-        fw.wan.send(udp(PROVIDER, HOLD))
-        run.wait_for_line(f"hold {PROVIDER}")
-        assert (counted("new"), counted("hold")) == (0, 1)
+        fw.wan.send(udp(PROVIDER, CALL))
+        run.wait_for_line(f"resume {PROVIDER}")
+        assert (counted("new"), counted("resume")) == (0, 1)
         assert run.stop() == 0
 
 

@@ -123,8 +123,8 @@ def test_without_any_route_the_stack_answers(fw: Firewall) -> None:
     assert shown["dropped_no_route"] == 0
 
 
-def test_a_route_for_marked_packets_only_does_not_stop_the_music(fw: Firewall) -> None:
-    """netfilter has not marked it yet: the way by the WAN is asked for all the same."""
+def test_a_route_that_has_the_wan_in_its_rule_alone_is_the_stacks(fw: Firewall) -> None:
+    """UCM's packet has neither mark nor way out when it comes: no rule leads it to a WAN."""
     run = fw.namespace.run
     run("ip", "route", "del", "default")
     run("ip", "route", "add", "default", "via", GATEWAY, "table", "77")
@@ -132,6 +132,11 @@ def test_a_route_for_marked_packets_only_does_not_stop_the_music(fw: Firewall) -
     run("ip", "rule", "add", "oif", "wan", "lookup", "77")
     fw.attach(*PATIENT)
     fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3)
+    assert fw.wan.sent() == []
+    assert counters(fw)["left_to_stack"] == 3
+    # A rule for UCM's address is seen.
+    run("ip", "rule", "add", "from", UCM, "lookup", "77")
     fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3)
     assert flows(fw.wan.sent()) == [(HOLD, PROVIDER)] * 3
 

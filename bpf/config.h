@@ -15,9 +15,10 @@ LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0. \
 FINDS_HEADER(ifindex): is it for each packet to tell? Then LINK_HEADER is 0."
 #endif
 
-#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) || \
-	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(LRU_SPARE) || \
-	!defined(MAX_WANS) || !defined(SETTINGS_SIZE) || !defined(PAGE_SIZE)
+#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) ||              \
+	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(LRU_SPARE) ||              \
+	!defined(MAX_WANS) || !defined(LONGEST_DEAF_HOLD_NS) || !defined(SETTINGS_SIZE) || \
+	!defined(PAGE_SIZE)
 #error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
 TIMEOUT_NS; MAX_PEERS, MAX_WANS, SETTINGS_SIZE (bytes): sizes of maps; LRU_SPARE: the elements that an LRU \
 hash has besides, because CPUs hold some back; PAGE_SIZE: the kernel's. \
@@ -25,6 +26,7 @@ MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
 IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
 flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
 QUALITY, if defined: loss and jitter of each stream are kept. \
+LONGEST_DEAF_HOLD_NS: an MOH state that outlives learn by so much says nothing any more. \
 PATIENCE_NS, if defined: how long UCM's RTP waits for an endpoint to be heard. \
 COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 #endif
@@ -46,10 +48,11 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 #define LONGEST_PAUSE_NS 10000000000ULL
 
 /*
- * Learn on a WAN is stale when it has read no packet for so long. Below the timeout, so that a
- * two-way call whose learn is taken away loses no packet: its WAN is stale when its peer expires.
+ * Learn on a WAN is stale when it has read no packet for so long. Below the default timeout, so
+ * that a two-way call whose learn is taken away loses no packet: its WAN is stale when its peer
+ * expires.
  */
-#define STALE_NS (TIMEOUT_NS < 1250000000ULL ? TIMEOUT_NS / 5 * 4 : 1000000000ULL)
+#define STALE_NS 800000000ULL
 
 /* How exactly a WAN's times are kept: a store for each packet would cost each packet. */
 #define WAN_STEP_NS (STALE_NS / 16)
@@ -57,11 +60,14 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 /* For so long, UCM's RTP to an endpoint that is not known is held back on a stale WAN, too. */
 #define HELD_BACK_NS 1000000000ULL
 
-/* A WAN that has been stale for so long while UCM sends is blind, which readers are told. */
-#define BLIND_NS 3000000000ULL
+/*
+ * A WAN that has been stale for so long, while UCM's RTP passed for that reason, is blind: readers
+ * are told. Longer than from one RTCP report to the next, which a silent provider still sends.
+ */
+#define BLIND_NS 10000000000ULL
 
-/* An MOH state that outlives learn by so much says nothing any more. */
-#define LONGEST_DEAF_HOLD_NS 60000000000ULL
+/* UCM's RTP passes no longer when none has for so long. */
+#define OPEN_PAUSE_NS 2000000000ULL
 
 /* The ring of events: 256 KiB, some 5,000 events, whatever the size of a page; one page at least.
  */

@@ -131,12 +131,17 @@ struct waiting {
 	u64 last;
 	u64 packets;
 	u64 passed; /* the first packet that passed all the same; 0: none */
+	u64 flags;  /* WAITING_… */
 };
+
+#define WAITING_TOLD 1 /* readers know that it passes */
+#define WAITING_RTCP 2 /* it is of RTCP alone: no media wait */
 
 /* What is known of a WAN. Times are ns of CLOCK_MONOTONIC, and some ms late; 0: never. */
 struct wan {
 	u64 learn_at;	 /* when learn last read an IPv4 packet to a public address */
 	u64 open_at;	 /* when UCM's RTP last passed although its endpoint was not heard */
+	u64 stale_from;	 /* since when it has passed without a pause because learn was stale */
 	u64 blind_since; /* when learn last spoke before it fell silent; 0: it is not blind */
 };
 

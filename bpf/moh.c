@@ -4,7 +4,8 @@
  *
  *   learn    WAN ingress   what the provider sends says who is in hold music (MOH) or in a
  *                          two-way call (TWO)
- *   enforce  WAN egress    UCM's RTP: MOH rewritten, TWO passed, neither dropped
+ *   enforce  WAN egress    UCM's RTP: MOH rewritten, TWO passed, neither: dropped while learn
+ *                          can hear it, and not for longer than the patience
  *   bypass   LAN ingress   the same verdict before netfilter; hold music goes straight out
  *
  * What is not clearly ours gets TC_ACT_UNSPEC: untouched, and other filters still see it.
@@ -160,12 +161,13 @@ static inline bool is_stale(struct wan *wan, u64 now, u64 limit)
  * Is this the state of a hold that ended after learn did? A longer timeout than learn's silence
  * would keep such a state although nothing can end it.
  */
-static inline bool is_deaf_hold(struct heard heard, u64 now)
+static inline bool is_deaf_hold(struct peer *peer, struct heard heard, u64 now)
 {
 #if TIMEOUT_NS > LONGEST_DEAF_HOLD_NS
 	struct wan *wan = heard.state == STATE_MOH ? wan_at(heard.wan) : NULL;
 
-	return wan && is_stale(wan, now, LONGEST_DEAF_HOLD_NS);
+	return wan && is_stale(wan, now, LONGEST_DEAF_HOLD_NS) &&
+	       (s64)(now - peer->last_seen) >= (s64)LONGEST_DEAF_HOLD_NS;
 #else
 	return false;
 #endif
@@ -526,11 +528,12 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 	};
 
 	peer->out_first = now;
-	if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS) {
-		event.lasted = elapsed(waiting->first, now);
+	if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS && waiting->packets) {
+		event.lasted = elapsed(waiting->first, waiting->passed ?: now);
 		event.dropped = waiting->packets;
 	}
-	if (waiting)
+	/* A call that has passed for the patience passes at once in its next pause, too. */
+	if (waiting && (heard.state == STATE_MOH || !waiting->passed))
 		waiting_for.delete(&endpoint);
 	if (heard.state == STATE_MOH)
 		tell(count, &event);
@@ -758,7 +761,7 @@ static inline struct peer *live_peer(__be32 address, __be16 port, u64 now, struc
 	if (!peer || !is_live(peer, now))
 		return NULL;
 	*heard = heard_of(peer);
-	return is_deaf_hold(*heard, now) ? NULL : peer;
+	return is_deaf_hold(peer, *heard, now) ? NULL : peer;
 }
 
 static inline __be16 next_port(__be16 port, s32 step)
@@ -813,7 +816,8 @@ static inline void count_outbound(struct __sk_buff *skb, struct counters *count,
 
 /*
  * The wait of UCM's for an endpoint; NULL: there is none, it was given up long ago, or the endpoint
- * has been heard since it began.
+ * has been heard since it began. If packets have passed, a call's does not begin anew: an endpoint
+ * that is heard once in some seconds would have its call cut to pieces.
  */
 static inline struct waiting *present_wait(struct endpoint *endpoint, u64 now)
 {
@@ -823,7 +827,9 @@ static inline struct waiting *present_wait(struct endpoint *endpoint, u64 now)
 	if (!waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS)
 		return NULL;
 	peer = peers.lookup(endpoint);
-	return peer && (s64)(peer->last_seen - waiting->first) > 0 ? NULL : waiting;
+	if (!peer || (s64)(peer->last_seen - waiting->first) <= 0)
+		return waiting;
+	return waiting->passed && heard_of(peer).state == STATE_TWO ? waiting : NULL;
 }
 
 /* The packet's destination, or the endpoint so many ports below it. */
@@ -834,25 +840,36 @@ static inline struct endpoint endpoint_below(struct packet *packet, s32 step)
 }
 
 /*
- * The wait for the packet's endpoint. RTP begins one. RTCP shares that of its RTP, which is to the
- * same port or to the one below. NULL: there is none, or no memory for it.
+ * The wait for the packet's endpoint. RTCP shares that of its RTP, which is to the same port or to
+ * the one below; where no RTP is sent, it has one of its own. NULL: there is no memory for it.
  */
 static inline struct waiting *wait_of(struct packet *packet, u64 now)
 {
 	struct endpoint endpoint = endpoint_below(packet, 0);
 	struct endpoint below = endpoint_below(packet, 1);
 	struct waiting fresh = { .first = now, .last = now };
-	struct waiting *waiting = present_wait(&endpoint, now);
+	struct waiting *waiting = packet->is_rtcp ? present_wait(&below, now) : NULL;
 
-	if (packet->is_rtcp)
-		return waiting ?: present_wait(&below, now);
+	if (waiting)
+		return waiting;
+	waiting = present_wait(&endpoint, now);
 	if (!waiting) {
+		fresh.flags = packet->is_rtcp ? WAITING_RTCP : 0;
 		waiting_for.update(&endpoint, &fresh);
 		waiting = waiting_for.lookup(&endpoint);
 	}
-	if (waiting)
+	if (!waiting)
+		return NULL;
+	if (!packet->is_rtcp)
+		waiting->flags &= ~(u64)WAITING_RTCP;
+	if (!packet->is_rtcp || waiting->flags & WAITING_RTCP)
 		waiting->last = now;
 	return waiting;
+}
+
+static inline bool is_stale_peer(struct peer *peer, u64 now)
+{
+	return (s64)(now - peer->last_seen) >= (s64)LONGEST_DEAF_HOLD_NS;
 }
 
 /* What may become a hold is held back for a while, unless the WAN is known to be blind. */
@@ -862,9 +879,10 @@ static inline bool is_held_back(struct wan *wan, u64 waited)
 }
 
 /*
- * The WAN that is stale and on which this endpoint would be heard; NO_WAN: none is. If the peer was
- * live when learn last spoke, then it fell silent with learn, and its own WAN is asked first. A
- * two-way call goes on at once.
+ * The WAN that is stale and on which this endpoint would be heard; NO_WAN: none is. The one that
+ * the peer was heard on of late decides, whatever WAN its route leaves by (asymmetric uplinks). If
+ * the peer was live when learn last spoke there, then it fell silent with learn, and a two-way call
+ * goes on at once.
  */
 static inline u8 stale_wan(struct peer *peer, u8 by_route, u64 waited, u64 now)
 {
@@ -874,6 +892,8 @@ static inline u8 stale_wan(struct peer *peer, u8 by_route, u64 waited, u64 now)
 	if (peer) {
 		heard = heard_of(peer);
 		wan = wan_at(heard.wan);
+		if (wan && !is_stale(wan, now, STALE_NS) && !is_stale_peer(peer, now))
+			return NO_WAN;
 		if (wan && is_stale(wan, now, STALE_NS) &&
 		    (s64)(wan->learn_at - peer->last_seen) < (s64)TIMEOUT_NS &&
 		    (heard.state == STATE_TWO || !is_held_back(wan, waited)))
@@ -892,15 +912,23 @@ static inline void note_open(u8 index, u64 now)
 		wan->open_at = now;
 }
 
-/* A pause of a far end on a quiet WAN is no blindness yet. */
-static inline void note_blind(struct counters *count, u8 index, u64 now)
+/*
+ * UCM's RTP passes because learn is stale there. If that goes on, the WAN is blind. A pause of a
+ * far end on a quiet WAN, or the time before UCM began to send, is no blindness.
+ */
+static inline void note_stale(struct counters *count, u8 index, u64 now)
 {
 	struct wan *wan = wan_at(index);
 
-	if (!wan || wan->blind_since || !is_stale(wan, now, BLIND_NS))
+	if (!wan || wan->blind_since)
 		return;
-	/* Learn may never have spoken: then it is blind from now on. */
-	wan->blind_since = wan->learn_at ?: now;
+	if ((s64)(now - wan->open_at) >= (s64)OPEN_PAUSE_NS ||
+	    (s64)(wan->learn_at - wan->stale_from) > 0)
+		wan->stale_from = now;
+	if ((s64)(now - wan->stale_from) < (s64)BLIND_NS)
+		return;
+	/* Learn may never have spoken. */
+	wan->blind_since = wan->learn_at ?: wan->stale_from;
 	tell_wan(count, EVENT_BLIND, index, now, elapsed(wan->blind_since, now));
 }
 
@@ -929,7 +957,17 @@ static inline void tell_unheard(struct counters *count, struct packet *packet,
 static inline bool is_patience_over(struct waiting *waiting, u64 now)
 {
 #ifdef PATIENCE_NS
-	return waiting && elapsed(waiting->first, now) >= PATIENCE_NS;
+	return !PATIENCE_NS || (waiting && elapsed(waiting->first, now) >= PATIENCE_NS);
+#else
+	return false;
+#endif
+}
+
+/* With no patience at all nobody waits, and there is nothing to tell of. */
+static inline bool is_to_be_told(struct packet *packet, struct waiting *waiting)
+{
+#if defined(PATIENCE_NS) && PATIENCE_NS
+	return waiting && !(waiting->flags & WAITING_TOLD) && !packet->is_rtcp;
 #else
 	return false;
 #endif
@@ -937,7 +975,7 @@ static inline bool is_patience_over(struct waiting *waiting, u64 now)
 
 /*
  * UCM's RTP that would leave by the WAN of this index, to an endpoint that is not heard. `counts`:
- * no other program of ours has counted it before.
+ * bypass, which judges before enforce, has not counted it.
  */
 static inline int judge_unheard(struct counters *count, struct packet *packet, u8 index,
 				bool counts, u64 now)
@@ -952,24 +990,25 @@ static inline int judge_unheard(struct counters *count, struct packet *packet, u
 	if (stale == NO_WAN && packet->is_rtcp)
 		stale = stale_wan(peers.lookup(&below), index, waited, now);
 	if (stale != NO_WAN) {
-		note_blind(count, stale, now);
+		note_stale(count, stale, now);
 		note_open(stale, now);
 		count->passed_blind += counts;
-		return TC_ACT_UNSPEC;
-	}
-	if (is_patience_over(waiting, now)) {
-		if (!waiting->passed && !packet->is_rtcp) {
-			waiting->passed = now;
+	} else if (is_patience_over(waiting, now)) {
+		if (is_to_be_told(packet, waiting)) {
+			waiting->flags |= WAITING_TOLD;
 			tell_unheard(count, packet, waiting, peer, index, now);
 		}
 		note_open(index, now);
 		count->passed_unheard += counts;
-		return TC_ACT_UNSPEC;
+	} else {
+		if (waiting && !packet->is_rtcp)
+			__sync_fetch_and_add(&waiting->packets, 1);
+		count->dropped_unidentified++;
+		return TC_ACT_SHOT;
 	}
-	if (waiting && !packet->is_rtcp)
-		__sync_fetch_and_add(&waiting->packets, 1);
-	count->dropped_unidentified++;
-	return TC_ACT_SHOT;
+	if (waiting && !waiting->passed)
+		waiting->passed = now;
+	return TC_ACT_UNSPEC;
 }
 
 /* The rewrite ran out of memory: what is half changed must not leave. */
@@ -1004,6 +1043,18 @@ static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, st
 	return TC_ACT_UNSPEC;
 }
 
+/* Not heard, at the WAN. What passes there is UCM's still: the firewall does not NAT it. */
+static inline int judge_unheard_at_wan(struct __sk_buff *skb, struct counters *count,
+				       struct packet *packet, u64 now)
+{
+	int verdict = judge_unheard(count, packet, WAN_INDEX(skb->ifindex),
+				    !IS_LAN(skb->ingress_ifindex), now);
+
+	if (verdict == TC_ACT_UNSPEC)
+		count->passed_unnatted++;
+	return verdict;
+}
+
 /* WAN egress. The rule: UCM's RTP leaves as its destination was heard to expect it, or not. */
 int moh_enforce(struct __sk_buff *skb)
 {
@@ -1031,8 +1082,7 @@ int moh_enforce(struct __sk_buff *skb)
 	if (!peer && !may_be_provider(packet.daddr))
 		return TC_ACT_UNSPEC;
 	if (!peer)
-		return judge_unheard(count, &packet, WAN_INDEX(skb->ifindex),
-				     !IS_LAN(skb->ingress_ifindex), now);
+		return judge_unheard_at_wan(skb, count, &packet, now);
 	if (heard.state == STATE_TWO)
 		return pass_two(skb, count, peer, &packet, heard, now);
 	return rewrite_here(skb, count, peer, &packet, heard, now);

@@ -62,6 +62,7 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
             if dry_run:
                 _rehearse(loaded)
                 return report
+            _carry_clocks(before.attached, loaded, record)
             copied = _carry_over(before.attached, loaded, record, {})
             _apply(ipr, _changes(ipr, record, loaded, before), before.filters)
             with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
@@ -217,7 +218,9 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
 
 def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     """The maps that the programs go on with, by name."""
-    names = ["counters", "events", "waiting_for"]
+    names = ["counters", "events"]
+    if before.record.settings.patience == plan.settings.patience:
+        names.append("waiting_for")
     if _same_wans(record, before):
         names.append("wans")
         if before.maps["peers"].max_entries == compiler.peers_entries(plan.settings.max_peers):
@@ -242,6 +245,17 @@ def _same_wans(record: Record, before: Attached) -> bool:
     """Does each WAN keep its index? Then the programs can go on with the very maps, and not one
     packet falls between two of them."""
     return record.wan[: len(before.record.wan)] == before.record.wan
+
+
+def _carry_clocks(before: Attached | None, loaded: Loaded, record: Record) -> None:
+    """Copy what is known of each WAN to its new index, if that is another map: a hold must not end
+    because learn has not spoken to the new programs yet."""
+    if before is None or before.maps["wans"].id == loaded.maps["wans"].id:
+        return
+    for index, ifindex in enumerate(before.record.wan):
+        if ifindex in record.wan:
+            value = libbpf.lookup(before.maps["wans"], layout.index(index))
+            libbpf.update(loaded.maps["wans"], layout.index(record.wan.index(ifindex)), value)
 
 
 def _carry_over(

@@ -21,6 +21,8 @@ _RETRY_SECONDS = 5.0
 # Whatever a read has taken, the next one is no later than that.
 _LONGEST_LAG_SECONDS = 5.0
 
+# Events that end a state, whose length they tell.
+_ENDS = ("resume", "expired", "evicted")
 # Events that say that UCM's RTP passes where it is held back by rights.
 _WARNINGS = ("blind", "unheard")
 
@@ -61,7 +63,7 @@ class Sums:
             self.events[event.event] += 1
             if event.time_to_music is not None:
                 self.time_to_music.observe(event.time_to_music)
-            if event.before is State.MOH and event.lasted is not None:
+            if event.event in _ENDS and event.before is State.MOH and event.lasted is not None:
                 self.hold.observe(event.lasted)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from moh_ebpf import features, layout, libbpf
 from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
+from moh_ebpf.peers import LONGEST_DEAF_HOLD_SECONDS
 from moh_ebpf.registry import Role
 from moh_ebpf.settings import MOST_INTERFACES, Settings
 
@@ -198,6 +199,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
         "MAX_PEERS": settings.max_peers,
         "MAX_WANS": MOST_INTERFACES,
+        "LONGEST_DEAF_HOLD_NS": f"{round(LONGEST_DEAF_HOLD_SECONDS * 1e9)}ULL",
         "LRU_SPARE": _lru_spare(),
         "SETTINGS_SIZE": settings_size,
         "PAGE_SIZE": mmap.PAGESIZE,

@@ -78,12 +78,19 @@ EVENT_FIELDS = ("time", "heard", "lasted", "dropped", "address", "port", "kind",
 EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBB")
 
 # struct waiting, in its order: when UCM's first and last packet came, in ns of CLOCK_MONOTONIC, how
-# many were dropped, and when the first one passed (0: none).
-WAITING = struct.Struct("=4Q")
+# many were dropped, when the first one passed (0: none), and WAITING_ flags.
+WAITING = struct.Struct("=5Q")
+WAITING_RTCP = 2
 
 # struct wan, in its order; times are ns of CLOCK_MONOTONIC, 0: never.
-WAN_FIELDS = ("learn_at", "open_at", "blind_since")
-WAN = struct.Struct("=3Q")
+WAN_FIELDS = ("learn_at", "open_at", "stale_from", "blind_since")
+WAN = struct.Struct("=4Q")
+
+
+def index(number: int) -> bytes:
+    """A key of an array: a u32 of this machine."""
+    return struct.pack("=I", number)
+
 
 # struct prefix: length in bits, address in network byte order.
 PREFIX = struct.Struct("=I4s")

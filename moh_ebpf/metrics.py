@@ -30,7 +30,7 @@ from moh_ebpf.chronicle import Histogram, Sums
 from moh_ebpf.errors import MohError, NotAttachedError, UsageError
 from moh_ebpf.layout import State
 from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot, Wan
-from moh_ebpf.registry import Attached
+from moh_ebpf.registry import GONE, Attached
 from moh_ebpf.settings import Settings
 
 # Counters whose packets met with one of these verdicts, each with one only.
@@ -217,8 +217,11 @@ def _peers(facts: Facts) -> Iterator[Any]:
     core = _client().core
     peers = facts.snapshot.peers
     states = Counter(peer.state for peer in peers)
+    # Where learn sees nothing, nobody can tell whether a call is silent.
+    blind = {wan.interface for wan in facts.snapshot.wans if wan.is_blind}
+    unheard = [peer for peer in facts.unheard if peer.interface not in blind]
     silent = Counter(
-        peer.state for peer in [*peers, *facts.unheard] if peer.is_silent(facts.settings.port)
+        peer.state for peer in [*peers, *unheard] if peer.is_silent(facts.settings.port)
     )
     for name, help_text, counts in (
         ("peers", "Live endpoints.", states),
@@ -251,6 +254,8 @@ def _wans(wans: Sequence[Wan]) -> Iterator[Any]:
                 "Time since learn last read a packet to a public address there; absent: never.",
                 labels=labels)  # fmt: skip
     for each in wans:
+        if each.interface == GONE:
+            continue  # two of them would be one series
         blind.add_metric([each.interface], int(each.is_blind))
         is_open.add_metric([each.interface], int(each.is_failing_open))
         if each.learn_age is not None:

@@ -24,19 +24,19 @@ SILENT_SECONDS = 2.0
 # A WAN whose last packet passed unheard for longer ago is closed again: UCM's RTCP is the slowest
 # that passes, about one report in five seconds.
 OPEN_SECONDS = 10.0
-# An MOH state counts no longer than that after learn has fallen silent (bpf/config.h,
-# LONGEST_DEAF_HOLD_NS).
-LONGEST_DEAF_HOLD_SECONDS = 60.0
+# An MOH state counts no longer than that after learn has fallen silent: longer than from one
+# OPTIONS of a quiet trunk to the next.
+LONGEST_DEAF_HOLD_SECONDS = 90.0
 
 
 class Peer(NamedTuple):
     """A provider endpoint as one snapshot shows it.
 
     `age` is the time since its last packet, `since` the time since its state began, both in
-    seconds; `expired` when `age` has reached the timeout: it is forgotten, what goes to it is
-    dropped. Bytes are those of whole IP packets. `out_age` is the time since the last packet sent
-    to it, in seconds; None: none was. `in_rtp` and `out_rtp` are None where no RTP was seen, or
-    its quality is not kept.
+    seconds; `expired` when `age` has reached the timeout: it is forgotten, and what goes to it
+    waits for it to be heard. Bytes are those of whole IP packets. `out_age` is the time since the
+    last packet sent to it, in seconds; None: none was. `in_rtp` and `out_rtp` are None where no RTP
+    was seen, or its quality is not kept.
     """
 
     address: str
@@ -131,7 +131,7 @@ class Wan(NamedTuple):
     @property
     def is_blind(self) -> bool:
         """Does UCM's RTP pass because learn sees nothing there?"""
-        return self.blind_for is not None
+        return self.blind_for is not None and self.is_failing_open
 
     @property
     def is_failing_open(self) -> bool:
@@ -204,7 +204,7 @@ def decode(
 
     `now` is CLOCK_MONOTONIC in ns, read after the map or before it: a peer seen later than `now`
     has age 0. `timeout` is in seconds; `interfaces` names a WAN by its index. On a WAN that is
-    `deaf`, a hold is expired whatever its age.
+    `deaf`, a hold ends before its timeout.
     """
     unpack_heard = layout.HEARD.unpack
     from_bytes = int.from_bytes
@@ -216,7 +216,8 @@ def decode(
         if age >= within:
             continue
         public_address, public_port, state, wan = unpack_heard(heard)
-        is_expired = age >= timeout or (wan in deaf and state == State.MOH)
+        is_deaf = wan in deaf and state == State.MOH and age >= LONGEST_DEAF_HOLD_SECONDS
+        is_expired = age >= timeout or is_deaf
         if is_expired and within <= timeout:
             continue
         peers.append(

@@ -158,9 +158,11 @@ class Attached:
         now = kernel_ns() if now is None else now
         found = []
         for index, interface in self.wan_names().items():
-            times = layout.WAN.unpack(libbpf.lookup(self.maps["wans"], struct.pack("=I", index)))
-            ages = [max(0, now - each) * 1e-9 if each else None for each in times]
-            found.append(Wan(interface, *ages))
+            times = layout.WAN.unpack(libbpf.lookup(self.maps["wans"], layout.index(index)))
+            learned, opened, _, blind = (
+                max(0, now - each) * 1e-9 if each else None for each in times
+            )
+            found.append(Wan(interface, learned, opened, blind))
         return found
 
     def unheard(self) -> list[Peer]:
@@ -184,18 +186,19 @@ class Attached:
                 dropped,
                 bool(passed),
             )
-            for (address, port), (first, _, dropped, passed) in self._waiting(now)
+            for (address, port), (first, _, dropped, passed, _) in self._waiting(now)
         ]
 
     def _waiting(self, now: int) -> Iterator[_Entry]:
-        """Each endpoint with its struct waiting, where UCM has sent to it of late."""
+        """Each endpoint with its struct waiting, where UCM has sent media to it of late."""
         for keys, values in libbpf.entries(self.maps["waiting_for"]):
             waits = zip(
                 layout.ENDPOINT.iter_unpack(keys), layout.WAITING.iter_unpack(values), strict=True
             )
-            for endpoint, (first, last, dropped, passed) in waits:
-                if now - last < SILENT_SECONDS * 1e9:
-                    yield endpoint, (first, last, dropped, passed)
+            for endpoint, wait in waits:
+                _, last, _, _, flags = wait
+                if now - last < SILENT_SECONDS * 1e9 and not flags & layout.WAITING_RTCP:
+                    yield endpoint, wait
 
     def _decoded(self, entries: Iterable[_Entry], now: int, within: float = math.inf) -> list[Peer]:
         timeout, names = self.record.settings.timeout, self.wan_names()
@@ -217,12 +220,16 @@ class Attached:
         return {index: interface_name(ifindex) for index, ifindex in enumerate(self.record.wan)}
 
 
+# The name of an interface that is there no more.
+GONE = "(gone)"
+
+
 def interface_name(ifindex: int) -> str:
-    """An interface's present name; "(gone)" if there is none any more."""
+    """An interface's present name; GONE if there is none any more."""
     try:
         return socket.if_indextoname(ifindex)
     except OSError:
-        return "(gone)"
+        return GONE
 
 
 def find_filters(ipr: IPRoute) -> dict[Place, Filter]:

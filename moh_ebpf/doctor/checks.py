@@ -809,7 +809,7 @@ def _why_blind(facts: Facts, name: str) -> tuple[str, str]:
     public = ", ".join(map(str, facts.settings.public))
     if any(_is_learn_on(place, name) for place in facts.missing):
         return "its program is gone", "see attached"
-    if any(name in evidence for _, evidence in facts.others):
+    if any(evidence.startswith(f"{name} ingress: ") for _, evidence in facts.others):
         return "another program runs before it", "see other-programs"
     if name in facts.without_carrier:
         return "the interface has no carrier", "see interfaces"
@@ -820,17 +820,20 @@ def _why_blind(facts: Facts, name: str) -> tuple[str, str]:
             f"packets come in, and none of them is IPv4 to {public}",
             f"name the addresses that the provider sends to with --public; tcpdump -ni {name} udp",
         )
-    return "no packet comes in", f"see wan-route and wan-neighbour; tcpdump -ni {name}"
+    return (
+        "no packet comes in: from a provider that is silent while UCM is on hold, or from nobody",
+        f"{_flip_remedy(facts)}; see wan-route and wan-neighbour; tcpdump -ni {name}",
+    )
 
 
 def _is_learn_on(place: Place, name: str) -> bool:
-    return place.role is Role.LEARN and registry.interface_name(place.ifindex) in (name, "(gone)")
+    return place.role is Role.LEARN and registry.interface_name(place.ifindex) == name
 
 
 def _unheard(facts: Facts) -> Findings:
     """Endpoints that UCM sends to for longer than the patience: it passes, and is no hold music."""
-    passing = [each for each in facts.waits if each.passes]
     settings = facts.attached or facts.settings
+    passing = [each for each in facts.waits if each.waited >= settings.patience]
     unlisted = [each for each in passing if not _is_listed(each, settings)]
     for waits, cause, remedy in (
         (

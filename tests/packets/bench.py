@@ -223,8 +223,8 @@ class Bench:
         waiting_for = self._loaded.maps["waiting_for"]
         for keys, values in libbpf.entries(waiting_for):
             for at, wait in enumerate(layout.WAITING.iter_unpack(values)):
-                first, last, packets, passed = wait
-                moved = first - int(seconds * 1e9), last - int(seconds * 1e9), packets, passed
+                first, last, *others = wait
+                moved = first - int(seconds * 1e9), last - int(seconds * 1e9), *others
                 key = keys[at * waiting_for.key_size :][: waiting_for.key_size]
                 libbpf.update(waiting_for, key, layout.WAITING.pack(*moved))
 
@@ -237,18 +237,18 @@ class Bench:
         """Each WAN's struct wan."""
         wans = self._loaded.maps["wans"]
         return [
-            layout.WAN.unpack(libbpf.lookup(wans, struct.pack("=I", index)))
+            layout.WAN.unpack(libbpf.lookup(wans, layout.index(index)))
             for index in range(len(self._attached.record.wan))
         ]
 
     def _set_wan(self, index: int, *times: int) -> None:
-        libbpf.update(self._loaded.maps["wans"], struct.pack("=I", index), layout.WAN.pack(*times))
+        libbpf.update(self._loaded.maps["wans"], layout.index(index), layout.WAN.pack(*times))
 
     def set_learned(self, age: float | None = -5.0, wan: int = 0) -> None:
         """As if learn had last read a packet on this WAN so many seconds ago; None: never. By
         default in some seconds, so that it stays fresh however long the machine pauses."""
         now = time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
-        self._set_wan(wan, 0 if age is None else now - int(age * 1e9), 0, 0)
+        self._set_wan(wan, 0 if age is None else now - int(age * 1e9), 0, 0, 0)
 
     def wans(self) -> list[Wan]:
         return self._attached.wans()

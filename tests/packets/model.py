@@ -83,6 +83,8 @@ class Peer:
     last_seen: float
     inbound: tuple[int, int] = (0, 0)
     outbound: tuple[int, int] = (0, 0)
+    told: bool = False  # it has sent RTP
+    sent: bool = False  # RTP was sent to it in its present state
 
 
 @dataclass
@@ -91,6 +93,8 @@ class Wait:
 
     first: float
     last: float
+    passed: bool = False
+    is_rtcp: bool = False
 
 
 @dataclass
@@ -108,6 +112,8 @@ class Model:
     # Of the WAN: when learn last read a packet there, and since when it is known to be blind.
     learned: float = -math.inf
     blind: bool = False
+    opened: float = -math.inf
+    stale_from: float = -math.inf
     waits: dict[tuple[IPv4Address, int], Wait] = field(default_factory=dict)
     peers: dict[tuple[IPv4Address, int], Peer] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
@@ -143,12 +149,16 @@ class Model:
 
     def _hear(self, datagram: Datagram, state: str) -> None:
         peer = self.live(datagram.source)
+        was_told = datagram.source in self.peers and self.peers[datagram.source].told
         if peer is None:
             self.counters[f"learned_{state.lower()}"] += 1
             peer = self.peers[datagram.source] = Peer(state, datagram.destination, self.now)
+            peer.told = was_told
         elif peer.state != state:
+            peer.sent = False
             self.counters["two_to_moh" if state == MOH else "moh_to_two"] += 1
         peer.state, peer.public, peer.last_seen = state, datagram.destination, self.now
+        peer.told |= not datagram.is_rtcp
         peer.inbound = (peer.inbound[0] + 1, peer.inbound[1] + datagram.length)
 
     def live(self, endpoint: tuple[IPv4Address, int]) -> Peer | None:
@@ -173,7 +183,9 @@ class Model:
         if peer is None and not self.may_be_provider(datagram.destination[0]):
             return UNSPEC, frame
         if peer is None:
-            return self._unheard(datagram), frame
+            verdict = self._unheard(datagram)
+            self.counters["passed_unnatted"] += verdict == UNSPEC
+            return verdict, frame
         self._sent(peer, datagram)
         if peer.state == TWO:
             self.counters["passed_two"] += 1
@@ -223,43 +235,61 @@ class Model:
         """It is dropped, unless learn is silent, or the endpoint for longer than the patience."""
         address, port = datagram.destination
         wait = self._wait(datagram)
-        waited = self.now - wait.first if wait else 0.0
+        waited = self.now - wait.first
         endpoints = [(address, port), *([(address, port - 1)] if datagram.is_rtcp else [])]
         if any(self._is_stale_for(self.peers.get(each), waited) for each in endpoints):
-            self.blind |= self.now - self.learned >= 3.0
+            self._pass_stale()
             self.counters["passed_blind"] += 1
-            return UNSPEC
-        if wait and waited >= self.patience:
+        elif waited >= self.patience:
             self.counters["passed_unheard"] += 1
-            return UNSPEC
-        self.counters["dropped_unidentified"] += 1
-        return SHOT
+        else:
+            self.counters["dropped_unidentified"] += 1
+            return SHOT
+        wait.passed, self.opened = True, self.now
+        return UNSPEC
+
+    def _pass_stale(self) -> None:
+        """The WAN is blind when that has gone on for 10 s without a pause."""
+        if not self.blind and (self.now - self.opened >= 2 or self.learned > self.stale_from):
+            self.stale_from = self.now
+        self.blind |= self.now - self.stale_from >= 10.0
 
     def _is_stale_for(self, peer: Peer | None, waited: float) -> bool:
-        if self.now - self.learned < 1.0:
+        if self.now - self.learned < 0.8:
             return False
         fell_silent_with_learn = peer and self.learned - peer.last_seen < self.timeout
         is_call = fell_silent_with_learn and peer and peer.state == TWO
         return is_call or waited > 1.0 or self.blind
 
-    def _wait(self, datagram: Datagram) -> Wait | None:
-        """RTP begins a wait, or goes on with it; RTCP shares that of its RTP."""
+    def _wait(self, datagram: Datagram) -> Wait:
+        """A packet begins a wait, or goes on with it; RTCP shares that of its RTP."""
         address, port = datagram.destination
+        if datagram.is_rtcp and (shared := self._present_wait((address, port - 1))):
+            return shared
         wait = self._present_wait((address, port))
-        if datagram.is_rtcp:
-            return wait or self._present_wait((address, port - 1))
         if wait is None:
-            wait = self.waits[address, port] = Wait(self.now, self.now)
-        wait.last = self.now
+            wait = self.waits[address, port] = Wait(self.now, self.now, is_rtcp=datagram.is_rtcp)
+        if not datagram.is_rtcp:
+            wait.is_rtcp = False
+        if wait.is_rtcp == datagram.is_rtcp:
+            wait.last = self.now
         return wait
 
     def _present_wait(self, endpoint: tuple[IPv4Address, int]) -> Wait | None:
         wait, peer = self.waits.get(endpoint), self.peers.get(endpoint)
         if wait is None or self.now - wait.last > 10.0:
             return None
-        return None if peer and peer.last_seen > wait.first else wait
+        was_heard = peer is not None and peer.last_seen > wait.first
+        goes_on = peer is not None and peer.state == TWO and wait.passed
+        return wait if goes_on or not was_heard else None
 
     def _sent(self, peer: Peer, datagram: Datagram) -> None:
+        """The first packet of a state ends the wait, but for a call that has passed before."""
+        if not datagram.is_rtcp and peer.told and not peer.sent:
+            peer.sent = True
+            wait = self.waits.get(datagram.destination)
+            if wait and (peer.state == MOH or not wait.passed):
+                del self.waits[datagram.destination]
         peer.outbound = (peer.outbound[0] + 1, peer.outbound[1] + datagram.length)
 
 

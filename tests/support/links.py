@@ -108,8 +108,15 @@ def make(kind: Kind, number: int, stack: ExitStack, near: End, far: End, beyond:
     for end, other, side in ((near, far, 1), (far, near, 2)):
         local, remote = f"172.16.{number}.{side}", f"172.16.{number}.{3 - side}"
         words = {
-            **{"name": end.name, "other": other.address, "below": below, "number": number},
-            **{"local": local, "remote": remote, "mac": mac, "far_mac": far_mac, "beyond": beyond},
+            "name": end.name,
+            "other": other.address,
+            "below": below,
+            "number": number,
+            "local": local,
+            "remote": remote,
+            "mac": mac,
+            "far_mac": far_mac,
+            "beyond": beyond,
         }
         sides.append((end, words))
     for end, words in sides:

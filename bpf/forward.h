@@ -132,7 +132,7 @@ static __always_inline long add_link_header(struct __sk_buff *skb, struct link_h
 /* An empty link header, and as much of the packet as stands in for the rest of a longer one. */
 struct front {
 	struct link_header link;
-	u8 packet[LONGEST_LINK_HEADER - ETH_HLEN];
+	u8 packet[32]; /* a power of two; LONGEST_LINK_HEADER takes fewer */
 } __attribute__((packed));
 
 /*
@@ -142,21 +142,18 @@ struct front {
  */
 static __always_inline long shorten_link_header(struct __sk_buff *skb, u32 l3)
 {
-	u32 more = l3 - ETH_HLEN;
+	u32 more = l3 - ETH_HLEN - 1;
 	struct front front = {};
 	long error;
 
-	/* 1 to that many, which the verifier cannot see, nor the compiler say in its words. */
-	more--;
+	/* 1 to 32, which the verifier cannot see, nor the compiler say in its words. */
 	asm volatile("" : "+r"(more));
-	if (more >= sizeof(front.packet))
-		return -1;
-	more++;
+	more = (more & (sizeof(front.packet) - 1)) + 1;
 	error = bpf_skb_load_bytes(skb, l3, front.packet, more);
 	if (!error)
 		error = bpf_skb_store_bytes(skb, 0, &front, sizeof(front.link) + more, 0);
 	if (!error)
-		error = bpf_skb_adjust_room(skb, -more, BPF_ADJ_ROOM_MAC,
+		error = bpf_skb_adjust_room(skb, -(s32)more, BPF_ADJ_ROOM_MAC,
 					    BPF_F_ADJ_ROOM_FIXED_GSO |
 						    BPF_F_ADJ_ROOM_NO_CSUM_RESET);
 	return error;

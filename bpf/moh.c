@@ -1257,7 +1257,8 @@ static inline void count_bypassed(struct __sk_buff *skb, struct counters *count,
 static inline int send_out(struct __sk_buff *skb, struct counters *count, struct peer *peer,
 			   struct packet *packet, struct heard heard, u64 now, struct way *way)
 {
-	struct link_header link = packet->l3 == ETH_HLEN ? way->link : NO_LINK;
+	u32 l3 = packet->l3;
+	struct link_header link = l3 == ETH_HLEN ? way->link : NO_LINK;
 	bool takes_link = LINK_HEADER(way->wan) || FINDS_HEADER(way->wan);
 
 	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
@@ -1265,13 +1266,12 @@ static inline int send_out(struct __sk_buff *skb, struct counters *count, struct
 	skb->priority = tos_priority(packet->tos);
 	if (rewrite_source(skb, packet, &heard, 1, link))
 		return drop_failed(count);
-	if (!packet->l3 && takes_link && add_link_header(skb, &way->link))
+	if (!l3 && takes_link && add_link_header(skb, &way->link))
 		return drop_failed(count);
-	if (FINDS_HEADER(skb->ifindex) && packet->l3 > ETH_HLEN &&
-	    shorten_link_header(skb, packet->l3))
+	if (FINDS_HEADER(skb->ifindex) && l3 > ETH_HLEN && shorten_link_header(skb, l3))
 		return drop_failed(count);
 	count_bypassed(skb, count, peer, packet, heard, now);
-	if (is_redirected(packet->l3, way->wan, &way->link))
+	if (is_redirected(l3, way->wan, &way->link))
 		return bpf_redirect(way->wan, 0);
 	return way->hop.family ? redirect_neigh(way->wan, &way->hop, sizeof(way->hop), 0)
 			       : redirect_neigh(way->wan, NULL, 0, 0);

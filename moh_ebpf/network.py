@@ -120,7 +120,7 @@ def interfaces(
                 "read; Ethernet, VLAN, bridge, bond, PPP, tun, WireGuard, xfrm, vti, GRE and IPIP "
                 "interfaces do"
             )
-        if blind := _why_blind(link, links.values()):
+        if blind := _why_blind(link, links.values(), option):
             raise UsageError(f"{option} {name}: {blind}")
         if not _is_usable(link, may_be_down):
             raise UsageError(f"{option} {name}: it is down; try: ip link set {name} up")
@@ -164,7 +164,7 @@ def _of_kind(link: Any, attribute: str) -> Any:
     return data.get_attr(attribute) if data else None
 
 
-def _why_blind(link: Any, links: Collection[Any]) -> str | None:
+def _why_blind(link: Any, links: Collection[Any], option: str) -> str | None:
     """Why learn and bypass would see none of the packets that come in by it, and what to do."""
     kind = _kind(link)
     if kind == "vrf":
@@ -186,6 +186,11 @@ def _why_blind(link: Any, links: Collection[Any]) -> str | None:
         return (
             "that is an ipvlan in mode l3s, whose packets come in past tc; try: "
             f"ip link set {link.get_attr('IFLA_IFNAME')} type ipvlan mode l3"
+        )
+    if kind == "ipvlan" and option == "--lan":
+        return (
+            "that is an ipvlan, which is given only what is sent to its own addresses; try: the "
+            "interface below it, by which UCM's packets come in"
         )
     return None
 

@@ -80,14 +80,14 @@ In all of them the far end has looked at address, port, TTL and both checksums.
 _REFUSALS = """
 ## Refused
 
-attach and doctor refuse these by name, because the packets that come in by them never pass tc
-there.
+attach and doctor refuse these by name, because the packets that matter never pass tc there.
 
 | kind | name instead |
 | --- | --- |
 | VRF | its ports: the interfaces that `ip link show master NAME` lists |
 | IFB | the interface whose packets are redirected to it |
-| ipvlan, mode l3s | the same interface in another mode: `ip link set NAME type ipvlan mode l3` |
+| ipvlan, mode l3s | as WAN, the same in another mode: `ip link set NAME type ipvlan mode l3` |
+| any ipvlan, with `--lan` | the interface below: an ipvlan is given only what is sent to itself |
 | port of a bridge, bond or team, with `--lan` | the bridge, bond or team |
 | loopback | the interface that the provider or UCM is behind |
 | tunnels over IPv6 (ip6tnl, ip6gre, vti6), SIT, and link types without IP | |

@@ -5,6 +5,7 @@ must not mislead. tests/netns/test_links.py has the other places.
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -24,10 +25,11 @@ MUSIC = f"{UCM}:24576"
 
 @pytest.fixture(scope="module")
 def shared_searching(shared_firewall: Firewall) -> Iterator[Bench]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(network, "_link_header", lambda link, links: None)
-        with bench(shared_firewall) as made:
-            yield made
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(network, "_link_header", lambda link, links: None)
+            made = stack.enter_context(bench(shared_firewall))
+        yield made
 
 
 @pytest.fixture

@@ -60,11 +60,13 @@ link set vrf{{number}} up
 link set {{name}} master vrf{{number}}
 """
 _IPVLAN = "link add link {below} name {name} type ipvlan mode"
-# An ipvlan in mode l3 answers no ARP, and what it sends is routed again, out of the veth.
+# An ipvlan in mode l3 answers no ARP, and what it sends is routed again, out of the veth, whose own
+# ARP it takes for itself.
 _IPVLAN_L3_KNOWN = "neigh replace {other} lladdr {mac} dev {name} nud permanent"
 _IPVLAN_L3_ROUTES = """
 route replace {other} dev {below} metric 9999
 route replace {beyond} via {other} dev {below} onlink metric 9999
+neigh replace {other} lladdr {far_mac} dev {below} nud permanent
 """
 _GRE_KNOWS = "neigh replace {other} lladdr {remote} dev {name} nud permanent"
 
@@ -81,7 +83,8 @@ class End:
 @dataclass(frozen=True)
 class Kind:
     """`near` and `far` make the two ends, which are alike if `far` is None; `then` and `far_then`
-    follow when they have their addresses. `start` makes a link that takes more than ip.
+    follow when they have their addresses. `start` makes a link that takes more than ip. Some are
+    refused as LAN.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Kind:
     far: str | None = _PLAIN
     then: str = ""
     far_then: str = ""
+    is_lan: bool = True
     start: Callable[["Kind", int, ExitStack, End, End], None] | None = None
 
 
@@ -97,13 +101,23 @@ def make(kind: Kind, number: int, stack: ExitStack, near: End, far: End, beyond:
     kernel has no such kind, what was said of it. The number is the link's own, up to 250."""
     below = f"u{near.name}"
     mac = f"02:00:00:00:00:{number:02x}"
-    there = f"peer name {below} netns {far.place.name}"
+    far_mac = f"02:00:00:00:01:{number:02x}"
+    there = f"peer name {below} address {far_mac} netns {far.place.name}"
     must(near.place, f"link add {below} address {mac} type veth {there}")
     sides = []
     for end, other, side in ((near, far, 1), (far, near, 2)):
         local, remote = f"172.16.{number}.{side}", f"172.16.{number}.{3 - side}"
-        words = {"name": end.name, "below": below, "number": number, "other": other.address,
-                 "local": local, "remote": remote, "mac": mac, "beyond": beyond}  # fmt: skip
+        words = {
+            "name": end.name,
+            "other": other.address,
+            "below": below,
+            "number": number,
+            "local": local,
+            "remote": remote,
+            "mac": mac,
+            "far_mac": far_mac,
+            "beyond": beyond,
+        }
         sides.append((end, words))
     for end, words in sides:
         commands = kind.near if end is near or kind.far is None else kind.far
@@ -218,8 +232,9 @@ KINDS = [
     Kind("bond", _BOND),
     Kind("bridge", _BRIDGE),
     Kind("macvlan", "link add link {below} name {name} type macvlan mode bridge"),
-    Kind("ipvlan, mode l2", f"{_IPVLAN} l2"),
-    Kind("ipvlan, mode l3", f"{_IPVLAN} l3", _PLAIN, _IPVLAN_L3_ROUTES, _IPVLAN_L3_KNOWN),
+    Kind("ipvlan, mode l2", f"{_IPVLAN} l2", is_lan=False),
+    Kind("ipvlan, mode l3", f"{_IPVLAN} l3", _PLAIN, _IPVLAN_L3_ROUTES, _IPVLAN_L3_KNOWN,
+         is_lan=False),
     Kind("port of a VRF", _VRF_PORT),
     Kind("xfrm", _XFRM, None),
     Kind("vti", _VTI, None),

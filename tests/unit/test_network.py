@@ -76,11 +76,19 @@ def test_where_ip_begins(link: Link, others: list[Link], link_header: int | None
 @pytest.mark.parametrize(("mode", "is_blind"), [(0, False), (1, False), (2, True)])
 def test_an_ipvlan_is_blind_in_mode_l3s_alone(mode: int, is_blind: bool) -> None:
     link = Link(4, kind="ipvlan", LINK=1, IPVLAN_MODE=mode)
-    assert bool(network._why_blind(link, [ETH, link])) is is_blind
+    assert bool(network._why_blind(link, [ETH, link], "--wan")) is is_blind
+
+
+def test_an_ipvlan_is_no_lan() -> None:
+    """It is given only what is sent to its own addresses."""
+    link = Link(4, kind="ipvlan", LINK=1, IPVLAN_MODE=0)
+    said = network._why_blind(link, [ETH, link], "--lan")
+    assert said is not None
+    assert "interface below" in said
 
 
 def test_a_vrfs_ports_are_named_in_its_place() -> None:
     vrf = Link(4, kind="vrf")
-    said = network._why_blind(vrf, [ETH, Link(5, MASTER=4), Link(6, MASTER=4), vrf])
+    said = network._why_blind(vrf, [ETH, Link(5, MASTER=4), Link(6, MASTER=4), vrf], "--wan")
     assert said is not None
     assert said.endswith("try: those that are meant, of if5, if6")

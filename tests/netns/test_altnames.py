@@ -40,7 +40,7 @@ def test_the_service(named: Firewall, tmp_path: Path) -> None:
         assert "wan wan, lan lan" in run.wait_for_line("attached (nothing was attached)")
         run.wait_for_word("READY")
         named.namespace.run("tc", "filter", "del", "dev", "wan", "ingress", "pref", "4000")
-        run.wait_for_line("attached (somebody had removed learn on wan)")
+        run.wait_for_line("put back (somebody had removed learn on wan)")
         assert run.stop() == 0
 
 

@@ -223,8 +223,11 @@ class Bench:
         waiting_for = self._loaded.maps["waiting_for"]
         for keys, values in libbpf.entries(waiting_for):
             for at, wait in enumerate(layout.WAITING.iter_unpack(values)):
-                first, last, *others = wait
-                moved = first - int(seconds * 1e9), last - int(seconds * 1e9), *others
+                first, last, packets, passed, flags = wait
+                first, last, passed = (
+                    each and each - int(seconds * 1e9) for each in (first, last, passed)
+                )
+                moved = first, last, packets, passed, flags
                 key = keys[at * waiting_for.key_size :][: waiting_for.key_size]
                 libbpf.update(waiting_for, key, layout.WAITING.pack(*moved))
 

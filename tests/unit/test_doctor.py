@@ -495,8 +495,9 @@ BLIND = Wan("wan", learn_age=9.0, open_age=0.02, blind_for=9.0)
         ({"without_carrier": ["wan"]}, "no carrier"),
         ({"offloading": ["wan"]}, "forward by itself"),
         ({"others": [("a filter", "wan ingress: pref 100 bpf x")]}, "another program"),
-        ({"missing": [Place(0x7FFFFFFF, Role.LEARN)]}, "its program is gone"),
-        ({"missing": [Place(0x7FFFFFFF, Role.ENFORCE)]}, "no packet comes in"),
+        ({"others": [("a filter", "wan egress: pref 100 bpf x")]}, "no packet comes in"),
+        ({"others": [("a filter", "wan10 ingress: pref 100 bpf x")]}, "no packet comes in"),
+        ({"missing": [Place(0x7FFFFFFF, Role.LEARN)]}, "no packet comes in"),
     ],
 )
 def test_a_blind_wan_has_a_cause(changes: dict, cause: str) -> None:

@@ -345,9 +345,11 @@ def test_sums() -> None:
     sums = Sums()
     resume = HOLD._replace(event="resume", before=State.MOH, after=State.TWO, lasted=12.0,
                            time_to_music=None)  # fmt: skip
-    for each in (HOLD, resume, Lost(1.0, 3)):
+    # It tells how long UCM has waited, not how long a hold was.
+    unheard = resume._replace(event="unheard", after=None, lasted=3.0)
+    for each in (HOLD, resume, unheard, Lost(1.0, 3)):
         sums.add(each)
-    assert sums.events == {"hold": 1, "resume": 1, "lost": 3}
+    assert sums.events == {"hold": 1, "resume": 1, "unheard": 1, "lost": 3}
     assert (sums.time_to_music.sum, sums.hold.sum) == (0.0425, 12.0)
 
 

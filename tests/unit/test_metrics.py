@@ -107,6 +107,14 @@ def test_a_wan_where_learn_sees_nothing() -> None:
     is_open = [shown[f"moh_ebpf_wan_failing_open{{interface={name}}}"] for name in wans]
     ages = [shown.get(f"moh_ebpf_wan_learn_age_seconds{{interface={name}}}") for name in wans]
     assert (blind, is_open, ages) == ([0, 1, 0], [0, 1, 1], [0.5, 70.0, None])
+    # Two that are gone would be one series twice.
+    assert not [name for name in shown if "(gone)" in name]
+
+
+def test_a_call_where_learn_sees_nothing_is_not_silent() -> None:
+    unheard = [each._replace(interface="wan2") for each in FACTS.unheard]
+    shown = exposed(replace(FACTS, unheard=unheard))
+    assert shown["moh_ebpf_peers_silent{state=two}"] == 1
 
 
 def test_what_no_longer_happens_is_still_there() -> None:

@@ -23,7 +23,7 @@ _IP_TYPES = {_ETHERNET, _PPP, _RAW_IP, _TUNNEL, _GRE, _NONE}
 _LOOPBACK = 772
 
 # Of the types that have no link header of their own, the kinds whose packets never have another's.
-# IPIP and GRE bring what the packet was taken out of (before Linux 5.14), multipoint GRE always;
+# IPIP and GRE bring what the packet was taken out of (on Linux 5.10), multipoint GRE always;
 # on xfrm and vti the kernel puts the Ethernet header back before a packet that came by ESP.
 _BARE_KINDS = {"tun", "wireguard"}
 _ETHERNET_HEADER = 14

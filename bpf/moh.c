@@ -532,8 +532,13 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 		event.lasted = elapsed(waiting->first, waiting->passed ?: now);
 		event.dropped = waiting->packets;
 	}
-	/* A call that has passed for the patience passes at once in its next pause, too. */
-	if (waiting && (heard.state == STATE_MOH || !waiting->passed))
+	/*
+	 * A call that has passed before it was heard passes at once in its next pause, too. What it
+	 * has lost is none of the next hold's.
+	 */
+	if (waiting && heard.state == STATE_TWO && waiting->passed)
+		waiting->packets = 0;
+	else if (waiting)
 		waiting_for.delete(&endpoint);
 	if (heard.state == STATE_MOH)
 		tell(count, &event);

@@ -304,6 +304,18 @@ def test_music_after_packets_that_passed(programs: Bench) -> None:
     assert 3.9e9 < told[Kind.MUSIC].lasted < 6.5e9
 
 
+def test_a_hold_has_not_lost_what_its_call_had(programs: Bench) -> None:
+    programs.run(Role.BYPASS, music())
+    programs.age_waiting(4)
+    programs.set_learned()
+    for public in (24600, 4000):
+        programs.run(Role.BYPASS, music())
+        programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:{public}"))
+    programs.run(Role.BYPASS, music())
+    (told,) = [each for each in programs.events() if each.kind == Kind.MUSIC]
+    assert (told.lasted, told.dropped) == (0, 0)
+
+
 def test_ucm_that_pauses_is_waited_for_anew(programs: Bench) -> None:
     programs.run(Role.BYPASS, music())
     programs.age_waiting(10.5)

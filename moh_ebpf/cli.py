@@ -3,6 +3,7 @@
 What a verb needs is imported when it runs: `--help` loads neither BCC nor netlink.
 """
 
+import errno
 import io
 import json
 import math
@@ -65,7 +66,10 @@ def main() -> None:
         what = f"{error.filename or 'the kernel'}: {error.strerror}"
         _fail(MohError(f"{what}; {NOT_PERMITTED}"), ExitStatus.FAILURE)
     except OSError as error:
-        unwritten = error.errno == _forget_what_cannot_be_written()
+        # A short output is still in the stream. Of a long one, the write itself has failed; an
+        # error of the kernel's has the name of its call.
+        full = error.errno == errno.ENOSPC and error.filename is None
+        unwritten = error.errno == _forget_what_cannot_be_written() or full
         said = MohError(f"the output cannot be written: {error.strerror}") if unwritten else error
         _fail(said, ExitStatus.FAILURE)
     except KeyboardInterrupt:

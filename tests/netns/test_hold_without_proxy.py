@@ -158,12 +158,15 @@ def test_a_hold_that_stops_the_media_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["udp", "tcp"])
 def test_without_it_the_hold_is_dead_air(tmp_path: Path, way: str) -> None:
-    """The provider does as sendonly says, so that nothing tells the firewall of the hold."""
+    """The provider does as sendonly says, so that nothing tells the firewall of the hold. Its music
+    is held back, and then goes as a call's would: not from where it is listened for."""
     scenario = whole_call(tcp=way == "tcp")
     with direct_call(tmp_path, "--timeout", "1s", scenario=scenario) as ended:
         ended.whole(DirectCall.play_unheard)
         assert once(sdps(ended.at_provider)) == expected(ended, hold="sendonly", answer="recvonly")
         assert sdps(ended.at_provider) == sdps(ended.at_ucm)
         talked = {(PUBLIC, port) for port in (ended.agent, ended.agent_again, ended.agent_at_last)}
-        assert {source for source, to in ended.at_provider.flows() if to == ended.rtp} == talked
-        assert ended.counters()["dropped_unidentified"] >= 2 * DirectCall.HEARD
+        sources = {source for source, to in ended.at_provider.flows() if to == ended.rtp}
+        assert talked <= sources
+        assert (PUBLIC, 4000) not in sources
+        assert ended.counters()["dropped_unidentified"] > 0

@@ -1,7 +1,7 @@
 """The real programs against the model, on sequences of packets and time that nobody thought of.
 
 Verdict, packet, map and counters must agree after every packet. MOH_ORACLE_SEQUENCES sets how many
-sequences are tried (20,000 by default).
+sequences are tried (12,000 by default).
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.packets.bench import Bench, bench
 from tests.packets.model import Model
 from tests.support.firewall import GATEWAY, PUBLIC, Firewall
 
-SEQUENCES = int(os.environ.get("MOH_ORACLE_SEQUENCES", "20000"))
+SEQUENCES = int(os.environ.get("MOH_ORACLE_SEQUENCES", "12000"))
 
 # Few of each, so that packets meet: what one teaches, another is sent to.
 UCM_ADDRESSES = ["10.10.10.10", "10.10.10.11"]

@@ -213,7 +213,14 @@ def conntrack_forgets(fw: Firewall) -> None:
     fw.namespace.sysctl("net.netfilter.nf_conntrack_udp_timeout_stream", 3)
 
 
+def held_back_for_ever(fw: Firewall, *options: str) -> None:
+    """Attached without an end to the patience, and with packets that learn sees."""
+    fw.attach("--patience", "never", *options, *NETWORK)
+    played(fw, "192.168.7.7:20000", CALL, every=0.05, wire=fw.wan)
+
+
 def music_dropped(fw: Firewall) -> None:
+    held_back_for_ever(fw)
     played(fw, f"{UCM}:24576", "203.0.113.99:21000")
 
 
@@ -516,7 +523,7 @@ def test_strict_filtering_on_the_lan(fw: Firewall) -> None:
 def test_a_calls_first_packets_where_nobody_was_on_hold_yet(fw: Firewall) -> None:
     """A few of UCM's packets come before the provider's, while doctor looks: less than a stream,
     and some even where they are held up for most of that time."""
-    fw.attach("--timeout", "60s", *NETWORK)
+    held_back_for_ever(fw, "--timeout", "60s")
     fw.wan.send(udp(PROVIDER, CALL))
     fw.lan.send(udp(f"{UCM}:24576", PROVIDER))
     played(fw, f"{UCM}:24580", "203.0.113.10:21004", every=0.1)

@@ -157,6 +157,12 @@ static inline bool is_stale(struct wan *wan, u64 now, u64 limit)
 	return (s64)(now - wan->learn_at) >= (s64)limit;
 }
 
+/* Was it heard too long ago to say where it would be heard now? */
+static inline bool is_stale_peer(struct peer *peer, u64 now)
+{
+	return (s64)(now - peer->last_seen) >= (s64)LONGEST_DEAF_HOLD_NS;
+}
+
 /*
  * Is this the state of a hold that ended after learn did? A longer timeout than learn's silence
  * would keep such a state although nothing can end it.
@@ -166,8 +172,7 @@ static inline bool is_deaf_hold(struct peer *peer, struct heard heard, u64 now)
 #if TIMEOUT_NS > LONGEST_DEAF_HOLD_NS
 	struct wan *wan = heard.state == STATE_MOH ? wan_at(heard.wan) : NULL;
 
-	return wan && is_stale(wan, now, LONGEST_DEAF_HOLD_NS) &&
-	       (s64)(now - peer->last_seen) >= (s64)LONGEST_DEAF_HOLD_NS;
+	return wan && is_stale(wan, now, LONGEST_DEAF_HOLD_NS) && is_stale_peer(peer, now);
 #else
 	return false;
 #endif
@@ -870,11 +875,6 @@ static inline struct waiting *wait_of(struct packet *packet, u64 now)
 	if (!packet->is_rtcp || waiting->flags & WAITING_RTCP)
 		waiting->last = now;
 	return waiting;
-}
-
-static inline bool is_stale_peer(struct peer *peer, u64 now)
-{
-	return (s64)(now - peer->last_seen) >= (s64)LONGEST_DEAF_HOLD_NS;
 }
 
 /* What may become a hold is held back for a while, unless the WAN is known to be blind. */

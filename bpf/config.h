@@ -15,20 +15,28 @@ LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0. \
 FINDS_HEADER(ifindex): is it for each packet to tell? Then LINK_HEADER is 0."
 #endif
 
-#if !defined(MOH_PORT) || !defined(RTP_PORT_MIN) || !defined(RTP_PORT_MAX) ||              \
-	!defined(TIMEOUT_NS) || !defined(MAX_PEERS) || !defined(LRU_SPARE) ||              \
-	!defined(MAX_WANS) || !defined(LONGEST_DEAF_HOLD_NS) || !defined(SETTINGS_SIZE) || \
-	!defined(PAGE_SIZE)
-#error "MOH_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
+#if !defined(MOH_PORT) || !defined(LAST_PHANTOM_PORT) || !defined(RTP_PORT_MIN) ||     \
+	!defined(RTP_PORT_MAX) || !defined(TIMEOUT_NS) || !defined(MAX_PEERS) ||       \
+	!defined(LRU_SPARE) || !defined(MAX_WANS) || !defined(LONGEST_DEAF_HOLD_NS) || \
+	!defined(SETTINGS_SIZE) || !defined(PAGE_SIZE)
+#error "MOH_PORT, LAST_PHANTOM_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
 TIMEOUT_NS; MAX_PEERS, MAX_WANS, SETTINGS_SIZE (bytes): sizes of maps; LRU_SPARE: the elements that an LRU \
 hash has besides, because CPUs hold some back; PAGE_SIZE: the kernel's. \
 MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
 IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
 flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
+MAX_SIP_FROM, if defined: the size of the trie that says where SIP may come from. \
 QUALITY, if defined: loss and jitter of each stream are kept. \
 LONGEST_DEAF_HOLD_NS: an MOH state that outlives learn by so much says nothing any more. \
 PATIENCE_NS, if defined: how long UCM's RTP waits for an endpoint to be heard. \
+RTCP_TIMEOUT_NS, if defined: how long a report is evidence. \
 COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
+#endif
+
+#ifdef QUALITY
+#define KEEPS_QUALITY true
+#else
+#define KEEPS_QUALITY false
 #endif
 
 #define NO_WAN 0xff /* WAN_INDEX of an interface that is none */
@@ -68,6 +76,21 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 
 /* UCM's RTP passes no longer when none has for so long. */
 #define OPEN_PAUSE_NS 2000000000ULL
+
+/* For so long, RTP from a new port of UCM's to an endpoint in a call may be the music of a hold
+ * that the provider does not know of yet: a round trip. */
+#define NEW_SOURCE_NS 200000000ULL
+
+/*
+ * Between two packets of a stream. RTCP takes over from RTP that was forgotten so lately; where RTP
+ * has paused for less, RTCP has no word.
+ */
+#define GOES_ON_NS 100000000ULL
+
+/* As long as conntrack keeps a UDP connection by default (nf_conntrack_udp_timeout_stream), and how
+ * exactly that is kept. */
+#define ANOTHERS_NS 120000000000ULL
+#define ANOTHERS_STEP_NS 1000000000ULL
 
 /* The ring of events: 256 KiB, some 5,000 events, whatever the size of a page; one page at least.
  */

@@ -22,8 +22,10 @@ struct next_hop {
 /* The longest IP packet that it is on the wire: a GSO packet is cut into segments there. */
 static __always_inline u16 wire_length(struct __sk_buff *skb, struct packet *packet)
 {
-	if (skb->gso_size)
-		return packet->l4 - packet->l3 + sizeof(struct udphdr) + skb->gso_size;
+	u32 size = segment_size(skb);
+
+	if (size)
+		return packet->l4 - packet->l3 + sizeof(struct udphdr) + size;
 	return packet->bytes;
 }
 

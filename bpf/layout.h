@@ -8,11 +8,21 @@
 #ifndef MOH_LAYOUT_H
 #define MOH_LAYOUT_H
 
-/* A provider's media endpoint: the source of inbound RTP, the destination of UCM's. */
+/*
+ * A provider's media endpoint: the source of inbound RTP, the destination of UCM's. Or an endpoint
+ * of UCM's: then it is one 8-byte word.
+ */
 struct endpoint {
 	__be32 address;
 	__be16 port;
 	u16 zero;
+};
+
+/* Another host's way through the firewall's NAT, by a phantom port. */
+struct anothers {
+	__be32 address; /* the endpoint it has sent to */
+	__be16 port;
+	__be16 public_port;
 };
 
 enum state {
@@ -32,8 +42,8 @@ struct heard {
 };
 
 /*
- * One direction of a peer's RTP (not of its RTCP), if QUALITY is on. `received` is 0 as long as
- * none was seen.
+ * One direction of a peer's RTP (not of its RTCP). `received` is 0 until two packets in sequence
+ * have shown that it is RTP; without QUALITY, it goes no further than until the peer is told of.
  */
 struct rtp {
 	u64 arrival;	 /* when the last packet came, ns */
@@ -44,10 +54,13 @@ struct rtp {
 	u32 timestamp;
 	u32 first_timestamp;
 	__be32 ssrc;
-	u32 odd_sequence; /* which would follow one that did not fit */
-	u32 expected;	  /* packets of all streams, by their sequence numbers */
-	u32 received;	  /* packets of all streams */
-	u32 tick;	  /* ns, of the media clock; 0: not known yet */
+	__be32 odd_ssrc;   /* of a packet that did not fit */
+	u16 odd_sequence;  /* which would follow it */
+	u16 odd_datagrams; /* in it; 0: there is none */
+	u32 odd_others;	   /* packets since, that did not fit either */
+	u32 expected;	   /* packets of all streams, by their sequence numbers */
+	u32 received;	   /* packets of all streams */
+	u32 tick;	   /* ns, of the media clock; 0: not known yet */
 	u16 last_sequence;
 	u16 payload_type;
 };
@@ -58,10 +71,13 @@ struct rtp {
  * bypass and enforce.
  */
 struct peer {
-	u64 heard;	 /* struct heard */
-	u64 last_seen;	 /* the endpoint's last packet */
-	u64 since;	 /* the first packet of the present state */
-	u64 told;	 /* have readers of events heard of it? */
+	u64 heard;     /* struct heard */
+	u64 last_seen; /* the endpoint's last packet */
+	u64 since;     /* the first packet of the present state */
+	u64 told;      /* do readers know of it? UCM sends to it, or it is on hold; and it is RTP */
+	u64 moved;     /* when it last turned to another public address or port */
+	u64 by_rtcp; /* struct heard, by the report that decided last; 0: none has since its RTP */
+	u64 rtcp_at; /* when that report came */
 	u64 longest_gap; /* the longest pause between two of its packets, in ns */
 	u64 in_packets;
 	u64 in_bytes;
@@ -71,6 +87,9 @@ struct peer {
 	u64 out_bytes;
 	u64 out_last;	 /* the last packet sent to it; 0: none */
 	u64 out_first;	 /* the first one in the present state; 0: none */
+	u64 out_from;	 /* UCM's struct endpoint that sends to it; 0: none has */
+	u64 new_from;	 /* another one, not known to belong here yet, or the one before */
+	u64 new_since;	 /* its first packet */
 	u64 hop_checked; /* when the next hop was looked up, and HOP_SUM of its words */
 	u64 hop_dst;	 /* struct hop_dst */
 	u64 hop_src;	 /* struct hop_src */
@@ -112,6 +131,9 @@ struct counters {
 	u64 routed_elsewhere;
 	u64 passed_blind;
 	u64 passed_unheard;
+	u64 passed_no_rtp;
+	u64 passed_anothers;
+	u64 held_back;
 	u64 fragments;
 	u64 rtp_in_expected;
 	u64 rtp_in_lost;
@@ -122,6 +144,7 @@ struct counters {
 	u64 sip_flipped;
 	u64 sip_restored;
 	u64 sip_split;
+	u64 sip_undirected;
 	u64 events_unread;
 };
 
@@ -130,12 +153,23 @@ struct waiting {
 	u64 first;
 	u64 last;
 	u64 packets;
-	u64 passed; /* the first packet that passed all the same; 0: none */
-	u64 flags;  /* WAITING_… */
+	u64 passed;  /* the first packet that passed all the same; 0: none */
+	u64 flags;   /* WAITING_… */
+	u64 from;    /* UCM's struct endpoint that sent last, RTP or what looks like it */
+	__be32 ssrc; /* of its last packet */
+	u16 next_sequence;
+	u16 payload_type;
 };
 
-#define WAITING_TOLD 1 /* readers know that it passes */
-#define WAITING_RTCP 2 /* it is of RTCP alone: no media wait */
+#define WAITING_TOLD 1	 /* readers know that it passes */
+#define WAITING_RTCP 2	 /* it is of RTCP alone: no media wait */
+#define WAITING_NO_RTP 4 /* the flow only looks like RTP */
+
+/* What the last RTCP of an endpoint says of the RTP that it belongs to. */
+struct report {
+	u64 heard; /* struct heard: where it was sent to, and so the state */
+	u64 at;	   /* ns of CLOCK_MONOTONIC */
+};
 
 /* What is known of a WAN. Times are ns of CLOCK_MONOTONIC, and some ms late; 0: never. */
 struct wan {
@@ -143,6 +177,11 @@ struct wan {
 	u64 open_at;	 /* when UCM's RTP last passed although its endpoint was not heard */
 	u64 stale_from;	 /* since when it has passed without a pause because learn was stale */
 	u64 blind_since; /* when learn last spoke before it fell silent; 0: it is not blind */
+};
+
+enum evidence {
+	BY_RTP = 1,
+	BY_RTCP = 2,
 };
 
 enum event_kind {
@@ -164,7 +203,8 @@ struct event {
 	__be32 address; /* the endpoint; of a WAN: 0 */
 	__be16 port;
 	u8 kind;
-	u8 before; /* enum state; 0: none */
+	u8 before;    /* enum state; 0: none */
+	u64 evidence; /* enum evidence: by what it is known */
 };
 
 /* A provider network, as the kernel's LPM trie wants its keys. */

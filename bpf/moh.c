@@ -31,11 +31,19 @@ static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
 BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS + LRU_SPARE);
 BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
+/* A peer to be: too large for the stack. What is not set in it is 0. */
+BPF_TABLE("percpu_array", u32, struct peer, unborn, 1);
 
 /* What happened, for any number of readers; see moh_ebpf/events.py. */
 BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
 /* Endpoints that UCM sends to and that are not heard. */
 BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 16384 + LRU_SPARE);
+/* Other hosts' connections that our phantom ports are in the way of: when each was used last. */
+BPF_TABLE("lru_hash", struct anothers, u64, others, 4096 + LRU_SPARE);
+#ifdef RTCP_TIMEOUT_NS
+/* By their source: what RTCP says where RTP says nothing. */
+BPF_TABLE("lru_hash", struct endpoint, struct report, reports, 16384 + LRU_SPARE);
+#endif
 /* By the WANs' order: does learn see anything there? */
 BPF_TABLE("array", u32, struct wan, wans, MAX_WANS);
 
@@ -52,6 +60,11 @@ BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 #ifdef IS_SIP_PORT
 /* Dialogs, by a hash of their Call-ID, in which UCM holds and the provider was told otherwise. */
 BPF_TABLE("lru_hash", u64, u64, dialogs, 16384 + LRU_SPARE);
+/* How many there are; those that the map had no room for count as well. */
+BPF_TABLE("array", u32, u64, holding, 1);
+#ifdef MAX_SIP_FROM
+BPF_LPM_TRIE(sip_networks, struct prefix, u8, MAX_SIP_FROM);
+#endif
 /* TCP segments that go on with a message, if the one before them was seen. */
 BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096 + LRU_SPARE);
 /* Where in a TCP connection a line began that is in two segments. */
@@ -132,13 +145,26 @@ static inline u64 heard_word(struct heard heard)
 	return word;
 }
 
-static inline struct heard heard_of(struct peer *peer)
+static inline struct heard heard_by_word(u64 word)
 {
-	u64 word = *(volatile u64 *)&peer->heard;
 	struct heard heard;
 
 	__builtin_memcpy(&heard, &word, sizeof(heard));
 	return heard;
+}
+
+static inline struct heard heard_of(struct peer *peer)
+{
+	return heard_by_word(*(volatile u64 *)&peer->heard);
+}
+
+static inline u64 endpoint_word(__be32 address, __be16 port)
+{
+	struct endpoint endpoint = { .address = address, .port = port };
+	u64 word;
+
+	__builtin_memcpy(&word, &endpoint, sizeof(word));
+	return word;
 }
 
 /* Signed: another CPU may have written last_seen after we read the clock. */
@@ -271,7 +297,7 @@ static inline void remember_segment(struct sip *sip)
 static inline void remember_again(struct __sk_buff *skb, struct sip *sip,
 				  struct sip_message *message, u32 word)
 {
-	u32 size = skb->gso_size, at = word - 1 - sip->tail, begin;
+	u32 size = segment_size(skb), at = word - 1 - sip->tail, begin;
 	struct sip_segment segment;
 
 	if (!size || at < size)
@@ -318,7 +344,7 @@ static inline u32 word_of(struct sip *sip, struct sip_message *message)
  */
 static inline bool is_cut(struct __sk_buff *skb, struct sip *sip, u32 word)
 {
-	u32 size = skb->gso_size, at = word - 1 - sip->tail;
+	u32 size = segment_size(skb), at = word - 1 - sip->tail;
 	struct sip_segment segment = segment_at(sip, word - 1);
 
 	if (word <= sip->tail)
@@ -336,7 +362,7 @@ static inline bool is_open(struct sip *sip, struct sip_message *message)
 	if (message->ends)
 		return false;
 	if (message->section == SECTION_NONE)
-		return message->session_word;
+		return message->session_word || (sip->place.goes_on && !message->no_body);
 	return message->section == SECTION_OPEN &&
 	       (sip->place.goes_on || !is_read_whole(sip) ||
 		(is_undirected(message) && message->session_word && !sip->place.pushed));
@@ -362,28 +388,44 @@ static inline bool change_word(struct __sk_buff *skb, struct counters *count, st
 	return changed;
 }
 
+static inline u64 *dialogs_on_hold(void)
+{
+	u32 zero = 0;
+
+	return holding.lookup(&zero);
+}
+
 static inline void forget_dialog(struct sip_message *message)
 {
-	if (message->call_id)
-		dialogs.delete(&message->call_id);
+	u64 *number = dialogs_on_hold();
+
+	if (message->call_id && !dialogs.delete(&message->call_id) && number)
+		__sync_fetch_and_add(number, -1);
 }
 
 static inline void remember_dialog(struct sip_message *message)
 {
+	u64 *number = dialogs_on_hold();
 	u64 one = 1;
 
-	if (message->call_id)
-		dialogs.update(&message->call_id, &one);
+	if (message->call_id && !dialogs.insert(&message->call_id, &one) && number)
+		__sync_fetch_and_add(number, 1);
 }
 
-/* Does UCM hold no more? Or does it ask the provider for an offer, which it is to see as it is? */
+/* No SDP was seen, and none will follow. */
+static inline bool has_no_sdp(struct sip_message *message)
+{
+	return message->section == SECTION_NONE && (message->no_body || message->ends);
+}
+
+/*
+ * Does UCM hold no more, or ask the provider for an offer, which it is to see as it is? An SDP that
+ * is not read to its end may say so: an answer that is left as it is does little harm, one that is
+ * changed and should not be makes a call one-way.
+ */
 static inline bool ends_hold(struct sip_message *message)
 {
-	if (message->section == SECTION_CLOSED ||
-	    (message->section == SECTION_OPEN && message->ends))
-		return !message->held;
-	return message->section == SECTION_NONE && message->invite &&
-	       (message->no_body || message->ends);
+	return message->bye || (!message->held && (message->invite || !has_no_sdp(message)));
 }
 
 static inline void flip_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
@@ -399,14 +441,43 @@ static inline void flip_message(struct __sk_buff *skb, struct counters *count, s
 	}
 }
 
+/* The provider hangs up, or refuses: what UCM has asked for last may have been the hold. */
+static inline bool refuses(struct sip_message *message)
+{
+	return message->bye || message->status >= '3';
+}
+
+/* An SDP without a direction means sendrecv, and has no word that could be changed. */
+static inline bool has_no_direction(struct sip *sip, struct sip_message *message)
+{
+	return message->section == SECTION_OPEN && !message->word && !message->session_word &&
+	       (message->ends || sip->place.pushed);
+}
+
 static inline void restore_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
 				   struct sip_message *message)
 {
 	note_headers(sip, message);
 	if (!message->call_id || !dialogs.lookup(&message->call_id))
 		return;
-	if (change_word(skb, count, sip, message, SENDRECV, RECVONLY))
+	if (refuses(message))
+		forget_dialog(message);
+	else if (change_word(skb, count, sip, message, SENDRECV, RECVONLY))
 		count->sip_restored++;
+	else if (has_no_direction(sip, message))
+		count->sip_undirected++;
+}
+
+/* May SIP come from there, and go there? */
+static inline bool may_signal(__be32 address)
+{
+#ifdef MAX_SIP_FROM
+	struct prefix host = { .length = 32, .address = address };
+
+	return sip_networks.lookup(&host);
+#else
+	return true;
+#endif
 }
 
 /* Each message of a packet of SIP. The firewall's end of it is a UCM's, or public. */
@@ -416,12 +487,13 @@ static __always_inline void change_messages(struct __sk_buff *skb, struct sip_se
 	struct sip_place place;
 	struct counters *count;
 	struct sip *sip;
-	__be32 ours;
+	__be32 ours, theirs;
 
 	if (!find_text(skb, &place))
 		return;
 	ours = is_outbound ? place.segment.saddr : place.segment.daddr;
-	if (!IS_UCM(ours) && !IS_PUBLIC(ours))
+	theirs = is_outbound ? place.segment.daddr : place.segment.saddr;
+	if ((!IS_UCM(ours) && !IS_PUBLIC(ours)) || !may_signal(theirs))
 		return;
 	sip = read_sip(skb, &place, search);
 	count = this_cpu_counters();
@@ -458,8 +530,11 @@ static inline void flip_hold(struct __sk_buff *skb)
 static inline void restore_hold(struct __sk_buff *skb)
 {
 	struct sip_search audio = { .word = A_SENDRE, .rest = TEXT2('c', 'v') };
+	u64 *number = dialogs_on_hold();
 
-	change_messages(skb, &audio, false);
+	/* Reading costs microseconds, and anybody can send what is read. */
+	if (number && *number)
+		change_messages(skb, &audio, false);
 }
 #else
 static inline void flip_hold(struct __sk_buff *skb)
@@ -488,17 +563,18 @@ static inline void tell(struct counters *count, struct event *event)
 		count->events_unread++;
 }
 
-static inline void tell_heard(struct counters *count, struct packet *packet, u8 kind,
-			      struct heard heard, u64 now, u8 before, u64 lasted)
+static inline void tell_heard(struct counters *count, struct endpoint endpoint, u8 kind,
+			      struct heard heard, u64 now, u8 before, u64 lasted, u8 evidence)
 {
 	struct event event = {
 		.time = now,
 		.heard = heard_word(heard),
 		.lasted = lasted,
-		.address = packet->saddr,
-		.port = packet->sport,
+		.address = endpoint.address,
+		.port = endpoint.port,
 		.kind = kind,
 		.before = before,
+		.evidence = evidence,
 	};
 
 	tell(count, &event);
@@ -519,7 +595,7 @@ static inline void tell_wan(struct counters *count, u8 kind, u8 index, u64 now, 
 
 /* The first packet that goes out in the present state ends the wait. */
 static inline void end_waiting(struct counters *count, struct peer *peer, struct packet *packet,
-			       struct heard heard, u64 now)
+			       struct heard heard, u8 evidence, u64 now)
 {
 	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
 	struct waiting *waiting = waiting_for.lookup(&endpoint);
@@ -530,6 +606,7 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 		.port = packet->dport,
 		.kind = EVENT_MUSIC,
 		.before = heard.state,
+		.evidence = evidence,
 	};
 
 	peer->out_first = now;
@@ -550,7 +627,7 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 }
 
 /*
- * learn
+ * Who is told of
  */
 
 static inline void count_learned(struct counters *count, u8 state)
@@ -559,6 +636,45 @@ static inline void count_learned(struct counters *count, u8 state)
 		count->learned_moh++;
 	else
 		count->learned_two++;
+}
+
+/*
+ * Readers are told of an endpoint that UCM sends to, and of one that sends a stream to the phantom
+ * port, for a hold without music must be seen; of both only if it is RTP: two packets in sequence,
+ * from either side, say so. What else teaches may be noise.
+ */
+static inline void tell_of(struct counters *count, struct peer *peer, struct endpoint endpoint,
+			   struct heard heard, u8 evidence, u64 now)
+{
+	bool is_hold = heard.state == STATE_MOH && peer->in_rtp.received;
+	bool is_call = peer->out_packets && (peer->in_rtp.received || peer->out_rtp.received);
+
+	if (!is_hold && !is_call)
+		return;
+	peer->told = 1;
+	count_learned(count, heard.state);
+	tell_heard(count, endpoint, EVENT_LEARNED, heard, now, 0, elapsed(peer->since, now),
+		   evidence);
+}
+
+/* Is this RTP of which something is to be known still? */
+static inline bool is_of_interest(struct peer *peer, struct packet *packet)
+{
+	return packet->has_rtp && (KEEPS_QUALITY || !peer->told);
+}
+
+/*
+ * learn
+ */
+
+static inline __be16 next_port(__be16 port, s32 step)
+{
+	return bpf_htons(bpf_ntohs(port) + step);
+}
+
+static inline struct endpoint source_of(struct packet *packet)
+{
+	return (struct endpoint){ .address = packet->saddr, .port = packet->sport };
 }
 
 /* A packet of several datagrams (GSO) has their number. */
@@ -572,9 +688,11 @@ static inline void note_inbound(struct __sk_buff *skb, struct counters *count, s
 {
 	struct progress progress;
 
-	if (!packet->has_rtp)
+	if (!is_of_interest(peer, packet))
 		return;
 	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(skb), now);
+	if (!KEEPS_QUALITY)
+		return;
 	count->rtp_in_expected += progress.expected;
 	count->rtp_in_lost += progress.lost;
 	count->rtp_in_late += progress.late;
@@ -588,42 +706,90 @@ static inline void note_gap(struct peer *peer, u64 now)
 		peer->longest_gap = gap;
 }
 
-/* An endpoint that was forgotten and speaks again is new; only its longest gap is kept. */
-static inline void relearn(struct peer *peer, struct heard heard, u64 now)
+/* Does RTCP keep it known, as far as UCM's last packet to it has found? */
+static inline bool is_kept_by_rtcp(struct peer *peer, u64 now)
 {
+#ifdef RTCP_TIMEOUT_NS
+	return peer->by_rtcp && (s64)(now - peer->rtcp_at) < (s64)RTCP_TIMEOUT_NS;
+#else
+	return false;
+#endif
+}
+
+/* When it was forgotten, or will be. */
+static inline u64 known_until(struct peer *peer)
+{
+#ifdef RTCP_TIMEOUT_NS
+	if (peer->by_rtcp)
+		return peer->rtcp_at + RTCP_TIMEOUT_NS;
+#endif
+	return peer->last_seen + TIMEOUT_NS;
+}
+
+/* What was told of it last; 0: it was never heard. */
+static inline u8 state_of(struct peer *peer)
+{
+	return peer->by_rtcp ? heard_by_word(peer->by_rtcp).state : heard_of(peer).state;
+}
+
+/*
+ * An endpoint that was forgotten and speaks again is new; only its longest gap is kept. After a
+ * pause within a call, readers are told at once.
+ */
+static inline void relearn(struct peer *peer, struct counters *count, struct packet *packet,
+			   struct heard heard, u64 now)
+{
+	if ((s64)(now - known_until(peer)) >= (s64)LONGEST_PAUSE_NS)
+		peer->told = 0;
+	if (peer->told) {
+		count_learned(count, heard.state);
+		tell_heard(count, source_of(packet), EVENT_LEARNED, heard, now, state_of(peer),
+			   elapsed(peer->since, known_until(peer) - TIMEOUT_NS), BY_RTP);
+	}
 	peer->in_packets = 0;
 	peer->in_bytes = 0;
 	peer->out_packets = 0;
 	peer->out_bytes = 0;
 	peer->out_last = 0;
 	peer->out_first = 0;
+	peer->out_from = 0;
+	peer->new_from = 0;
+	peer->by_rtcp = 0;
 	peer->in_rtp = (struct rtp){};
 	peer->out_rtp = (struct rtp){};
 	peer->since = now;
 	peer->heard = heard_word(heard);
 }
 
-static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
-				struct heard heard, u64 now)
+static inline void count_change(struct counters *count, u8 state)
 {
-	u8 before = heard_of(peer).state;
-
-	peer->heard = heard_word(heard);
-	if (before == heard.state)
-		return;
-	if (peer->told)
-		tell_heard(count, packet, EVENT_CHANGED, heard, now, before,
-			   elapsed(peer->since, now));
-	peer->since = now;
-	peer->out_first = 0;
-	if (heard.state == STATE_MOH)
+	if (state == STATE_MOH)
 		count->two_to_moh++;
 	else
 		count->moh_to_two++;
 }
 
+static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
+				struct heard heard, u64 now)
+{
+	u8 before = state_of(peer);
+
+	if (peer->heard != heard_word(heard))
+		peer->moved = now;
+	peer->heard = heard_word(heard);
+	peer->by_rtcp = 0;
+	if (before == heard.state)
+		return;
+	if (peer->told) {
+		count_change(count, heard.state);
+		tell_heard(count, source_of(packet), EVENT_CHANGED, heard, now, before,
+			   elapsed(peer->since, now), BY_RTP);
+	}
+	peer->since = now;
+	peer->out_first = 0;
+}
+
 /*
- * An endpoint is told of once it has sent RTP: that of RTCP alone comes too seldom to be a state.
  * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten, if the
  * machine keeps the order of stores, as x86 does. On arm64 it may for a moment take what the
  * endpoint said before it was forgotten.
@@ -632,51 +798,56 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 			      struct packet *packet, struct heard heard, u64 now)
 {
 	note_gap(peer, now);
-	if (!is_live(peer, now)) {
-		if (peer->told)
-			tell_heard(count, packet, EVENT_LEARNED, heard, now, heard_of(peer).state,
-				   elapsed(peer->since, peer->last_seen));
-		relearn(peer, heard, now);
-		count_learned(count, heard.state);
-	} else if (peer->heard != heard_word(heard)) {
+	if (!is_live(peer, now) && !is_kept_by_rtcp(peer, now))
+		relearn(peer, count, packet, heard, now);
+	else if (peer->heard != heard_word(heard) || peer->by_rtcp)
 		change_state(peer, count, packet, heard, now);
-	}
-	if (!peer->told && !packet->is_rtcp) {
-		peer->told = 1;
-		tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
-	}
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
 	note_inbound(skb, count, peer, packet, now);
+	if (!peer->told)
+		tell_of(count, peer, source_of(packet), heard, BY_RTP, now);
 	*(volatile u64 *)&peer->last_seen = now;
+}
+
+/* NULL: there is no memory. Another CPU may be first, and its peer is as good. */
+static inline struct peer *make_peer(struct endpoint endpoint, u64 heard, u64 last_seen, u64 now)
+{
+	u32 zero = 0;
+	struct peer *fresh = unborn.lookup(&zero);
+
+	if (!fresh)
+		return NULL;
+	fresh->heard = heard;
+	fresh->last_seen = last_seen;
+	fresh->since = now;
+	peers.insert(&endpoint, fresh);
+	return peers.lookup(&endpoint);
 }
 
 static inline void hear(struct __sk_buff *skb, struct counters *count, struct packet *packet,
 			struct heard heard, u64 now)
 {
-	struct endpoint endpoint = { .address = packet->saddr, .port = packet->sport };
+	struct endpoint endpoint = source_of(packet);
 	struct peer *peer = peers.lookup(&endpoint);
 
-	if (!peer) {
-		struct peer fresh = {
-			.heard = heard_word(heard),
-			.last_seen = now,
-			.since = now,
-			.told = !packet->is_rtcp,
-		};
-
-		/* Else another CPU was first, or there is no memory. */
-		if (!peers.insert(&endpoint, &fresh)) {
-			count_learned(count, heard.state);
-			if (fresh.told)
-				tell_heard(count, packet, EVENT_LEARNED, heard, now, 0, 0);
-		}
-		peer = peers.lookup(&endpoint);
-	}
+	if (!peer)
+		peer = make_peer(endpoint, heard_word(heard), now, now);
 	if (peer)
 		hear_again(skb, count, peer, packet, heard, now);
 	else
 		count->learn_failed++;
+}
+
+/* RTCP says nothing against RTP that is heard, so it is no peer's: it has a map of its own. */
+static inline void hear_report(struct packet *packet, struct heard heard, u64 now)
+{
+#ifdef RTCP_TIMEOUT_NS
+	struct endpoint endpoint = source_of(packet);
+	struct report report = { .heard = heard_word(heard), .at = now };
+
+	reports.update(&endpoint, &report);
+#endif
 }
 
 /*
@@ -700,9 +871,78 @@ static inline void note_learning(struct __sk_buff *skb, u64 now)
 	wan->blind_since = 0;
 }
 
+/* RTP and RTCP of audio, video and data, in this order, as far as --rtp-ports leaves them. */
+static inline bool is_phantom(__be16 port)
+{
+	return bpf_ntohs(port) >= MOH_PORT && bpf_ntohs(port) <= LAST_PHANTOM_PORT;
+}
+
+/*
+ * Another host's connection: the firewall's NAT may have given it one of the phantom ports
+ */
+
+/* Another host has sent to this endpoint, and its answers come to this public port. */
+static inline void note_anothers(__be32 address, __be16 port, __be16 public_port, u64 now)
+{
+	struct anothers way = { .address = address, .port = port, .public_port = public_port };
+	u64 *used = others.lookup(&way);
+
+	if (!used)
+		others.update(&way, &now);
+	else if ((s64)(now - *used) >= (s64)ANOTHERS_STEP_NS)
+		*used = now;
+}
+
+/* Does UCM send to this endpoint, or has it just now? */
+static inline bool is_sent_to(struct endpoint endpoint, u64 now)
+{
+	struct peer *peer = peers.lookup(&endpoint);
+	struct waiting *waiting;
+
+	if (peer && peer->out_last && (s64)(now - peer->out_last) < (s64)LONGEST_PAUSE_NS)
+		return true;
+	waiting = waiting_for.lookup(&endpoint);
+	return waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS;
+}
+
+/*
+ * Is what comes to a phantom port an answer to another host? As long as conntrack would keep the
+ * connection, from its last packet on, either way; but where UCM sends, the port is its hold's.
+ */
+static inline bool is_anothers(struct packet *packet, u64 now)
+{
+	struct endpoint endpoint = source_of(packet);
+	struct anothers way = {
+		.address = packet->saddr,
+		.port = packet->sport,
+		.public_port = packet->dport,
+	};
+	u64 *used = others.lookup(&way);
+
+	if (!used || (s64)(now - *used) >= (s64)ANOTHERS_NS || is_sent_to(endpoint, now))
+		return false;
+	endpoint.port = next_port(endpoint.port, -1);
+	if (packet->is_rtcp && is_sent_to(endpoint, now))
+		return false;
+	if ((s64)(now - *used) >= (s64)ANOTHERS_STEP_NS)
+		*used = now;
+	return true;
+}
+
+/* What is said where this is sent: who is on hold is to send to a phantom port. */
+static inline struct heard heard_from(struct __sk_buff *skb, struct packet *packet)
+{
+	return (struct heard){
+		.public_address = packet->daddr,
+		.public_port = packet->dport,
+		.state = is_phantom(packet->dport) ? STATE_MOH : STATE_TWO,
+		.wan = WAN_INDEX(skb->ifindex),
+	};
+}
+
 /*
  * WAN ingress. RTP to a public address teaches the state of its source. Nobody listens on the
- * phantom port, and an ICMP port unreachable can make a provider hang up: consumed.
+ * phantom ports, and an ICMP port unreachable can make a provider hang up: consumed.
  */
 int moh_learn(struct __sk_buff *skb)
 {
@@ -735,15 +975,15 @@ int moh_learn(struct __sk_buff *skb)
 	if (!count || !may_teach(packet.saddr))
 		return TC_ACT_UNSPEC;
 
-	heard.public_address = packet.daddr;
-	heard.public_port = packet.dport;
-	heard.wan = WAN_INDEX(skb->ifindex);
-	/* The phantom port is for RTP, the next one for its RTCP. */
-	heard.state = packet.dport == bpf_htons(MOH_PORT) || packet.dport == bpf_htons(MOH_PORT + 1)
-			      ? STATE_MOH
-			      : STATE_TWO;
-	hear(skb, count, &packet, heard, now);
-
+	heard = heard_from(skb, &packet);
+	if (heard.state == STATE_MOH && is_anothers(&packet, now)) {
+		count->passed_anothers++;
+		return TC_ACT_UNSPEC;
+	}
+	if (packet.is_rtcp)
+		hear_report(&packet, heard, now);
+	else
+		hear(skb, count, &packet, heard, now);
 	if (heard.state != STATE_MOH)
 		return TC_ACT_UNSPEC;
 	count->consumed++;
@@ -762,37 +1002,143 @@ static inline bool is_ours(struct packet *packet)
 	return IS_UCM(packet->saddr) && port >= RTP_PORT_MIN && port <= RTP_PORT_MAX;
 }
 
-/* An endpoint that is known and not forgotten, and what it said last. */
-static inline struct peer *live_peer(__be32 address, __be16 port, u64 now, struct heard *heard)
+/* The packet's destination, or the endpoint so many ports below it. */
+static inline struct endpoint endpoint_below(struct packet *packet, s32 step)
 {
-	struct endpoint endpoint = { .address = address, .port = port };
-	struct peer *peer = peers.lookup(&endpoint);
-
-	if (!peer || !is_live(peer, now))
-		return NULL;
-	*heard = heard_of(peer);
-	return is_deaf_hold(peer, *heard, now) ? NULL : peer;
+	return (struct endpoint){ .address = packet->daddr,
+				  .port = next_port(packet->dport, -step) };
 }
 
-static inline __be16 next_port(__be16 port, s32 step)
+/* UCM's endpoint that sends it, as one word. */
+static inline u64 sender_of(struct packet *packet)
 {
-	return bpf_htons(bpf_ntohs(port) + step);
+	return endpoint_word(packet->saddr, packet->sport);
+}
+
+/* What is known of a packet's destination. */
+struct known {
+	struct peer *peer; /* may be NULL where it is known by RTCP */
+	struct heard heard;
+	u64 at;	     /* by RTCP: when the report came */
+	u8 evidence; /* enum evidence; 0: nothing is known, whatever the rest says */
+};
+
+/* An endpoint that is known by its RTP and not forgotten, and what it said last. */
+static inline bool is_heard(struct known *known, struct endpoint endpoint, u64 now)
+{
+	known->peer = peers.lookup(&endpoint);
+	if (!known->peer || !is_live(known->peer, now))
+		return false;
+	known->heard = heard_of(known->peer);
+	if (is_deaf_hold(known->peer, known->heard, now))
+		return false;
+	known->evidence = BY_RTP;
+	return true;
+}
+
+#ifdef RTCP_TIMEOUT_NS
+static inline bool is_reported(struct known *known, struct endpoint endpoint, u64 now)
+{
+	struct report *report = reports.lookup(&endpoint);
+
+	if (!report || (s64)(now - report->at) >= (s64)RTCP_TIMEOUT_NS)
+		return false;
+	known->heard = heard_by_word(*(volatile u64 *)&report->heard);
+	known->at = report->at;
+	known->evidence = BY_RTCP;
+	return true;
+}
+
+/* The port of RTP beside that of RTCP, which a phantom port's own number tells, or the report's. */
+static inline __be16 rtp_port(struct heard heard, bool is_muxed)
+{
+	u16 port = bpf_ntohs(heard.public_port);
+
+	if (heard.state == STATE_MOH)
+		return bpf_htons(port - ((port - MOH_PORT) & 1));
+	return bpf_htons(is_muxed ? port : port - 1);
 }
 
 /*
- * The packet's destination. RTCP comes every few seconds only (RFC 3550, 6.2), so its endpoint is
- * mostly forgotten: then it shares the state of its RTP, one port below, and our port is one above.
+ * What RTCP says of an endpoint whose RTP is not heard: its own report, or that of the port above.
+ * RTP that is later, and says otherwise, has the last word; so has the last RTP of a call that went
+ * silent for a hold.
  */
-static inline struct peer *destination(struct packet *packet, u64 now, struct heard *heard)
+static inline void ask_reports(struct known *known, struct packet *packet, u64 now)
 {
-	struct peer *peer = live_peer(packet->daddr, packet->dport, now, heard);
+	struct peer *peer = known->peer;
+	bool is_muxed = is_reported(known, endpoint_below(packet, 0), now);
+	bool is_hold;
 
-	if (peer || !packet->is_rtcp)
-		return peer;
-	peer = live_peer(packet->daddr, next_port(packet->dport, -1), now, heard);
-	if (peer)
-		heard->public_port = next_port(heard->public_port, 1);
-	return peer;
+	if (!is_muxed && !is_reported(known, endpoint_below(packet, -1), now))
+		return;
+	known->heard.public_port = rtp_port(known->heard, is_muxed);
+	is_hold = known->heard.state == STATE_MOH;
+	if (peer && (s64)(known->at - peer->last_seen) <= 0 &&
+	    !(is_hold && heard_of(peer).state == STATE_MOH))
+		known->evidence = 0;
+}
+#else
+static inline bool is_reported(struct known *known, struct endpoint endpoint, u64 now)
+{
+	return false;
+}
+
+static inline void ask_reports(struct known *known, struct packet *packet, u64 now)
+{
+}
+#endif
+
+/*
+ * RTCP goes where its RTP does, to the same port or to the next, from the same port of ours or from
+ * the next. Where RTP is not heard, it goes as the endpoint's own RTCP has come.
+ */
+static inline void know_rtcp(struct known *known, struct packet *packet, u64 now)
+{
+	if (is_heard(known, endpoint_below(packet, 0), now))
+		return;
+	if (is_heard(known, endpoint_below(packet, 1), now))
+		known->heard.public_port = next_port(known->heard.public_port, 1);
+	else
+		is_reported(known, endpoint_below(packet, 0), now);
+}
+
+/*
+ * May an endpoint that RTP says to be in a call have been put on hold since its last RTP? UCM sends
+ * from a port that is not known to be the call's, or RTCP has said so.
+ */
+static inline bool is_in_doubt(struct known *known, struct packet *packet)
+{
+	if (known->peer->by_rtcp)
+		return true;
+	return known->heard.state == STATE_TWO && packet->has_rtp &&
+	       known->peer->out_from != sender_of(packet) &&
+	       packet->sport != known->heard.public_port;
+}
+
+/* A report between two packets of a call is late, and says nothing. */
+static inline void ask_for_hold(struct known *known, struct packet *packet, u64 now)
+{
+	struct known by_rtcp = { .peer = known->peer };
+
+	if ((s64)(now - known->peer->last_seen) < (s64)GOES_ON_NS)
+		return;
+	ask_reports(&by_rtcp, packet, now);
+	if (by_rtcp.evidence && by_rtcp.heard.state == STATE_MOH)
+		*known = by_rtcp;
+}
+
+static inline struct known destination(struct packet *packet, u64 now)
+{
+	struct known known = {};
+
+	if (packet->is_rtcp)
+		know_rtcp(&known, packet, now);
+	else if (!is_heard(&known, endpoint_below(packet, 0), now))
+		ask_reports(&known, packet, now);
+	else if (is_in_doubt(&known, packet))
+		ask_for_hold(&known, packet, now);
+	return known;
 }
 
 static inline void note_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
@@ -800,23 +1146,73 @@ static inline void note_outbound(struct __sk_buff *skb, struct counters *count, 
 {
 	struct progress progress;
 
-	if (!packet->has_rtp)
+	if (!is_of_interest(peer, packet))
 		return;
 	progress = note_rtp(&peer->out_rtp, &packet->rtp, datagrams(skb), now);
+	if (!KEEPS_QUALITY)
+		return;
 	count->rtp_out_expected += progress.expected;
 	count->rtp_out_lost += progress.lost;
 	count->rtp_out_late += progress.late;
 }
 
-static inline void count_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				  struct packet *packet, struct heard heard, u64 now)
+static inline void count_outbound(struct __sk_buff *skb, struct counters *count,
+				  struct known *known, struct packet *packet, u64 now)
 {
-	if (!peer->out_first && peer->told && !packet->is_rtcp)
-		end_waiting(count, peer, packet, heard, now);
+	struct peer *peer = known->peer;
+
+	if (!peer)
+		return;
 	__sync_fetch_and_add(&peer->out_packets, 1);
 	__sync_fetch_and_add(&peer->out_bytes, packet->bytes);
 	peer->out_last = now;
 	note_outbound(skb, count, peer, packet, now);
+	if (!peer->told)
+		tell_of(count, peer, endpoint_below(packet, 0), known->heard, known->evidence, now);
+	if (!peer->out_first && peer->told && !packet->is_rtcp)
+		end_waiting(count, peer, packet, known->heard, known->evidence, now);
+}
+
+/*
+ * UCM's source port: it takes a new one for every hold, and for the call that goes on
+ */
+
+/* Nothing waits for long, nor where learn cannot hear what it waits for. */
+static inline bool is_to_wait(struct peer *peer, struct packet *packet, struct heard heard, u64 now)
+{
+	u64 from = sender_of(packet);
+	struct wan *wan;
+
+	if (heard.state != STATE_TWO || packet->sport == heard.public_port ||
+	    (s64)(now - peer->moved) < (s64)NEW_SOURCE_NS)
+		return false;
+	wan = wan_at(heard.wan);
+	if (wan && is_stale(wan, now, STALE_NS))
+		return false;
+	if (peer->new_from != from) {
+		peer->new_from = from;
+		peer->new_since = now;
+		return true;
+	}
+	return (s64)(now - peer->new_since) < (s64)NEW_SOURCE_NS;
+}
+
+/*
+ * RTP to an endpoint in a call, from another port of UCM's than before: is it the call's? It may be
+ * the music of a hold that the provider does not know of yet. It is the call's if the provider
+ * sends to this very port, or has turned to another one than before; or if it goes on for a while.
+ * The port before stays known: two streams to one endpoint take turns.
+ */
+static inline bool is_of_the_call(struct peer *peer, struct packet *packet, struct heard heard,
+				  u64 now)
+{
+	if (peer->out_from == sender_of(packet) || !packet->has_rtp)
+		return true;
+	if (is_to_wait(peer, packet, heard, now))
+		return false;
+	peer->new_from = peer->out_from;
+	peer->out_from = sender_of(packet);
+	return true;
 }
 
 /*
@@ -840,13 +1236,6 @@ static inline struct waiting *present_wait(struct endpoint *endpoint, u64 now)
 	if (!peer || (s64)(peer->last_seen - waiting->first) <= 0)
 		return waiting;
 	return waiting->passed && heard_of(peer).state == STATE_TWO ? waiting : NULL;
-}
-
-/* The packet's destination, or the endpoint so many ports below it. */
-static inline struct endpoint endpoint_below(struct packet *packet, s32 step)
-{
-	return (struct endpoint){ .address = packet->daddr,
-				  .port = next_port(packet->dport, -step) };
 }
 
 /*
@@ -894,7 +1283,8 @@ static inline u8 stale_wan(struct peer *peer, u8 by_route, u64 waited, u64 now)
 	struct heard heard;
 	struct wan *wan;
 
-	if (peer) {
+	/* One that is known by RTCP alone was never heard. */
+	if (peer && peer->heard) {
 		heard = heard_of(peer);
 		wan = wan_at(heard.wan);
 		if (wan && !is_stale(wan, now, STALE_NS) && !is_stale_peer(peer, now))
@@ -979,11 +1369,35 @@ static inline bool is_to_be_told(struct packet *packet, struct waiting *waiting)
 }
 
 /*
+ * Is it of a flow that only looks like RTP? A fax over UDP (UDPTL) counts its packets in its first
+ * two bytes, and looks like RTP for a quarter of them. Its next packet does not go on as RTP does;
+ * which the first one cannot show.
+ */
+static inline bool is_no_rtp(struct __sk_buff *skb, struct waiting *waiting, struct packet *packet)
+{
+	u16 sequence = bpf_ntohs(packet->rtp.sequence);
+	bool is_next = sequence == waiting->next_sequence;
+	bool is_same = packet->rtp.ssrc == waiting->ssrc;
+	bool is_again = (u16)(sequence + 1) == waiting->next_sequence &&
+			payload_type(&packet->rtp) != waiting->payload_type;
+
+	if (waiting->from != sender_of(packet) || (is_same && is_next))
+		waiting->flags &= ~(u64)WAITING_NO_RTP;
+	else if (is_same ? is_again : !is_next)
+		waiting->flags |= WAITING_NO_RTP;
+	waiting->from = sender_of(packet);
+	waiting->ssrc = packet->rtp.ssrc;
+	waiting->next_sequence = sequence + datagrams(skb);
+	waiting->payload_type = payload_type(&packet->rtp);
+	return waiting->flags & WAITING_NO_RTP;
+}
+
+/*
  * UCM's RTP that would leave by the WAN of this index, to an endpoint that is not heard. `counts`:
  * bypass, which judges before enforce, has not counted it.
  */
-static inline int judge_unheard(struct counters *count, struct packet *packet, u8 index,
-				bool counts, u64 now)
+static inline int judge_unheard(struct __sk_buff *skb, struct counters *count,
+				struct packet *packet, u8 index, bool counts, u64 now)
 {
 	struct endpoint endpoint = endpoint_below(packet, 0);
 	struct endpoint below = endpoint_below(packet, 1);
@@ -992,6 +1406,10 @@ static inline int judge_unheard(struct counters *count, struct packet *packet, u
 	struct peer *peer = peers.lookup(&endpoint);
 	u8 stale = stale_wan(peer, index, waited, now);
 
+	if (waiting && packet->has_rtp && is_no_rtp(skb, waiting, packet)) {
+		count->passed_no_rtp += counts;
+		return TC_ACT_UNSPEC;
+	}
 	if (stale == NO_WAN && packet->is_rtcp)
 		stale = stale_wan(peers.lookup(&below), index, waited, now);
 	if (stale != NO_WAN) {
@@ -1024,27 +1442,124 @@ static inline int drop_failed(struct counters *count)
 }
 
 /*
+ * A packet of a call's endpoint that may be of a hold: dropped, until it is known. What is dropped
+ * so is told with the hold's music.
+ */
+static inline int hold_back(struct counters *count, struct peer *peer, struct packet *packet,
+			    u64 now)
+{
+	struct endpoint endpoint = endpoint_below(packet, 0);
+	struct waiting *waiting = waiting_for.lookup(&endpoint);
+	struct waiting fresh = { .first = now, .last = now, .packets = 1 };
+
+	count->held_back++;
+	if (waiting && (s64)(waiting->first - peer->new_since) >= 0) {
+		waiting->last = now;
+		__sync_fetch_and_add(&waiting->packets, 1);
+	} else {
+		waiting_for.update(&endpoint, &fresh);
+	}
+	return TC_ACT_SHOT;
+}
+
+#ifdef RTCP_TIMEOUT_NS
+/* RTCP keeps known, or makes known again, whom RTP had forgotten by now. */
+static inline void change_by_rtcp(struct counters *count, struct peer *peer, struct packet *packet,
+				  struct known *known, u64 now)
+{
+	u8 before = state_of(peer), state = known->heard.state;
+	u64 until = known_until(peer);
+	bool was_known = (s64)(now - until) < (s64)GOES_ON_NS;
+
+	peer->by_rtcp = heard_word(known->heard);
+	if (was_known && before == state)
+		return;
+	if (peer->told && was_known)
+		count_change(count, state);
+	else if (peer->told)
+		count_learned(count, state);
+	if (peer->told)
+		tell_heard(count, endpoint_below(packet, 0),
+			   was_known ? EVENT_CHANGED : EVENT_LEARNED, known->heard, now, before,
+			   elapsed(peer->since, was_known ? now : until - TIMEOUT_NS), BY_RTCP);
+	peer->since = now;
+	peer->out_first = 0;
+}
+
+/*
+ * RTCP decides about UCM's RTP: its peer keeps that in mind, for readers. One that was never heard
+ * is made here. Its last_seen is earlier than the report, and never live.
+ */
+static inline void note_by_rtcp(struct counters *count, struct packet *packet, struct known *known,
+				u64 now)
+{
+	struct peer *peer = known->peer;
+
+	if (!peer)
+		peer = make_peer(endpoint_below(packet, 0), 0,
+				 known->at - TIMEOUT_NS - LONGEST_PAUSE_NS, now);
+	known->peer = peer;
+	if (!peer)
+		return;
+	if (!is_kept_by_rtcp(peer, now) || peer->by_rtcp != heard_word(known->heard))
+		change_by_rtcp(count, peer, packet, known, now);
+	peer->rtcp_at = known->at;
+}
+
+/* A call that is known by RTCP has the port that it had, or that the report is of; not a new one.
+ */
+static inline bool is_of_the_report(struct known *known, struct packet *packet)
+{
+	return known->heard.state == STATE_MOH || packet->sport == known->heard.public_port ||
+	       (known->peer && known->peer->out_from == sender_of(packet));
+}
+
+static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
+				  struct known *known, u64 now)
+{
+	if (packet->is_rtcp) {
+		struct endpoint endpoint = endpoint_below(packet, 1);
+
+		known->peer = peers.lookup(&endpoint);
+	} else if (is_of_the_report(known, packet)) {
+		note_by_rtcp(count, packet, known, now);
+	} else {
+		known->evidence = 0;
+	}
+}
+#else
+static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
+				  struct known *known, u64 now)
+{
+}
+#endif
+
+/*
  * A two-way packet that bypass has let through is counted there already. If it is still
  * UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
  */
-static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			   struct packet *packet, struct heard heard, u64 now)
+static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct known *known,
+			   struct packet *packet, u64 now)
 {
+	if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now))
+		return hold_back(count, known->peer, packet, now);
 	count->passed_unnatted++;
 	if (!IS_LAN(skb->ingress_ifindex)) {
 		count->passed_two++;
-		count_outbound(skb, count, peer, packet, heard, now);
+		count_outbound(skb, count, known, packet, now);
 	}
 	return TC_ACT_UNSPEC;
 }
 
-static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			       struct packet *packet, struct heard heard, u64 now)
+static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct known *known,
+			       struct packet *packet, u64 now)
 {
-	if (rewrite_source(skb, packet, &heard, 0, NO_LINK))
+	if (known->peer)
+		is_of_the_call(known->peer, packet, known->heard, now);
+	if (rewrite_source(skb, packet, &known->heard, 0, NO_LINK))
 		return drop_failed(count);
 	count->rewritten++;
-	count_outbound(skb, count, peer, packet, heard, now);
+	count_outbound(skb, count, known, packet, now);
 	return TC_ACT_UNSPEC;
 }
 
@@ -1052,12 +1567,20 @@ static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, st
 static inline int judge_unheard_at_wan(struct __sk_buff *skb, struct counters *count,
 				       struct packet *packet, u64 now)
 {
-	int verdict = judge_unheard(count, packet, WAN_INDEX(skb->ifindex),
+	int verdict = judge_unheard(skb, count, packet, WAN_INDEX(skb->ifindex),
 				    !IS_LAN(skb->ingress_ifindex), now);
 
 	if (verdict == TC_ACT_UNSPEC)
 		count->passed_unnatted++;
 	return verdict;
+}
+
+/* What came in by no LAN, where bypass would have seen it: by now it has its public port. */
+static inline void note_anothers_at_wan(struct __sk_buff *skb, struct packet *packet)
+{
+	if (IS_PUBLIC(packet->saddr) && !IS_UCM(packet->saddr) && is_phantom(packet->sport) &&
+	    !IS_LAN(skb->ingress_ifindex))
+		note_anothers(packet->daddr, packet->dport, packet->sport, tick_ns());
 }
 
 /* WAN egress. The rule: UCM's RTP leaves as its destination was heard to expect it, or not. */
@@ -1066,31 +1589,36 @@ int moh_enforce(struct __sk_buff *skb)
 	struct packet packet;
 	enum kind kind = read_packet(skb, &packet);
 	struct counters *count;
-	struct peer *peer;
-	struct heard heard;
+	struct known known;
 	u64 now;
 
-	if (kind != KIND_RTP) {
+	if (kind < KIND_ALIKE) {
 		if (kind == KIND_FRAGMENT && IS_UCM(packet.saddr))
 			count_fragment();
+		if (kind == KIND_UDP)
+			note_anothers_at_wan(skb, &packet);
 		flip_hold(skb);
 		return TC_ACT_UNSPEC;
 	}
-	if (!is_ours(&packet))
+	if (!is_ours(&packet)) {
+		note_anothers_at_wan(skb, &packet);
 		return TC_ACT_UNSPEC;
+	}
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
 
 	now = clock_ns();
-	peer = destination(&packet, now, &heard);
-	if (!peer && !may_be_provider(packet.daddr))
+	known = destination(&packet, now);
+	if (known.evidence == BY_RTCP)
+		decide_by_rtcp(count, &packet, &known, now);
+	if (!known.evidence && (kind != KIND_RTP || !may_be_provider(packet.daddr)))
 		return TC_ACT_UNSPEC;
-	if (!peer)
+	if (!known.evidence)
 		return judge_unheard_at_wan(skb, count, &packet, now);
-	if (heard.state == STATE_TWO)
-		return pass_two(skb, count, peer, &packet, heard, now);
-	return rewrite_here(skb, count, peer, &packet, heard, now);
+	if (known.heard.state == STATE_TWO)
+		return pass_two(skb, count, &known, &packet, now);
+	return rewrite_here(skb, count, &known, &packet, now);
 }
 
 static inline int leave_to_stack(struct counters *count)
@@ -1126,7 +1654,7 @@ static inline int judge_unheard_at_lan(struct __sk_buff *skb, struct counters *c
 	route = route_as_stack(skb, packet, &fib);
 	if (!is_forwarded(route) || WAN_INDEX(fib.ifindex) == NO_WAN)
 		return TC_ACT_UNSPEC;
-	return judge_unheard(count, packet, WAN_INDEX(fib.ifindex), true, now);
+	return judge_unheard(skb, count, packet, WAN_INDEX(fib.ifindex), true, now);
 }
 
 /* How a packet leaves. */
@@ -1146,12 +1674,15 @@ static inline u64 hop_sum(u64 dst, u64 src)
 static inline bool keep_hop(struct peer *peer, struct heard heard, u16 len, u64 now,
 			    struct way *way)
 {
-	u64 checked = *(volatile u64 *)&peer->hop_checked;
-	u64 first = *(volatile u64 *)&peer->hop_dst;
-	u64 second = *(volatile u64 *)&peer->hop_src;
+	u64 checked, first, second;
 	struct hop_dst dst;
 	struct hop_src src;
 
+	if (!peer)
+		return false;
+	checked = *(volatile u64 *)&peer->hop_checked;
+	first = *(volatile u64 *)&peer->hop_dst;
+	second = *(volatile u64 *)&peer->hop_src;
 	__builtin_memcpy(&dst, &first, sizeof(dst));
 	__builtin_memcpy(&src, &second, sizeof(src));
 	if ((s64)(now - checked) >= (s64)HOP_LIFETIME_NS || !src.out || src.heard != heard.wan ||
@@ -1188,7 +1719,8 @@ static inline bool renew_hop(struct __sk_buff *skb, struct peer *peer, struct pa
 	u32 wan = WAN_IFINDEX(heard.wan);
 	struct bpf_fib_lookup fib;
 
-	if (peer->hop_checked / ROUTE_PERIOD_NS != now / ROUTE_PERIOD_NS || !LINK_HEADER(wan))
+	if (!peer || peer->hop_checked / ROUTE_PERIOD_NS != now / ROUTE_PERIOD_NS ||
+	    !LINK_HEADER(wan))
 		return false;
 	if (!has_neighbour(route_by_wan(skb, packet, &fib, wan, &heard), &fib) ||
 	    fib.ifindex != wan)
@@ -1245,22 +1777,22 @@ static inline int find_route(struct __sk_buff *skb, struct counters *count, stru
 	/* Rules may lead UCM's address to a WAN, and not the public one. */
 	if (LINK_HEADER(way->wan))
 		way->hop = next_hop_of(&fib);
-	if (has_neighbour(route, &fib) || !LINK_HEADER(way->wan))
+	if (peer && (has_neighbour(route, &fib) || !LINK_HEADER(way->wan)))
 		remember_hop(peer, &fib, heard, out, wire_length(skb, packet), now);
 	return TC_ACT_REDIRECT;
 }
 
-static inline void count_bypassed(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				  struct packet *packet, struct heard heard, u64 now)
+static inline void count_bypassed(struct __sk_buff *skb, struct counters *count,
+				  struct known *known, struct packet *packet, u64 now)
 {
 	count->rewritten++;
 	count->bypassed++;
-	count_outbound(skb, count, peer, packet, heard, now);
+	count_outbound(skb, count, known, packet, now);
 }
 
 /* The rewrite, what else ip_forward() does to a packet besides routing it, and off it goes. */
-static inline int send_out(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			   struct packet *packet, struct heard heard, u64 now, struct way *way)
+static inline int send_out(struct __sk_buff *skb, struct counters *count, struct known *known,
+			   struct packet *packet, u64 now, struct way *way)
 {
 	u32 l3 = packet->l3;
 	struct link_header link = l3 == ETH_HLEN ? way->link : NO_LINK;
@@ -1269,25 +1801,29 @@ static inline int send_out(struct __sk_buff *skb, struct counters *count, struct
 	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
 		return drop_failed(count);
 	skb->priority = tos_priority(packet->tos);
-	if (rewrite_source(skb, packet, &heard, 1, link))
+	if (rewrite_source(skb, packet, &known->heard, 1, link))
 		return drop_failed(count);
 	if (!l3 && takes_link && add_link_header(skb, &way->link))
 		return drop_failed(count);
 	if (FINDS_HEADER(skb->ifindex) && l3 > ETH_HLEN && shorten_link_header(skb, l3))
 		return drop_failed(count);
-	count_bypassed(skb, count, peer, packet, heard, now);
+	count_bypassed(skb, count, known, packet, now);
 	if (is_redirected(l3, way->wan, &way->link))
 		return bpf_redirect(way->wan, 0);
 	return way->hop.family ? redirect_neigh(way->wan, &way->hop, sizeof(way->hop), 0)
 			       : redirect_neigh(way->wan, NULL, 0, 0);
 }
 
-static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			   struct packet *packet, struct heard heard, u64 now)
+static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct known *known,
+			   struct packet *packet, u64 now)
 {
+	struct peer *peer = known->peer;
+	struct heard heard = known->heard;
 	struct way way = {};
 	int verdict;
 
+	if (peer)
+		is_of_the_call(peer, packet, heard, now);
 	if (packet->ttl <= 1)
 		return leave_to_stack(count);
 	if (!keep_hop(peer, heard, wire_length(skb, packet), now, &way) &&
@@ -1296,7 +1832,21 @@ static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct
 		if (verdict != TC_ACT_REDIRECT)
 			return verdict;
 	}
-	return send_out(skb, count, peer, packet, heard, now, &way);
+	return send_out(skb, count, known, packet, now, &way);
+}
+
+/* A call's packet that is held back would leave by a WAN: else it is none of ours. */
+static inline int send_two(struct __sk_buff *skb, struct counters *count, struct known *known,
+			   struct packet *packet, u64 now)
+{
+	struct bpf_fib_lookup fib;
+
+	if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now) &&
+	    is_forwarded(route_as_stack(skb, packet, &fib)) && WAN_INDEX(fib.ifindex) != NO_WAN)
+		return hold_back(count, known->peer, packet, now);
+	count->passed_two++;
+	count_outbound(skb, count, known, packet, now);
+	return TC_ACT_UNSPEC;
 }
 
 /*
@@ -1308,8 +1858,7 @@ int moh_bypass(struct __sk_buff *skb)
 	struct packet packet;
 	enum kind kind = read_packet(skb, &packet);
 	struct counters *count;
-	struct peer *peer;
-	struct heard heard;
+	struct known known;
 	u64 now;
 
 	/* As ip_forward(): what a promiscuous interface overhears is not for us to forward. */
@@ -1320,19 +1869,24 @@ int moh_bypass(struct __sk_buff *skb)
 			count_fragment();
 		return TC_ACT_UNSPEC;
 	}
-	if (!is_ours(&packet))
+	if (kind == KIND_UDP || !is_ours(&packet)) {
+		if (is_phantom(packet.sport) && !IS_UCM(packet.saddr))
+			note_anothers(packet.daddr, packet.dport, packet.sport, tick_ns());
 		return TC_ACT_UNSPEC;
+	}
 	count = this_cpu_counters();
 	if (!count)
 		return TC_ACT_UNSPEC;
 
 	now = clock_ns();
-	peer = destination(&packet, now, &heard);
-	if (!peer)
+	known = destination(&packet, now);
+	if (known.evidence == BY_RTCP)
+		decide_by_rtcp(count, &packet, &known, now);
+	if (!known.evidence && kind != KIND_RTP)
+		return TC_ACT_UNSPEC;
+	if (!known.evidence)
 		return judge_unheard_at_lan(skb, count, &packet, now);
-	if (heard.state == STATE_MOH)
-		return send_moh(skb, count, peer, &packet, heard, now);
-	count->passed_two++;
-	count_outbound(skb, count, peer, &packet, heard, now);
-	return TC_ACT_UNSPEC;
+	if (known.heard.state == STATE_MOH)
+		return send_moh(skb, count, &known, &packet, now);
+	return send_two(skb, count, &known, &packet, now);
 }

@@ -25,9 +25,17 @@
 #define RTP_VERSION_MASK 0xc0
 #define RTP_VERSION_2 0x80
 
-/* RFC 5761, section 4: the second byte of RTCP is its packet type, 192 to 223; no RTP has those. */
-#define RTCP_TYPE_MASK 0xe0
-#define RTCP_TYPES 0xc0
+/*
+ * RFC 5761, section 4: the second byte of RTCP is its packet type. A compound packet begins with
+ * one of 200 to 207; RTP whose payload type would read so with the marker, or without, is none.
+ */
+#define RTCP_TYPE_MASK 0xf8
+#define RTCP_TYPES 0xc8
+#define RTCP_MIN 8 /* bytes: a report of nothing */
+#define PAYLOAD_TYPE_MASK 0x7f
+
+/* Media have ports of 1024 and above: DNS, NTP and IKE, which may look like them, have others. */
+#define FIRST_MEDIA_PORT 1024
 
 /* An Ethernet header, in the order of the wire. Type 0: none. */
 struct link_header {
@@ -36,7 +44,8 @@ struct link_header {
 	__be16 type;
 } __attribute__((packed));
 
-/* RFC 3550, 5.1, without CSRCs. In RTCP, all of the second byte is its type. */
+/* RFC 3550, 5.1, without CSRCs. In RTCP, all of the second byte is its type, and its length in
+ * words, less one, stands in the place of the sequence number. */
 struct rtp_header {
 	u8 version;
 	u8 marker_type;
@@ -58,9 +67,11 @@ static long (*load_bytes_relative)(void *skb, u32 offset, void *to, u32 len,
 				   u32 start) = (void *)BPF_FUNC_skb_load_bytes_relative;
 
 enum kind {
-	KIND_OTHER,    /* not IPv4, not UDP, not RTP, or broken: never touched */
+	KIND_OTHER,    /* not IPv4, not UDP, or broken: never touched */
 	KIND_FRAGMENT, /* of a UDP datagram: never touched, but counted */
-	KIND_RTP,      /* RTP or RTCP, whole */
+	KIND_UDP,      /* whole, and no RTP: never touched */
+	KIND_ALIKE,    /* it begins as RTP does, and is none: rewritten on hold, never dropped */
+	KIND_RTP,      /* RTP or RTCP, by all that their headers tell */
 };
 
 struct packet {
@@ -78,7 +89,7 @@ struct packet {
 	u8 ttl;
 	u8 tos;
 	bool is_rtcp;
-	bool has_rtp; /* `rtp` is read: with QUALITY, of RTP that has a whole header */
+	bool has_rtp; /* KIND_RTP and no RTCP: then `rtp` is its header */
 	struct rtp_header rtp;
 };
 
@@ -87,6 +98,17 @@ struct packet {
  * it computes anew, which the verifier takes for unchecked.
  */
 #define SAME_POINTER(pointer) asm volatile("" : "+r"(pointer))
+
+/*
+ * The size of the segments that a packet will be cut into; 0: it will not. By a pointer of its own,
+ * too: the compiler else computes the field's place long before, and the verifier takes no such
+ * pointer.
+ */
+static __always_inline u32 segment_size(struct __sk_buff *skb)
+{
+	SAME_POINTER(skb);
+	return skb->gso_size;
+}
 
 /*
  * A header of size bytes at offset, or NULL if the packet has no such bytes. What lies beyond
@@ -213,36 +235,53 @@ static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *p
 		return KIND_OTHER;
 	if (packet->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return KIND_FRAGMENT;
-	return KIND_RTP;
+	return KIND_UDP;
 }
 
-/* The payload's second byte tells RTCP from RTP. Reading it may pull: pointers are invalid after.
+/* RTCP has a whole first packet; that of SRTCP has a trailer behind it. */
+static __always_inline bool is_rtcp(struct rtp_header *header, u32 payload)
+{
+	return (header->marker_type & RTCP_TYPE_MASK) == RTCP_TYPES &&
+	       (bpf_ntohs(header->sequence) + 1) * 4 <= payload;
+}
+
+/* Payload types from 64 to 95 are none of RTP's, since RTCP's would read so (RFC 5761). */
+static __always_inline bool is_rtp(struct rtp_header *header)
+{
+	u8 type = header->marker_type & PAYLOAD_TYPE_MASK;
+
+	return type < 64 || type >= 96;
+}
+
+/* So many bytes behind the UDP header. Reading may pull: pointers got before are invalid then. */
+static __always_inline bool load_header(struct __sk_buff *skb, struct packet *packet, u32 size)
+{
+	struct udphdr *udp = header_at(skb, packet->l4, sizeof(*udp) + size);
+
+	if (udp)
+		__builtin_memcpy(&packet->rtp, udp + 1, size);
+	return udp;
+}
+
+/*
+ * What a header tells that begins as RTP does: so does that of a quarter of all DNS answers, by
+ * their random id.
  */
-static __always_inline bool is_rtcp(struct __sk_buff *skb, struct packet *packet, u32 udp_len)
+static __always_inline enum kind read_media(struct __sk_buff *skb, struct packet *packet,
+					    u32 udp_len)
 {
-	u8 *udp;
+	u32 payload = udp_len - sizeof(struct udphdr);
+	bool is_long = payload >= sizeof(packet->rtp);
 
-	if (udp_len < sizeof(struct udphdr) + 2)
-		return false;
-	udp = header_at(skb, packet->l4, sizeof(struct udphdr) + 2);
-	return udp && (udp[sizeof(struct udphdr) + 1] & RTCP_TYPE_MASK) == RTCP_TYPES;
-}
-
-static __always_inline bool read_rtp(struct __sk_buff *skb, struct packet *packet, u32 udp_len)
-{
-#ifdef QUALITY
-	struct udphdr *udp;
-
-	if (packet->is_rtcp || udp_len < sizeof(*udp) + sizeof(packet->rtp))
-		return false;
-	udp = header_at(skb, packet->l4, sizeof(*udp) + sizeof(packet->rtp));
-	if (!udp)
-		return false;
-	__builtin_memcpy(&packet->rtp, udp + 1, sizeof(packet->rtp));
-	return true;
-#else
-	return false;
-#endif
+	if (payload < RTCP_MIN || bpf_ntohs(packet->sport) < FIRST_MEDIA_PORT ||
+	    bpf_ntohs(packet->dport) < FIRST_MEDIA_PORT)
+		return KIND_ALIKE;
+	if (!(is_long ? load_header(skb, packet, sizeof(packet->rtp))
+		      : load_header(skb, packet, RTCP_MIN)))
+		return KIND_ALIKE;
+	packet->is_rtcp = is_rtcp(&packet->rtp, payload);
+	packet->has_rtp = !packet->is_rtcp && is_long && is_rtp(&packet->rtp);
+	return packet->is_rtcp || packet->has_rtp ? KIND_RTP : KIND_ALIKE;
 }
 
 /* The UDP header and one byte of payload; its length must hold that byte and fit the packet. */
@@ -257,16 +296,15 @@ static __always_inline enum kind read_udp(struct __sk_buff *skb, struct packet *
 	len = bpf_ntohs(udp->len);
 	if (len <= sizeof(*udp) || len > room)
 		return KIND_OTHER;
-	if ((*(u8 *)(udp + 1) & RTP_VERSION_MASK) != RTP_VERSION_2)
-		return KIND_OTHER;
-
 	packet->sport = udp->source;
 	packet->dport = udp->dest;
 	packet->udp_len = udp->len;
 	packet->udp_check = udp->check;
-	packet->is_rtcp = is_rtcp(skb, packet, len);
-	packet->has_rtp = read_rtp(skb, packet, len);
-	return KIND_RTP;
+	packet->is_rtcp = false;
+	packet->has_rtp = false;
+	if ((*(u8 *)(udp + 1) & RTP_VERSION_MASK) != RTP_VERSION_2)
+		return KIND_UDP;
+	return read_media(skb, packet, len);
 }
 
 static __always_inline enum kind read_packet(struct __sk_buff *skb, struct packet *packet)
@@ -279,7 +317,7 @@ static __always_inline enum kind read_packet(struct __sk_buff *skb, struct packe
 	if (!is_ipv4(skb))
 		return KIND_OTHER;
 	kind = read_ip(skb, packet);
-	return kind == KIND_RTP ? read_udp(skb, packet) : kind;
+	return kind == KIND_UDP ? read_udp(skb, packet) : kind;
 }
 
 #endif

@@ -113,7 +113,7 @@ static __always_inline u16 pseudo_sum(struct packet *packet)
  */
 static __always_inline bool is_plain(struct __sk_buff *skb, struct packet *packet)
 {
-	return packet->l4 - packet->l3 == sizeof(struct iphdr) && !skb->gso_size &&
+	return packet->l4 - packet->l3 == sizeof(struct iphdr) && !segment_size(skb) &&
 	       packet->udp_check != pseudo_sum(packet);
 }
 

@@ -16,7 +16,9 @@
  * new beginning if the next packet follows it. */
 #define MAX_DROPOUT 3000
 #define MAX_MISORDER 100
-#define NO_SEQUENCE (1 << 16)
+/* So many packets of other streams may come between the first two of a new one: two streams to one
+ * endpoint take turns. */
+#define MAX_OTHERS 1
 
 /* A media clock that the payload type does not tell is measured so long. */
 #define CLOCK_MEASURED_NS 500000000ULL
@@ -70,7 +72,7 @@ static __always_inline void begin_stream(struct rtp *rtp, struct rtp_header *hea
 {
 	rtp->ssrc = header->ssrc;
 	rtp->last_sequence = bpf_ntohs(header->sequence);
-	rtp->odd_sequence = NO_SEQUENCE;
+	rtp->odd_datagrams = 0;
 	rtp->timestamp = bpf_ntohl(header->timestamp);
 	rtp->first_timestamp = rtp->timestamp;
 	rtp->payload_type = payload_type(header);
@@ -130,32 +132,56 @@ static __always_inline void note_arrival(struct rtp *rtp, u64 now)
 	rtp->arrival = now;
 }
 
-/* A.1, for a receiver that believes the first packet. A packet may be several `datagrams` in a row
- * that the kernel has put into one. */
+/* A packet that does not fit is kept in mind: a stream begins with the one that follows it. */
+static __always_inline void note_odd(struct rtp *rtp, struct rtp_header *header, u32 datagrams)
+{
+	bool is_other = rtp->odd_datagrams && rtp->odd_ssrc != header->ssrc;
+
+	if (is_other && rtp->odd_others < MAX_OTHERS) {
+		rtp->odd_others++;
+		return;
+	}
+	rtp->odd_ssrc = header->ssrc;
+	rtp->odd_sequence = bpf_ntohs(header->sequence) + datagrams;
+	rtp->odd_datagrams = datagrams;
+	rtp->odd_others = 0;
+}
+
+static __always_inline bool follows_odd(struct rtp *rtp, struct rtp_header *header)
+{
+	return rtp->odd_datagrams && rtp->odd_ssrc == header->ssrc &&
+	       rtp->odd_sequence == bpf_ntohs(header->sequence);
+}
+
+/*
+ * A.1, for a receiver that wants two packets in sequence, as random bytes never are. A packet may
+ * be several `datagrams` in a row that the kernel has put into one.
+ */
 static __always_inline struct progress note_rtp(struct rtp *rtp, struct rtp_header *header,
 						u32 datagrams, u64 now)
 {
 	u16 sequence = bpf_ntohs(header->sequence);
 	u16 step = sequence - rtp->last_sequence;
+	bool is_known = rtp->received && rtp->ssrc == header->ssrc;
 	struct progress progress = { .expected = datagrams };
 
-	if (!rtp->received || rtp->ssrc != header->ssrc) {
-		begin_stream(rtp, header, now);
-	} else if (step && step < MAX_DROPOUT) {
+	if (is_known && step && step < MAX_DROPOUT) {
 		rtp->last_sequence = sequence;
 		progress.expected += step - 1;
 		progress.lost = step - 1;
 		note_timestamp(rtp, header, now);
 		note_arrival(rtp, now);
-	} else if (!step || step > 0x10000 - MAX_MISORDER) {
+	} else if (is_known && (!step || step > 0x10000 - MAX_MISORDER)) {
 		note_timestamp(rtp, header, now);
 		note_arrival(rtp, now);
 		rtp->received += datagrams;
 		return (struct progress){ .late = datagrams };
-	} else if (sequence == rtp->odd_sequence) {
+	} else if (follows_odd(rtp, header)) {
+		progress.expected += rtp->odd_datagrams;
+		rtp->received += rtp->odd_datagrams;
 		begin_stream(rtp, header, now);
 	} else {
-		rtp->odd_sequence = (u16)(sequence + datagrams);
+		note_odd(rtp, header, datagrams);
 		return (struct progress){};
 	}
 	rtp->last_sequence += datagrams - 1;

@@ -87,7 +87,9 @@ struct sip_message {
 	u8 more_words;	/* in another section that matters */
 	u8 stray_words; /* directions in a section whose m= line is in no packet that we know */
 	u8 ends;	/* nothing of it follows */
-	u8 zero[3];
+	u8 status;	/* a response's first digit; 0: a request, or not known */
+	u8 bye;
+	u8 zero;
 };
 
 /* What is known where a TCP segment ends. */
@@ -187,12 +189,13 @@ static __always_inline void note_media(struct sip *sip, struct sip_search *searc
 	}
 }
 
-/* The line's end is a CR, a LF, or that of the packet, whose bytes are followed by 0. */
+/* Behind the line is a CR, a LF, the packet's end, whose bytes are followed by 0; or a blank that
+ * somebody has left there. */
 static __always_inline bool is_line_of(u64 first, u64 second, u64 word, u16 rest)
 {
 	u8 next = second >> 16;
 
-	return first == word && (u16)second == rest && (!next || next == '\r' || next == '\n');
+	return first == word && (u16)second == rest && next <= ' ';
 }
 
 static __always_inline void note_word(struct sip *sip, u32 at)
@@ -263,7 +266,7 @@ static __always_inline u64 is_first_line(u64 first, u64 second)
 }
 
 /* All that follows is of another message, unless there is no more room: then it is not read. */
-static __always_inline void next_message(struct sip *sip, u32 at)
+static __always_inline void next_message(struct sip *sip, u32 at, u64 first, u64 second)
 {
 	u32 count = sip->count, is_behind_another = (at + 0x7fffffff) >> 31;
 
@@ -274,7 +277,11 @@ static __always_inline void next_message(struct sip *sip, u32 at)
 	sip->context.message.ends = 1;
 	sip->messages[count & (SIP_MESSAGES - 1)] = sip->context.message;
 	sip->count = count + is_behind_another;
-	sip->context.message = (struct sip_message){ .begun = 1 };
+	sip->context.message = (struct sip_message){
+		.begun = 1,
+		.status = (u8)second & -(u8)is_zero(first ^ SIP_2_0),
+		.bye = is_zero((first & FIRST(4)) ^ TEXT4('B', 'Y', 'E', ' ')),
+	};
 }
 
 /* A second one after a body: where that has no line's end, the next message's first line is none.
@@ -282,7 +289,7 @@ static __always_inline void next_message(struct sip *sip, u32 at)
 static __always_inline void note_call_id(struct sip *sip, u32 at, u32 name)
 {
 	if (sip->context.message.media)
-		next_message(sip, at);
+		next_message(sip, at, 0, 0);
 	sip->context.message.call_id_at = at + name + 1;
 	sip->whole = at + 1;
 }
@@ -300,7 +307,7 @@ static __always_inline void note_line(struct sip *sip, struct sip_search *search
 	u32 call_id = 0;
 
 	if (is_first_line(first, second))
-		next_message(sip, at);
+		next_message(sip, at, first, second);
 	switch ((u16)(first | LOWER)) {
 	case TEXT2('m', '='):
 		if ((u16)first == TEXT2('m', '='))

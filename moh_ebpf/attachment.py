@@ -208,9 +208,11 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
     with ExitStack() as stack:
         loaded = stack.enter_context(closing(compiler.load(plan, record.size(), adopt)))
         registry.write_record(loaded.maps["settings"], record)
-        for prefix in plan.settings.provider:
-            key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
-            libbpf.update(loaded.maps["providers"], key, b"\1")
+        networks = {"providers": plan.settings.provider, "sip_networks": plan.settings.sip_from}
+        for name in networks.keys() & loaded.maps.keys():
+            for prefix in networks[name]:
+                key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
+                libbpf.update(loaded.maps[name], key, b"\1")
         _bind_maps(loaded)
         stack.pop_all()
     return loaded
@@ -218,15 +220,15 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
 
 def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     """The maps that the programs go on with, by name."""
-    names = ["counters", "events"]
+    names = ["counters", "events", "others"]
     if before.record.settings.patience == plan.settings.patience:
         names.append("waiting_for")
     if _same_wans(record, before):
-        names.append("wans")
+        names += ["wans", "reports"] if plan.settings.rtcp_timeout else ["wans"]
         if before.maps["peers"].max_entries == compiler.peers_entries(plan.settings.max_peers):
             names.append("peers")
     if plan.settings.flip_hold:
-        names += ["dialogs", "segments", "cut_lines"]
+        names += ["dialogs", "holding", "segments", "cut_lines"]
     return {name: before.maps[name].fd for name in names if name in before.maps}
 
 
@@ -234,7 +236,7 @@ def _bind_maps(loaded: Loaded) -> None:
     """Not each program uses each map, so the kernel must be told that they belong together."""
     try:
         for fd in loaded.programs.values():
-            for name in loaded.maps.keys() - {"providers"}:
+            for name in loaded.maps.keys() - {"providers", "sip_networks"}:
                 libbpf.bind_map(fd, loaded.maps[name].fd)
     except OSError as error:
         lacks = features.lacking() if error.errno == errno.EINVAL else None
@@ -275,8 +277,8 @@ def _carry_over(
         if moved is None or last_seen < live_since:
             continue
         peer = dict(zip(layout.PEER_FIELDS, (moved, last_seen, *rest), strict=True))
-        # Its next hop is looked up anew.
-        peer |= {"hop_checked": 0, "hop_dst": 0, "hop_src": 0}
+        # Its next hop is looked up anew, and what RTCP said is to be said again.
+        peer |= {"hop_checked": 0, "hop_dst": 0, "hop_src": 0, "by_rtcp": bytes(layout.HEARD.size)}
         value = carried[key] = layout.PEER.pack(*peer.values())
         if _heard(value) == _heard(copied.get(key)):
             continue

@@ -164,7 +164,7 @@ PORT = typer.Option(
     None,
     metavar="PORT",
     show_default=False,
-    help="The phantom port; its RTCP has the next. Default: 4000.",
+    help="The phantom port, the first of six. Default: 4000.",
 )
 RTP_PORTS = typer.Option(
     None,
@@ -190,6 +190,12 @@ PATIENCE = typer.Option(
     show_default=False,
     help="How long UCM's RTP is held back from an endpoint not heard, or never. Default: 3s.",
 )
+RTCP_TIMEOUT = typer.Option(
+    None,
+    metavar="DURATION",
+    show_default=False,
+    help="How long RTCP speaks for RTP that is silent; 0s: never. Default: 15s.",
+)
 MAX_PEERS = typer.Option(
     None,
     metavar="N",
@@ -214,6 +220,12 @@ SIP_PORTS = typer.Option(
     show_default=False,
     help="Ports of SIP, for --flip-hold. Default: 5060.",
 )
+SIP_FROM = typer.Option(
+    [],
+    metavar="CIDR…",
+    show_default=False,
+    help="Networks SIP comes from, for --flip-hold. Default: any.",
+)
 CONFIG = typer.Option(
     None,
     metavar="FILE",
@@ -233,10 +245,12 @@ def attach(
     provider: list[str] = PROVIDER,
     timeout: str = TIMEOUT,
     patience: str = PATIENCE,
+    rtcp_timeout: str = RTCP_TIMEOUT,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
     flip_hold: bool = FLIP_HOLD,
     sip_ports: list[str] = SIP_PORTS,
+    sip_from: list[str] = SIP_FROM,
     config: Path = CONFIG,
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
 ) -> None:
@@ -251,10 +265,12 @@ def attach(
         "provider": provider,
         "timeout": timeout,
         "patience": patience,
+        "rtcp_timeout": rtcp_timeout,
         "max_peers": max_peers,
         "quality": quality,
         "flip_hold": flip_hold,
         "sip_ports": sip_ports,
+        "sip_from": sip_from,
     }
     chosen = settings.from_both(config, options)
 
@@ -411,10 +427,12 @@ def doctor(
     provider: list[str] = PROVIDER,
     timeout: str = TIMEOUT,
     patience: str = PATIENCE,
+    rtcp_timeout: str = RTCP_TIMEOUT,
     max_peers: str = MAX_PEERS,
     quality: bool = QUALITY,
     flip_hold: bool = FLIP_HOLD,
     sip_ports: list[str] = SIP_PORTS,
+    sip_from: list[str] = SIP_FROM,
     config: Path = CONFIG,
     seconds: str = typer.Option(
         "2s", "--for", metavar="DURATION", help="How long to look at calls, if attached."
@@ -435,10 +453,12 @@ def doctor(
         "provider": provider,
         "timeout": timeout,
         "patience": patience,
+        "rtcp_timeout": rtcp_timeout,
         "max_peers": max_peers,
         "quality": quality,
         "flip_hold": flip_hold,
         "sip_ports": sip_ports,
+        "sip_from": sip_from,
     }
     looking = settings.duration("--for", seconds)
     if looking > 3600:

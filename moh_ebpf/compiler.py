@@ -94,9 +94,11 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         raise
     except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
         raise MohError(_explain("".join(output) or str(error))) from error
-    names = ["peers", "counters", "settings", "events", "waiting_for", "wans"]
+    names = ["peers", "counters", "settings", "events", "waiting_for", "others", "wans"]
+    names += ["reports"] * bool(plan.settings.rtcp_timeout)
     names += ["providers"] * bool(plan.settings.provider)
-    names += ["dialogs", "segments", "cut_lines"] * plan.settings.flip_hold
+    names += ["dialogs", "holding", "segments", "cut_lines"] * plan.settings.flip_hold
+    names += ["sip_networks"] * bool(plan.settings.flip_hold and plan.settings.sip_from)
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
     loaded = Loaded(module, programs, maps)
     _check_names(loaded)
@@ -194,6 +196,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         ),
         "FINDS_HEADER(i)": _any("i", (i.index for i in interfaces if i.link_header is None)),
         "MOH_PORT": settings.port,
+        "LAST_PHANTOM_PORT": settings.phantom_ports[-1],
         "RTP_PORT_MIN": settings.rtp_ports.low,
         "RTP_PORT_MAX": settings.rtp_ports.high,
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
@@ -210,6 +213,8 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         defines["COARSE_CLOCK"] = 1
     if math.isfinite(settings.patience):
         defines["PATIENCE_NS"] = f"{round(settings.patience * 1e9)}ULL"
+    if settings.rtcp_timeout:
+        defines["RTCP_TIMEOUT_NS"] = f"{round(settings.rtcp_timeout * 1e9)}ULL"
     if settings.flip_hold:
         phantom = str(settings.port).encode()
         defines |= {
@@ -217,6 +222,8 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
             "PHANTOM_TEXT": f"{int.from_bytes(phantom, 'little'):#x}ULL",
             "PHANTOM_DIGITS": len(phantom),
         }
+    if settings.flip_hold and settings.sip_from:
+        defines["MAX_SIP_FROM"] = len(settings.sip_from)
     if settings.provider:
         defines["MAX_PROVIDERS"] = len(settings.provider)
     return [

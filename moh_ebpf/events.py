@@ -25,10 +25,10 @@ from datetime import datetime
 from socket import inet_ntoa
 from typing import Any, NamedTuple
 
-from moh_ebpf import layout, libbpf, registry
+from moh_ebpf import layout, libbpf, peers, registry
 from moh_ebpf.clock import kernel_ns
 from moh_ebpf.errors import MohError, NotAttachedError
-from moh_ebpf.layout import Kind, State
+from moh_ebpf.layout import Evidence, Kind, State
 from moh_ebpf.registry import Attached
 from moh_ebpf.settings import Settings
 
@@ -45,6 +45,8 @@ _LOOK_SECONDS = 0.2
 _AT_ONCE = 10_000_000
 # Endpoints whose end is followed, at most.
 _MOST_KNOWN = 20_000
+# RTCP takes over from RTP that is forgotten within that many ns (GOES_ON_NS in bpf/config.h).
+_GRACE = 100_000_000
 # Is it still attached, and are these its maps? In seconds.
 _CHECK_SECONDS = 1.0
 
@@ -62,6 +64,7 @@ class Record(NamedTuple):
     port: bytes
     kind: int
     before: int
+    evidence: int = Evidence.RTP
 
     @property
     def kind_name(self) -> str:
@@ -78,6 +81,7 @@ class Event(NamedTuple):
     sent on, 0 if none was dropped, and `dropped_before` counts them; both are None if no music came
     within a second, or none before the hold `ended_first`. Unheard is an endpoint that UCM has sent
     to for the whole of the patience, which `lasted`; UCM's RTP to it passes from then on.
+    `identified` says by what an endpoint is known, or was; None: it is not.
     """
 
     time: float
@@ -93,6 +97,7 @@ class Event(NamedTuple):
     time_to_music: float | None = None
     dropped_before: int | None = None
     ended_first: bool = False
+    identified: Evidence | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A line of `events --json`."""
@@ -107,6 +112,7 @@ class Event(NamedTuple):
             "public_port": self.public_port,
             "interface": self.interface,
             "lasted": _rounded(self.lasted),
+            "identified": self.identified.name.lower() if self.identified else None,
         }
         if self.event == "hold":
             shown["time_to_music"] = _rounded(self.time_to_music)
@@ -120,7 +126,8 @@ class Event(NamedTuple):
             return f"{self.event:<7} {self.interface}  {_OF_A_WAN[self.event].format(self.lasted)}"
         end = f"{self.event:<7} {self.address}:{self.port}"
         if self.after:
-            end += f"  {self.after.name} at {self.public_address}:{self.public_port}"
+            by = " by RTCP" if self.identified is Evidence.RTCP else ""
+            end += f"  {self.after.name} at {self.public_address}:{self.public_port}{by}"
         if self.before and self.lasted is not None and self.event != "unheard":
             end += f"  after {self.lasted:.1f} s of {self.before.name}"
         if self.event == "unheard":
@@ -272,11 +279,26 @@ class _Known:
     interface: str
     since: int
     due: int
+    evidence: Evidence
     from_map: bool = False  # nothing has been told of it yet
 
 
-# struct heard, last_seen and since; None: it is not there.
-Lookup = Callable[[Key], tuple[bytes, int, int] | None]
+class Found(NamedTuple):
+    """What a peer's entry says: its struct heard; when it was seen last, as if by RTP, and when its
+    state began, in ns of CLOCK_MONOTONIC; by what it is known."""
+
+    heard: bytes
+    last_seen: int
+    since: int
+    evidence: Evidence = Evidence.RTP
+
+
+def _found_in(record: Record) -> Found:
+    return Found(record.heard, record.time, record.time, Evidence(record.evidence))
+
+
+# None: it is not there.
+Lookup = Callable[[Key], Found | None]
 
 
 class Story:
@@ -310,10 +332,10 @@ class Story:
         heapq.heapify(self._due)
         self._timeout = timeout_ns
 
-    def know(self, key: Key, heard: bytes, since: int, last_seen: int) -> None:
+    def know(self, key: Key, found: Found) -> None:
         """An endpoint that was there before the first record: no event, but its end will be one."""
         if key not in self._known:
-            self._remember(key, self._found(heard, since, last_seen, from_map=True))
+            self._remember(key, replace(self._found(found), from_map=True))
 
     def give_up(self) -> Iterator[Event]:
         """Nothing follows any more: the holds that wait for their music."""
@@ -405,14 +427,16 @@ class Story:
             if forgotten > record.time:
                 return  # two CPUs have found it forgotten, and both have told
             yield from self._end(key, known, "expired", forgotten, record.lasted)
-        made = self._begin(key, record)
+        began = record.time if record.before else record.time - record.lasted
+        made = self._found(_found_in(record)._replace(since=began))
+        self._remember(key, made)
         yield self._event("new", record.time, key, made, None, made.state)
         if made.state is State.MOH:
             hold = self._event("hold", record.time, key, made, None, made.state)
             self._wait_for_music(key, record.time, hold)
 
     def _changed(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
-        made = self._found(record.heard, record.time, record.time)
+        made = self._found(_found_in(record))
         if known and known.state is made.state and record.time - known.since < _AT_ONCE:
             return  # two CPUs have seen it, and both have told
         yield from self._without_music(key, record.time)
@@ -434,7 +458,7 @@ class Story:
         elif known and known.state is State.MOH and not known.from_map:
             return  # told already, as one without music
         else:  # its beginning was missed, or it is one of a flood
-            made = self._found(record.heard, record.time, record.time)
+            made = self._found(_found_in(record))
             hold = self._event("hold", record.time, key, made, None, State.MOH)
         yield hold._replace(time_to_music=record.lasted / _SECOND, dropped_before=record.dropped)
 
@@ -449,15 +473,11 @@ class Story:
             since, hold = self._waiting.pop(key)
             yield hold._replace(ended_first=ended - since < MUSIC_WITHIN_SECONDS * _SECOND)
 
-    def _begin(self, key: Key, record: Record) -> _Known:
-        made = self._found(record.heard, record.time, record.time)
-        self._remember(key, made)
-        return made
-
-    def _found(self, heard: bytes, since: int, last_seen: int, *, from_map: bool = False) -> _Known:
-        _, _, state, wan = layout.HEARD.unpack(heard)
+    def _found(self, found: Found) -> _Known:
+        _, _, state, wan = layout.HEARD.unpack(found.heard)
         interface = self.interfaces.get(wan, "(gone)")
-        return _Known(State(state), heard, interface, since, last_seen + self._timeout, from_map)
+        due = found.last_seen + self._timeout + _GRACE
+        return _Known(State(state), found.heard, interface, found.since, due, found.evidence)
 
     def _remember(self, key: Key, known: _Known) -> None:
         """Of a flood of endpoints, the end is not followed."""
@@ -478,17 +498,18 @@ class Story:
             yield from self._end(key, known, "evicted", now, None)
             return
         # What it was at last, even if that record was missed.
-        known.heard, last_seen, since = found
-        known.state = State(layout.HEARD.unpack(known.heard)[2])
-        known.due = last_seen + self._timeout
+        now_known = self._found(found)
+        known.heard, known.state = now_known.heard, now_known.state
+        known.due, known.evidence = now_known.due, now_known.evidence
         if self._has_ended(found, now):
             del self._known[key]
-            yield from self._end(key, known, "expired", known.due, max(0, last_seen - since))
+            lasted = max(0, found.last_seen - found.since)
+            yield from self._end(key, known, "expired", known.due - _GRACE, lasted)
         else:
             heapq.heappush(self._due, (known.due, key))
 
-    def _has_ended(self, found: tuple[bytes, int, int] | None, now: int) -> bool:
-        return found is None or found[1] + self._timeout <= now
+    def _has_ended(self, found: Found | None, now: int) -> bool:
+        return found is None or found.last_seen + self._timeout + _GRACE <= now
 
     def _end(
         self, key: Key, known: _Known, name: str, at: int, lasted: int | None
@@ -511,6 +532,7 @@ class Story:
             inet_ntoa(address),
             int.from_bytes(port, "big"),
             of.interface,
+            identified=of.evidence,
         )
 
 
@@ -621,9 +643,10 @@ class Reader:
 
     def _know_all(self) -> None:
         now, timeout = kernel_ns(), _timeout(self._maps.attached.record.settings)
-        for key, (heard, last_seen, since, told, *_) in self._maps.attached.peers():
-            if told and now - last_seen < timeout:
-                self._story.know(key, heard, since, last_seen)
+        for key, values in self._maps.attached.peers():
+            found = self._maps.found(values)
+            if found and now - found.last_seen < timeout:
+                self._story.know(key, found)
 
     def _check(self, events: list[Event | Lost]) -> None:
         """Is it attached still, with these maps? Else go on with the new ones; what the old ones
@@ -706,13 +729,25 @@ class _Maps:
             self._close = stack.pop_all().close
         self.unwritten_before = self.attached.counters()["events_unread"]
 
-    def look_up(self, key: Key) -> tuple[bytes, int, int] | None:
-        """A peer's struct heard, last_seen and since; None: it is not there."""
+    def look_up(self, key: Key) -> Found | None:
+        """What a peer's entry says; None: it is not there, or nobody was told of it."""
         with suppress(FileNotFoundError):
             value = libbpf.lookup(self.attached.maps["peers"], layout.ENDPOINT.pack(*key))
-            heard, last_seen, since, *_ = layout.PEER.unpack(value)
-            return heard, last_seen, since
+            return self.found(layout.PEER.unpack(value))
         return None
+
+    def found(self, values: tuple[Any, ...]) -> Found | None:
+        """The same, of an unpacked struct peer."""
+        heard, last_seen, since, told, _, by_rtcp, rtcp_at, *_ = values
+        settings = self.attached.record.settings
+        timeout = _timeout(settings)
+        heard, until, evidence = peers.known(
+            *(heard, last_seen, by_rtcp, rtcp_at),
+            now=kernel_ns(),
+            timeout=timeout,
+            rtcp_timeout=round(settings.rtcp_timeout * _SECOND),
+        )
+        return Found(heard, until - timeout, since, evidence) if told else None
 
     def unwritten(self) -> int:
         """How many events had no room in the ring since this was asked."""

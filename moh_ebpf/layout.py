@@ -27,8 +27,21 @@ class State(IntEnum):
     TWO = 2
 
 
+class Evidence(IntEnum):
+    """By what an endpoint's state is known (enum evidence)."""
+
+    RTP = 1
+    RTCP = 2
+
+
 # struct endpoint: address and port in network byte order, two bytes of padding.
 ENDPOINT = struct.Struct("=4s2s2x")
+
+# struct anothers: address, port and public port in network byte order.
+ANOTHERS = struct.Struct("=4s2s2s")
+
+# struct report: struct heard, and ns of CLOCK_MONOTONIC.
+REPORT = struct.Struct("=8sQ")
 
 # struct heard: public address and port in network byte order, state, index of the WAN.
 HEARD = struct.Struct("=4s2sBB")
@@ -43,14 +56,17 @@ RTP_FIELDS = (
     "timestamp",
     "first_timestamp",
     "ssrc",
+    "odd_ssrc",
     "odd_sequence",
+    "odd_datagrams",
+    "odd_others",
     "expected",
     "received",
     "tick",
     "last_sequence",
     "payload_type",
 )
-RTP = struct.Struct("=5Q2I4s4I2H")
+RTP = struct.Struct("=5Q2I4s4s2H4I2H")
 
 # struct peer, in its order; times are ns of CLOCK_MONOTONIC, bytes those of whole IP packets.
 PEER_FIELDS = (
@@ -58,6 +74,9 @@ PEER_FIELDS = (
     "last_seen",
     "since",
     "told",
+    "moved",
+    "by_rtcp",
+    "rtcp_at",
     "longest_gap",
     "in_packets",
     "in_bytes",
@@ -66,20 +85,36 @@ PEER_FIELDS = (
     "out_bytes",
     "out_last",
     "out_first",
+    "out_from",
+    "new_from",
+    "new_since",
     "hop_checked",
     "hop_dst",
     "hop_src",
     "out_rtp",
 )
-PEER = struct.Struct(f"={HEARD.size}s6Q{RTP.size}s7Q{RTP.size}s")
+PEER = struct.Struct(
+    f"={HEARD.size}s4Q{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s4Q{RTP.size}s"
+)
 
 # struct event, in its order; times are ns, address and port in network byte order.
-EVENT_FIELDS = ("time", "heard", "lasted", "dropped", "address", "port", "kind", "before")
-EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBB")
+EVENT_FIELDS = (
+    "time",
+    "heard",
+    "lasted",
+    "dropped",
+    "address",
+    "port",
+    "kind",
+    "before",
+    "evidence",
+)
+EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBBQ")
 
 # struct waiting, in its order: when UCM's first and last packet came, in ns of CLOCK_MONOTONIC, how
-# many were dropped, when the first one passed (0: none), and WAITING_ flags.
-WAITING = struct.Struct("=5Q")
+# many were dropped, when the first one passed (0: none), WAITING_ flags; of the last packet UCM's
+# struct endpoint, SSRC (network byte order), the sequence number after it, payload type.
+WAITING = struct.Struct(f"=5Q{ENDPOINT.size}s4s2H")
 WAITING_RTCP = 2
 
 # struct wan, in its order; times are ns of CLOCK_MONOTONIC, 0: never.
@@ -114,6 +149,9 @@ COUNTERS = {
     "routed_elsewhere": "hold music whose route leaves by no WAN: left to the stack",
     "passed_blind": "UCM's packets to endpoints not heard, as learn is blind on the WAN: passed",
     "passed_unheard": "UCM's packets to endpoints not heard for longer than the patience: passed",
+    "passed_no_rtp": "UCM's packets that looked like RTP, of a flow that is none: passed",
+    "passed_anothers": "packets to a phantom port that were another host's connection: passed",
+    "held_back": "UCM's packets from a new port, to an endpoint in a call: dropped, 0.2 s at most",
     "fragments": "UDP fragments to or from us: never touched, for they carry no ports",
     "rtp_in_expected": "inbound RTP that its sequence numbers tell of, come or not",
     "rtp_in_lost": "inbound RTP skipped in its sequence, whether it came late or not at all",
@@ -124,6 +162,7 @@ COUNTERS = {
     "sip_flipped": "SDP of UCM's whose hold was turned from sendonly into sendrecv",
     "sip_restored": "SDP of the provider's for such a hold, turned from sendrecv into recvonly",
     "sip_split": "SDP left as it is: its direction, or what that is of, is not in one packet",
+    "sip_undirected": "answers to a hold that have no direction, which means sendrecv: left as is",
     "events_unread": "events for which there was no room, for nobody reads them",
 }
 # Counters of earlier versions: what they counted no longer happens. Readers find them at 0.
@@ -136,7 +175,7 @@ SIP = struct.Struct("=4s4s2s2sI128sQ5I12B8B")
 
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
 _ALL = [
-    *(each.format for each in (ENDPOINT, HEARD, SIP, WAITING)),
+    *(each.format for each in (ENDPOINT, HEARD, SIP, WAITING, ANOTHERS, REPORT)),
     *(RTP_FIELDS, PEER_FIELDS, EVENT_FIELDS, WAN_FIELDS),
     *COUNTERS,
 ]

@@ -45,9 +45,12 @@ VERDICTS = (
     "routed_elsewhere",
     "passed_blind",
     "passed_unheard",
+    "passed_no_rtp",
+    "passed_anothers",
+    "held_back",
 )
 CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
-SIP = ("flipped", "restored", "split")
+SIP = ("flipped", "restored", "split", "undirected")
 # Sums over all streams → their counter for "in" or "out".
 RTP = {
     "expected": ("rtp_{}_expected", "RTP packets that sequence numbers tell of, come or not."),

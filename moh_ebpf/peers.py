@@ -14,7 +14,7 @@ from socket import inet_ntoa
 from typing import Any, NamedTuple
 
 from moh_ebpf import layout, rtp
-from moh_ebpf.layout import State
+from moh_ebpf.layout import Evidence, State
 from moh_ebpf.rtp import Rtp
 
 _NS = 1e-9
@@ -29,14 +29,45 @@ OPEN_SECONDS = 10.0
 LONGEST_DEAF_HOLD_SECONDS = 90.0
 
 
+class Known(NamedTuple):
+    """What counts of a peer: its struct heard, until when in ns of CLOCK_MONOTONIC, and by what it
+    is known."""
+
+    heard: bytes
+    until: int
+    evidence: Evidence
+
+
+_STATE = 6  # its offset in struct heard; a state of 0: never heard
+
+
+def known(
+    heard: bytes,
+    last_seen: int,
+    by_rtcp: bytes,
+    rtcp_at: int,
+    *,
+    now: int,
+    timeout: int,
+    rtcp_timeout: int,
+) -> Known:
+    """RTP, or the RTCP that has decided since about what UCM sent; where that is forgotten, RTP, as
+    long as that is not. Times are ns, those of a struct peer."""
+    until, rtcp_until = last_seen + timeout, rtcp_at + rtcp_timeout
+    if by_rtcp[_STATE] and (now < rtcp_until or until <= now or not heard[_STATE]):
+        return Known(by_rtcp, rtcp_until, Evidence.RTCP)
+    return Known(heard, until, Evidence.RTP)
+
+
 class Peer(NamedTuple):
     """A provider endpoint as one snapshot shows it.
 
-    `age` is the time since its last packet, `since` the time since its state began, both in
-    seconds; `expired` when `age` has reached the timeout: it is forgotten, and what goes to it
-    waits for it to be heard. Bytes are those of whole IP packets. `out_age` is the time since the
-    last packet sent to it, in seconds; None: none was. `in_rtp` and `out_rtp` are None where no RTP
-    was seen, or its quality is not kept.
+    `age` is the time since the last packet that counts, `since` the time since its state began,
+    both in seconds; `identified` says by what it is known: by its RTP, or by its RTCP where RTP is
+    silent; `expired` when `age` has reached the timeout of that: it is forgotten, and what goes to
+    it waits for it to be heard. Bytes are those of whole IP packets. `out_age` is the time since
+    the last packet sent to it, in seconds; None: none was. `in_rtp` and `out_rtp` are None where
+    no RTP was seen, or its quality is not kept.
     """
 
     address: str
@@ -56,6 +87,7 @@ class Peer(NamedTuple):
     out_age: float | None = None
     in_rtp: Rtp | None = None
     out_rtp: Rtp | None = None
+    identified: Evidence = Evidence.RTP
 
     def is_silent(self, phantom_port: int) -> bool:
         """Dead air: on hold, no music has been sent to it for SILENT_SECONDS, or, in a two-way
@@ -82,6 +114,7 @@ class Peer(NamedTuple):
             "address": self.address,
             "port": self.port,
             "state": self.state.name.lower(),
+            "identified": self.identified.name.lower(),
             "expired": self.expired,
             "public_address": self.public_address,
             "public_port": self.public_port,
@@ -194,32 +227,47 @@ def decode(
     now: int,
     timeout: float,
     interfaces: Mapping[int, str],
-    within: float = math.inf,
+    rtcp_timeout: float = 0.0,
+    quality: bool = True,
+    forgotten_for: float = math.inf,
     deaf: Collection[int] = (),
+    untold: bool = False,
 ) -> list[Peer]:
     """Peers from unpacked struct endpoints and struct peers, in the map's order.
 
-    The map keeps every peer until it is full, so most are of calls long past: those not heard
-    `within` so many seconds are left out, at little cost.
+    What may be noise is left out, unless `untold` is wanted: endpoints that readers are not told
+    of. The map keeps every peer until it is full, so most are of calls long past: those that have
+    been forgotten for `forgotten_for` seconds are left out, at little cost.
 
     `now` is CLOCK_MONOTONIC in ns, read after the map or before it: a peer seen later than `now`
-    has age 0. `timeout` is in seconds; `interfaces` names a WAN by its index. On a WAN that is
-    `deaf`, a hold ends before its timeout.
+    has age 0. `timeout` and `rtcp_timeout` are in seconds; `interfaces` names a WAN by its index.
+    On a WAN that is `deaf`, a hold ends before its timeout. Without `quality`, what is kept of the
+    streams is none.
     """
     unpack_heard = layout.HEARD.unpack
     from_bytes = int.from_bytes
+    limits = {Evidence.RTP: round(timeout / _NS), Evidence.RTCP: round(rtcp_timeout / _NS)}
+    longest_ago = now - (math.inf if math.isinf(forgotten_for) else round(forgotten_for / _NS))
     peers = []
     for (address, port), values in entries:
-        heard, last_seen, began, _, gap, in_packets, in_bytes, in_rtp, *outbound = values
-        out_packets, out_bytes, out_last, *_, out_rtp = outbound
-        age = max(0, now - last_seen) * _NS
-        if age >= within:
+        heard, last_seen, began, is_told, _, by_rtcp, rtcp_at, gap, *rest = values
+        if not (is_told or untold):
             continue
+        heard, until, evidence = known(
+            *(heard, last_seen, by_rtcp, rtcp_at),
+            now=now,
+            timeout=limits[Evidence.RTP],
+            rtcp_timeout=limits[Evidence.RTCP],
+        )
+        if until <= longest_ago:
+            continue
+        age = max(0, now - until + limits[evidence]) * _NS
         public_address, public_port, state, wan = unpack_heard(heard)
         is_deaf = wan in deaf and state == State.MOH and age >= LONGEST_DEAF_HOLD_SECONDS
-        is_expired = age >= timeout or is_deaf
-        if is_expired and within <= timeout:
+        is_expired = until <= now or is_deaf
+        if is_expired and not forgotten_for:
             continue
+        in_packets, in_bytes, in_rtp, out_packets, out_bytes, out_last, *_, out_rtp = rest
         peers.append(
             Peer(
                 inet_ntoa(address),
@@ -237,8 +285,9 @@ def decode(
                 out_packets,
                 out_bytes,
                 max(0, now - out_last) * _NS if out_last else None,
-                rtp.decode(in_rtp),
-                rtp.decode(out_rtp),
+                rtp.decode(in_rtp) if quality else None,
+                rtp.decode(out_rtp) if quality else None,
+                evidence,
             )
         )
     return peers

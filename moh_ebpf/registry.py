@@ -142,14 +142,11 @@ class Attached:
                 layout.ENDPOINT.iter_unpack(keys), layout.PEER.iter_unpack(values), strict=True
             )
 
-    def snapshot(self, forgotten_for: float = math.inf) -> Snapshot:
-        """Peers and counters now, without peers that have been forgotten for so many seconds.
-
-        Raises OSError.
-        """
+    def snapshot(self, forgotten_for: float = math.inf, *, untold: bool = False) -> Snapshot:
+        """Peers and counters now, without peers that have been forgotten for so many seconds, and
+        without those that readers are not told of, unless `untold`. Raises OSError."""
         now = kernel_ns()
-        within = self.record.settings.timeout + forgotten_for
-        peers = self._decoded(self.peers(), now, within)
+        peers = self._decoded(self.peers(), now, forgotten_for, untold=untold)
         return Snapshot(now * 1e-9, peers, self.counters(), self.wans(now))
 
     def wans(self, now: int | None = None) -> list[Wan]:
@@ -186,7 +183,7 @@ class Attached:
                 dropped,
                 bool(passed),
             )
-            for (address, port), (first, _, dropped, passed, _) in self._waiting(now)
+            for (address, port), (first, _, dropped, passed, *_) in self._waiting(now)
         ]
 
     def _waiting(self, now: int) -> Iterator[_Entry]:
@@ -196,15 +193,29 @@ class Attached:
                 layout.ENDPOINT.iter_unpack(keys), layout.WAITING.iter_unpack(values), strict=True
             )
             for endpoint, wait in waits:
-                _, last, _, _, flags = wait
+                _, last, _, _, flags, *_ = wait
                 if now - last < SILENT_SECONDS * 1e9 and not flags & layout.WAITING_RTCP:
                     yield endpoint, wait
 
-    def _decoded(self, entries: Iterable[_Entry], now: int, within: float = math.inf) -> list[Peer]:
-        timeout, names = self.record.settings.timeout, self.wan_names()
-        deaf = self._deaf(now) if timeout > LONGEST_DEAF_HOLD_SECONDS else ()
+    def _decoded(
+        self,
+        entries: Iterable[_Entry],
+        now: int,
+        forgotten_for: float = math.inf,
+        *,
+        untold: bool = False,
+    ) -> list[Peer]:
+        settings = self.record.settings
         return peers.decode(
-            entries, now=now, timeout=timeout, interfaces=names, within=within, deaf=deaf
+            entries,
+            now=now,
+            timeout=settings.timeout,
+            rtcp_timeout=settings.rtcp_timeout,
+            quality=settings.quality,
+            interfaces=self.wan_names(),
+            forgotten_for=forgotten_for,
+            deaf=self._deaf(now) if settings.timeout > LONGEST_DEAF_HOLD_SECONDS else (),
+            untold=untold,
         )
 
     def _deaf(self, now: int) -> set[int]:

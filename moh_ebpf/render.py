@@ -44,7 +44,7 @@ TROUBLE = (
     "routed_elsewhere",
 )
 
-EMPTY_SETTINGS = {"lan": "none", "provider": "any global address"}
+EMPTY_SETTINGS = {"lan": "none", "provider": "any global address", "sip_from": "anywhere"}
 
 
 @dataclass(frozen=True)
@@ -481,7 +481,7 @@ def setting_text(name: str, value: Any) -> str:
         return ", ".join(map(str, value)) or EMPTY_SETTINGS.get(name, "")
     if isinstance(value, bool):
         return "yes" if value else "no"
-    is_duration = name in ("timeout", "patience") and not isinstance(value, str)
+    is_duration = name in ("timeout", "patience", "rtcp_timeout") and not isinstance(value, str)
     return f"{value:g}s" if is_duration else str(value)
 
 

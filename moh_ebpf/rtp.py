@@ -70,7 +70,7 @@ class Rtp(NamedTuple):
 def decode(data: bytes) -> Rtp | None:
     """From a struct rtp; None if it has seen no packet."""
     values = layout.RTP.unpack(data)
-    _, gap, jitter, *_, ssrc, _, expected, received, tick, _, payload_type = values
+    _, gap, jitter, _, _, _, _, ssrc, *_, expected, received, tick, _, payload_type = values
     if not received:
         return None
     return Rtp(

@@ -4,6 +4,7 @@ A setting has one name everywhere: `--rtp-ports` on the command line is `rtp_por
 (`rtp-ports` is taken as well), in `status --json` and here.
 """
 
+import itertools
 import math
 import os
 import re
@@ -25,6 +26,7 @@ MOST_PROVIDERS = 65536
 MOST_SIP_PORTS = 16
 TIMEOUT_SECONDS = (0.05, 3600.0)
 LONGEST_PATIENCE_SECONDS = 3600.0
+LONGEST_RTCP_TIMEOUT_SECONDS = 3600.0
 NEVER = "never"
 # Of a config: many times what all that it may hold takes.
 MOST_BYTES = 1 << 24
@@ -48,9 +50,10 @@ class PortRange:
 
 @dataclass(frozen=True)
 class Settings:
-    """What `attach` is told. `timeout` and `patience` are in seconds; `patience` inf: never over;
-    `public` empty: the WANs' own addresses; `provider` empty: any address that is not private,
-    loopback, link-local or multicast."""
+    """What `attach` is told. `timeout`, `patience` and `rtcp_timeout` are in seconds; `patience`
+    inf: never over; `rtcp_timeout` 0: RTCP says nothing; `public` empty: the WANs' own addresses;
+    `sip_from` empty: any address; `provider` empty: any address that is not private, loopback,
+    link-local or multicast."""
 
     wan: tuple[str, ...]
     ucm: tuple[IPv4Address, ...]
@@ -61,10 +64,19 @@ class Settings:
     provider: tuple[IPv4Network, ...] = ()
     timeout: float = 1.0
     patience: float = 3.0
+    rtcp_timeout: float = 15.0
     max_peers: int = 65536
     quality: bool = True
     flip_hold: bool = False
     sip_ports: tuple[int, ...] = (5060,)
+    sip_from: tuple[IPv4Network, ...] = ()
+
+    @property
+    def phantom_ports(self) -> tuple[int, ...]:
+        """RTP and RTCP of audio, then of video and of data, as far as `rtp_ports` leaves them
+        (Cisco, System Configuration Guide, TCP and UDP port usage)."""
+        ports = range(self.port, min(self.port + 5, 65535) + 1)
+        return tuple(itertools.takewhile(lambda port: port not in self.rtp_ports, ports))
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON types, under the same names; `from_values` reads them back."""
@@ -322,6 +334,13 @@ def _patience(option: str, value: Any) -> float:
     return seconds
 
 
+def _rtcp_timeout(option: str, value: Any) -> float:
+    seconds = duration(option, value)
+    if seconds > LONGEST_RTCP_TIMEOUT_SECONDS:
+        raise UsageError(f"{option}: {value} is out of range, 0s to 60m")
+    return seconds
+
+
 _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "wan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
     "lan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
@@ -332,10 +351,12 @@ _PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "rtp_ports": _port_range,
     "timeout": _timeout,
     "patience": _patience,
+    "rtcp_timeout": _rtcp_timeout,
     "max_peers": lambda option, value: _whole(option, value, 1, MOST_PEERS),
     "quality": _switch,
     "flip_hold": _switch,
     "sip_ports": lambda option, value: _unique(option, value, _port, MOST_SIP_PORTS),
+    "sip_from": lambda option, value: _unique(option, value, _network, MOST_PROVIDERS),
 }
 
 

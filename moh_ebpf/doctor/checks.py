@@ -182,11 +182,10 @@ def _public_address(facts: Facts) -> Findings:
 
 
 def _listeners(facts: Facts) -> Findings:
-    ports = _phantom_ports(facts)
     for line in facts.sockets:
         address, port = asked.listening(line) or (None, 0)
         # learn takes what is sent to the public addresses, no more.
-        if port in ports and address in (asked.ANY, *facts.settings.public):
+        if port in facts.settings.phantom_ports and address in (asked.ANY, *facts.settings.public):
             yield (
                 Level.WARNING,
                 f"a socket listens on UDP {port}, and hears no RTP from the WAN: that ends in "
@@ -453,7 +452,8 @@ def _names_ports(rule: Rule, wanted: Range, *fields: str) -> bool:
 
 
 def _phantom_ports(facts: Facts) -> Range:
-    return facts.settings.port, facts.settings.port + 1
+    ports = facts.settings.phantom_ports
+    return ports[0], ports[-1]
 
 
 def _takes_phantom_port(facts: Facts, rule: Rule) -> bool:
@@ -497,8 +497,8 @@ def _phantom_port(facts: Facts) -> Findings:
         if ours and _takes_phantom_port(facts, rule):
             yield (
                 Level.WARNING,
-                f"a {rule.action} rule {_TAKING[rule.action]} the phantom port {ports[0]} or "
-                f"{ports[1]}",
+                f"a {rule.action} rule {_TAKING[rule.action]} one of the phantom ports "
+                f"{ports[0]} to {ports[1]}",
                 rule.text,
                 "remove it: hold music needs no rule, and its ports are moh_ebpf's "
                 f"({_removal(rule)})",
@@ -685,6 +685,35 @@ def _moved_ports(facts: Facts) -> Findings:
         )
 
 
+def _anothers(facts: Facts) -> Findings:
+    """Other hosts on a phantom port, outside: learn lets through the answers to those that have it
+    inside, too."""
+    for moved in (False, True):
+        found = [each for each in facts.anothers if moved is (each.source[1] != each.answer_to[1])]
+        if not found:
+            continue
+        one = found[0]
+        yield (
+            Level.WARNING if moved else Level.NOTE,
+            f"{one.source[0]}:{one.source[1]} goes out as {one.answer_to[0]}:{one.answer_to[1]}, a "
+            "phantom port"
+            + (
+                ": RTP that answers it ends in learn"
+                if moved
+                else "; its RTP is told from a hold's, unless UCM sends to the same endpoint"
+            )
+            + (f" ({len(found) - 1} more such)" if found[1:] else ""),
+            one.line,
+            "give that program another port, or SNAT for it that leaves the phantom ports out"
+            + (
+                f"; then: conntrack -D -p udp --orig-src {one.source[0]} --orig-port-src "
+                f"{one.source[1]}"
+                if moved
+                else ""
+            ),
+        )
+
+
 def _flowtables(facts: Facts) -> Findings:
     """Where a flow is in a flowtable, its packets go from netdev ingress to the way out. tc is
     before and after that: tests/netns/test_doctor.py counts packets at each."""
@@ -785,6 +814,19 @@ def _flip_remedy(facts: Facts) -> str:
     if flipped:
         return f"--flip-hold has changed {flipped} holds: does the provider heed them?"
     return "--flip-hold has seen no hold: is SIP encrypted, or on a port that --sip-ports lacks?"
+
+
+def _sip_split(facts: Facts) -> Findings:
+    """SDP that is cut where the flip cannot follow: the hold is silent, or its end is not seen."""
+    if facts.attached and (split := facts.total("sip_split")):
+        yield (
+            Level.WARNING,
+            f"{split} SDPs were left as they are, because their direction is not in one packet",
+            f"counters: sip_split {split}, fragments {facts.total('fragments')}, sip_flipped "
+            f"{facts.total('sip_flipped')}",
+            "over UDP, long messages are cut into IP fragments: use SIP over TCP on the trunk "
+            "(docs/flip-hold.md, What is left alone)",
+        )
 
 
 def _learning(facts: Facts) -> Findings:
@@ -1033,6 +1075,7 @@ CHECKS: Mapping[str, Check] = {
     "sip-helper": Check(_sip_helper, "the SIP helper is not there", ("usable", "rules", "modules")),
     "snat-ports": Check(_snat_ports, "SNAT keeps UCM's ports", ("usable", "rules")),
     "moved-ports": Check(_moved_ports, "UCM's ports are its own outside", ("conntrack",)),
+    "anothers": Check(_anothers, "no other host is on the phantom ports", ("conntrack",)),
     "flowtables": Check(_flowtables, "no flowtable is on these interfaces", ("rules",)),
     "hardware-flows": Check(_hardware_flows, "nothing is offloaded", ("rules", "offload")),
     "other-programs": Check(_other_programs, "nothing stands before ours", ("programs",)),
@@ -1042,6 +1085,7 @@ CHECKS: Mapping[str, Check] = {
     "unidentified": Check(_unidentified, "UCM's RTP is not dropped", ("programs", "calls")),
     "silent": Check(_silent, "whoever is on hold gets music", ("programs", "calls")),
     "unnatted": Check(_unnatted, "no RTP leaves with UCM's address", ("programs", "calls")),
+    "sip-split": Check(_sip_split, "every SDP is in one packet", ("programs", "calls")),
     "failures": Check(_failures, "no packet was lost to a failure", ("programs", "calls")),
     "pauses": Check(_pauses, "pauses are shorter than the timeout", ("programs", "calls")),
     "timeouts": Check(_timeouts, "the timeouts are long enough"),

@@ -117,7 +117,8 @@ class Facts:
     failed: Sequence[tuple[str, str, str]] = ()
     # Netfilter
     ruleset: Ruleset = field(default_factory=Ruleset)
-    moved: Sequence[Entry] = ()
+    moved: Sequence[Entry] = ()  # UCM's, with another port outside
+    anothers: Sequence[Entry] = ()  # other hosts', with a phantom port outside
     # What is attached
     others: Sequence[tuple[str, str]] = ()  # what stands in our way, and its evidence
     attached: Settings | None = None
@@ -232,6 +233,8 @@ def _gather(
     nowhere: dict[IPv4Address, str] = {}
     addresses = ask("addresses", lambda: _addresses(ipr), nowhere)
     gateways = _Gateways(ipr, {each.index: each.name for each in wan})
+    nobody: list[Entry] = []
+    entries = ask("conntrack", lambda: _conntrack(settings), nobody)
     modules = ask("modules", _modules, list[str]())
     facts = Facts(
         settings=settings,
@@ -255,7 +258,8 @@ def _gather(
         back=ask("routes", lambda: _back(ipr, wan, targets, addresses), {}),
         failed=ask("neighbours", lambda: gateways.failed(targets), []),
         ruleset=ask("rules", lambda: ruleset(modules), Ruleset()),
-        moved=ask("conntrack", lambda: _moved(settings), []),
+        moved=[each for each in entries if is_ucm(settings, each)],
+        anothers=[each for each in entries if not is_ucm(settings, each)],
         others=ask("programs", lambda: _others(ipr, Plan(settings, wan, lan), found), []),
         attached=attached,
         missing=found.attached.missing if found.attached else [],
@@ -620,16 +624,21 @@ def _nft_objects(text: str) -> list[dict[str, Any]]:
         raise MohError(f"nft -j list ruleset: not understood: {error}") from error
 
 
-def _moved(settings: Settings) -> list[Entry]:
-    """conntrack's entries that bear on UCM's ports. Raises OSError or MohError."""
+def is_ucm(settings: Settings, one: Entry) -> bool:
+    """Has UCM begun it?"""
+    return one.source[0] in map(str, settings.ucm)
+
+
+def _conntrack(settings: Settings) -> list[Entry]:
+    """conntrack's entries that bear on UCM's ports, or the phantom's. Raises OSError, MohError."""
     try:
         with Path("/proc/net/nf_conntrack").open(encoding="ascii", errors="replace") as lines:
-            return moved_entries(settings, lines)
+            return telling_entries(settings, lines)
     except FileNotFoundError:
         # Without the file, conntrack may not be in the kernel, or the file not configured.
         if shutil.which("conntrack"):
             said = _run("conntrack", "-L", "-p", "udp", "-f", "ipv4")
-            return moved_entries(settings, said.splitlines())
+            return telling_entries(settings, said.splitlines())
         if Path("/proc/sys/net/netfilter/nf_conntrack_count").exists():
             raise MohError(
                 "conntrack's entries cannot be read: conntrack is not in PATH (package conntrack)"
@@ -658,21 +667,21 @@ def entry(line: str) -> Entry | None:
     )
 
 
-def moved_entries(settings: Settings, lines: Iterable[str]) -> list[Entry]:
-    """Entries of UCM's RTP with another port than UCM's on the outside."""
+def telling_entries(settings: Settings, lines: Iterable[str]) -> list[Entry]:
+    """Entries of UCM's RTP with another port than UCM's outside, and of other hosts with a phantom
+    port there."""
     ucm, public = set(map(str, settings.ucm)), set(map(str, settings.public))
+    phantom = settings.phantom_ports
     found = []
     for number, line in enumerate(lines):
         if number >= _MOST_ENTRIES:
             break
         one = entry(line) if "udp" in line else None
-        if (
-            one
-            and one.source[0] in ucm
-            and one.source[1] in settings.rtp_ports
-            and one.answer_to[0] in public
-            and one.answer_to[1] != one.source[1]
-        ):
+        if one is None or one.answer_to[0] not in public:
+            continue
+        port, outside = one.source[1], one.answer_to[1]
+        is_moved = port in settings.rtp_ports and outside != port
+        if is_moved if one.source[0] in ucm else outside in phantom:
             found.append(one)
     return found
 

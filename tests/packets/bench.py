@@ -16,9 +16,10 @@ from scapy.packet import Packet
 from moh_ebpf import attachment, layout, libbpf, settings
 from moh_ebpf import events as told
 from moh_ebpf.layout import State
-from moh_ebpf.peers import Wait, Wan
+from moh_ebpf.peers import Peer, Wait, Wan
 from moh_ebpf.registry import Attached, Record, Role
-from tests.support.firewall import Firewall
+from tests.support.firewall import PROVIDER, UCM, Firewall
+from tests.support.wire import rtp, udp
 
 UNSPEC, SHOT, REDIRECT = -1, 2, 7
 
@@ -53,6 +54,9 @@ _SKB_GSO_SIZE = 44
 
 # The kernel sums the packet (CHECKSUM_COMPLETE), and checks that sum after the run (linux/bpf.h).
 COMPLETE = 1 << 2
+
+# The times that a struct peer has.
+_TIMES = ("last_seen", "since", "moved", "rtcp_at", "out_last", "new_since", "hop_checked")
 
 # The programs' own clock, to the tick (linux/time.h): an age set by it is the one they see.
 _CLOCK_MONOTONIC_COARSE = 6
@@ -112,6 +116,8 @@ class PeerState:
     public: str
     age: float = 0.0
     wan: int = 0
+    source: str | None = None  # UCM's endpoint that has sent to it
+    told: bool = False  # readers know of it
 
 
 class Bench:
@@ -154,11 +160,26 @@ class Bench:
             )
         return done.verdict, done.frame
 
+    def learn(self, public: str, *sequence: int, endpoint: str = PROVIDER) -> None:
+        """RTP of an endpoint, with these sequence numbers."""
+        for number in sequence:
+            self.run(Role.LEARN, udp(endpoint, public, rtp(number)))
+
+    def send(self, role: Role, *sequence: int, source: str = f"{UCM}:24576", to: str = PROVIDER):
+        """UCM's RTP to an endpoint, with these sequence numbers; the verdicts."""
+        return [self.run(role, udp(source, to, rtp(number)))[0] for number in sequence]
+
     def set_peer(self, endpoint: str, peer: PeerState) -> None:
         now = time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
         values: dict[str, object] = dict.fromkeys(layout.PEER_FIELDS, 0)
         values["in_rtp"] = values["out_rtp"] = bytes(layout.RTP.size)
         values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, peer.wan)
+        values["told"] = int(peer.told)
+        values["by_rtcp"] = bytes(layout.HEARD.size)
+        values["new_from"] = bytes(layout.ENDPOINT.size)
+        values["out_from"] = (
+            layout.ENDPOINT.pack(*_packed(peer.source)) if peer.source else values["new_from"]
+        )
         values["last_seen"] = values["since"] = now - int(peer.age * 1e9)
         libbpf.update(
             self._loaded.maps["peers"],
@@ -170,11 +191,13 @@ class Bench:
         """As if so many seconds had passed: every time that the map keeps is moved back."""
 
         def age(fields: dict[str, Any]) -> None:
-            for name in ("last_seen", "since", "hop_checked"):
+            for name in _TIMES:
                 fields[name] -= min(int(seconds * 1e9), fields[name])
 
         self._change_peers(age)
         self.age_waiting(seconds)
+        self.age_reports(seconds)
+        self._age_others(seconds)
         self._age_wans(seconds)
 
     def age_streams(self, seconds: float) -> None:
@@ -210,26 +233,48 @@ class Bench:
 
     def _change_peers(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Each peer's fields of the map, written again as `change` has left them."""
-        peers = self._loaded.maps["peers"]
-        for keys, values in libbpf.entries(peers):
-            for at, value in enumerate(layout.PEER.iter_unpack(values)):
-                fields = dict(zip(layout.PEER_FIELDS, value, strict=True))
-                change(fields)
-                key = keys[at * peers.key_size :][: peers.key_size]
-                libbpf.update(peers, key, layout.PEER.pack(*fields.values()))
+
+        def changed(value: tuple[Any, ...]) -> tuple[Any, ...]:
+            fields = dict(zip(layout.PEER_FIELDS, value, strict=True))
+            change(fields)
+            return tuple(fields.values())
+
+        self._change("peers", layout.PEER, changed)
 
     def age_waiting(self, seconds: float) -> None:
         """As if UCM's packets to those that are not heard had come so long ago."""
-        waiting_for = self._loaded.maps["waiting_for"]
-        for keys, values in libbpf.entries(waiting_for):
-            for at, wait in enumerate(layout.WAITING.iter_unpack(values)):
-                first, last, packets, passed, flags = wait
-                first, last, passed = (
-                    each and each - int(seconds * 1e9) for each in (first, last, passed)
-                )
-                moved = first, last, packets, passed, flags
-                key = keys[at * waiting_for.key_size :][: waiting_for.key_size]
-                libbpf.update(waiting_for, key, layout.WAITING.pack(*moved))
+
+        def age(wait: tuple[Any, ...]) -> tuple[Any, ...]:
+            first, last, packets, passed, *rest = wait
+            first, last, passed = (
+                each and each - int(seconds * 1e9) for each in (first, last, passed)
+            )
+            return first, last, packets, passed, *rest
+
+        self._change("waiting_for", layout.WAITING, age)
+
+    def age_reports(self, seconds: float) -> None:
+        """As if all RTCP had come so many seconds earlier."""
+        if "reports" in self._loaded.maps:
+            self._change(
+                "reports", layout.REPORT, lambda report: (report[0], report[1] - int(seconds * 1e9))
+            )
+
+    def _age_others(self, seconds: float) -> None:
+        self._change("others", struct.Struct("=Q"), lambda used: (used[0] - int(seconds * 1e9),))
+
+    def _change(
+        self,
+        name: str,
+        packed: struct.Struct,
+        change: Callable[[tuple[Any, ...]], tuple[Any, ...]],
+    ) -> None:
+        """Each value of a map, written again as `change` returns it."""
+        of = self._loaded.maps[name]
+        for keys, values in list(libbpf.entries(of)):
+            for at, value in enumerate(packed.iter_unpack(values)):
+                key = keys[at * of.key_size :][: of.key_size]
+                libbpf.update(of, key, packed.pack(*change(value)))
 
     def _age_wans(self, seconds: float) -> None:
         for index, times in enumerate(self._wans()):
@@ -260,14 +305,19 @@ class Bench:
         return self._attached.waits()
 
     def peers(self) -> dict[str, tuple[str, str]]:
-        """Endpoint → state and public address:port."""
+        """Endpoint → state and public address:port, also of those that nobody is told of."""
+        return {each.endpoint: (each.state.name, each.public) for each in self.all_peers()}
+
+    def all_peers(self) -> list[Peer]:
+        """Also those that nobody is told of."""
+        return self._attached.snapshot(untold=True).peers
+
+    def shown(self) -> dict[str, tuple[str, str]]:
+        """Endpoint → state and by what it is known, of those that readers are told of."""
         return {
-            each.endpoint: (each.state.name, each.public)
+            each.endpoint: (each.state.name, each.identified.name)
             for each in self._attached.snapshot().peers
         }
-
-    def snapshot(self):
-        return self._attached.snapshot()
 
     def unheard(self) -> list[str]:
         return [each.endpoint for each in self._attached.unheard()]
@@ -289,17 +339,15 @@ class Bench:
         return records
 
     def clear(self) -> None:
-        """No peers, all counters 0, nobody waiting, no events."""
-        waiting = self._loaded.maps["waiting_for"]
-        for keys, _ in list(libbpf.entries(waiting)):
-            for at in range(0, len(keys), waiting.key_size):
-                libbpf._call("bpf_map_delete_elem", waiting.fd, keys[at : at + waiting.key_size])
+        """No peers, no reports, all counters 0, nobody waiting, no events."""
+        for name in {"peers", "reports", "others", "waiting_for"} & self._loaded.maps.keys():
+            each = self._loaded.maps[name]
+            for keys, _ in list(libbpf.entries(each)):
+                for at in range(0, len(keys), each.key_size):
+                    libbpf._call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
         self._ring.read()
         for index in range(len(self._attached.record.wan)):
             self._set_wan(index, *([0] * len(layout.WAN_FIELDS)))
-        for each in self._attached.snapshot().peers:
-            key = layout.ENDPOINT.pack(*_packed(each.endpoint))
-            libbpf._call("bpf_map_delete_elem", self._loaded.maps["peers"].fd, key)
         counters = self._loaded.maps["counters"]
         size = counters.value_size * len(libbpf.lookup_per_cpu(counters, b"\0\0\0\0"))
         libbpf.update(counters, b"\0\0\0\0", b"\0" * size)

@@ -23,18 +23,30 @@ _NO_PROVIDER = [
 ]  # fmt: skip
 
 
+Endpoint = tuple[IPv4Address, int]
+
+
 @dataclass
 class Datagram:
-    """A whole UDP datagram in IPv4, or a fragment of one (ports unknown)."""
+    """A UDP datagram in IPv4, whole, or a fragment of one (ports unknown)."""
 
-    source: tuple[IPv4Address, int]
-    destination: tuple[IPv4Address, int]
+    source: Endpoint
+    destination: Endpoint
     length: int
     ttl: int
     header: int
-    is_fragment: bool
-    is_rtp: bool
-    is_rtcp: bool
+    kind: str  # fragment, udp (no RTP), alike (begins as RTP does, and is none), rtp or rtcp
+    ssrc: bytes = b""
+    sequence: int = 0
+    payload_type: int = 0
+
+    @property
+    def is_rtcp(self) -> bool:
+        return self.kind == "rtcp"
+
+    @property
+    def is_media(self) -> bool:
+        return self.kind in ("rtp", "rtcp")
 
 
 def destination_of(frame: bytes) -> IPv4Address | None:
@@ -57,34 +69,93 @@ def read(frame: bytes) -> Datagram | None:
     source, destination = IPv4Address(ip[12:16]), IPv4Address(ip[16:20])
     flags = int.from_bytes(ip[6:8], "big")
     if flags & 0x3FFF:
-        return Datagram((source, 0), (destination, 0), length, ip[8], header, True, False, False)
+        return Datagram((source, 0), (destination, 0), length, ip[8], header, "fragment")
     udp = ip[header:length]
     if len(udp) < 9:
         return None
     udp_length = int.from_bytes(udp[4:6], "big")
     if not 9 <= udp_length <= len(udp):
         return None
+    sport, dport = int.from_bytes(udp[0:2], "big"), int.from_bytes(udp[2:4], "big")
+    payload = udp[8:udp_length]
     return Datagram(
-        (source, int.from_bytes(udp[0:2], "big")),
-        (destination, int.from_bytes(udp[2:4], "big")),
+        (source, sport),
+        (destination, dport),
         length,
         ip[8],
         header,
-        False,
-        128 <= udp[8] <= 191,
-        udp_length > 9 and 192 <= udp[9] <= 223,
+        _kind(payload, sport, dport),
+        payload[8:12],
+        int.from_bytes(payload[2:4], "big"),
+        payload[1] & 127 if len(payload) > 1 else 0,
     )
+
+
+def _kind(payload: bytes, *ports: int) -> str:
+    """RFC 3550 and 5761: what a header tells."""
+    if payload[0] >> 6 != 2:
+        return "udp"
+    if len(payload) < 8 or min(ports) < 1024:
+        return "alike"
+    words = int.from_bytes(payload[2:4], "big") + 1
+    if 200 <= payload[1] <= 207 and words * 4 <= len(payload):
+        return "rtcp"
+    return "alike" if len(payload) < 12 or 64 <= payload[1] & 127 < 96 else "rtp"
+
+
+@dataclass
+class Stream:
+    """Is it RTP? Two packets in sequence say so, between which one of another source may come."""
+
+    is_rtp: bool = False
+    odd: tuple[bytes, int] | None = None
+    others: int = 0
+
+    def hear(self, datagram: Datagram) -> None:
+        if self.odd == (datagram.ssrc, datagram.sequence):
+            self.is_rtp = True
+        elif self.odd and self.odd[0] != datagram.ssrc and not self.others:
+            self.others = 1
+        else:
+            self.odd, self.others = (datagram.ssrc, (datagram.sequence + 1) % 65536), 0
+
+
+@dataclass
+class Report:
+    """Where the last RTCP of an endpoint was sent to."""
+
+    state: str
+    public: Endpoint
+    at: float
 
 
 @dataclass
 class Peer:
-    state: str
-    public: tuple[IPv4Address, int]
+    state: str | None  # None: its RTP was never heard
+    public: Endpoint | None
     last_seen: float
     inbound: tuple[int, int] = (0, 0)
     outbound: tuple[int, int] = (0, 0)
-    told: bool = False  # it has sent RTP
-    sent: bool = False  # RTP was sent to it in its present state
+    in_stream: Stream = field(default_factory=Stream)
+    out_stream: Stream = field(default_factory=Stream)
+    told: bool = False
+    sent: bool = False  # RTP was sent to it in its present state, since it is told of
+    out_last: float = -math.inf
+    moved: float = -math.inf  # it turned to another public address or port
+    source: Endpoint | None = None  # UCM's, that sends to it
+    new_source: Endpoint | None = None
+    new_since: float = -math.inf
+    by_rtcp: tuple[str, Endpoint] | None = None
+    rtcp_at: float = -math.inf
+
+
+@dataclass
+class Known:
+    """What is known of a packet's destination, by what."""
+
+    state: str
+    public: Endpoint
+    peer: Peer | None
 
 
 @dataclass
@@ -95,6 +166,9 @@ class Wait:
     last: float
     passed: bool = False
     is_rtcp: bool = False
+    # UCM's last packet: from where, its SSRC, the number after it, its payload type.
+    flow: tuple[Endpoint, bytes, int, int] | None = None
+    is_no_rtp: bool = False
 
 
 @dataclass
@@ -114,8 +188,12 @@ class Model:
     blind: bool = False
     opened: float = -math.inf
     stale_from: float = -math.inf
-    waits: dict[tuple[IPv4Address, int], Wait] = field(default_factory=dict)
-    peers: dict[tuple[IPv4Address, int], Peer] = field(default_factory=dict)
+    waits: dict[Endpoint, Wait] = field(default_factory=dict)
+    peers: dict[Endpoint, Peer] = field(default_factory=dict)
+    rtcp_timeout: float = 15.0
+    reports: dict[Endpoint, Report] = field(default_factory=dict)
+    # Other hosts' connections, by the provider's endpoint and our port: when they were used last.
+    others: dict[tuple[Endpoint, int], float] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
 
     def may_teach(self, address: IPv4Address) -> bool:
@@ -134,80 +212,252 @@ class Model:
             datagram is None
             or datagram.destination[0] not in self.public
             or not self.may_teach(datagram.source[0])
-            or not (datagram.is_fragment or datagram.is_rtp)
+            or not (datagram.kind == "fragment" or datagram.is_media)
         ):
             return UNSPEC, frame
-        if datagram.is_fragment:
+        if datagram.kind == "fragment":
             self.counters["fragments"] += 1
             return UNSPEC, frame
-        state = MOH if datagram.destination[1] in (self.port, self.port + 1) else TWO
-        self._hear(datagram, state)
+        state = MOH if self._is_phantom(datagram.destination[1]) else TWO
+        if state == MOH and self._is_anothers(datagram):
+            self.counters["passed_anothers"] += 1
+            return UNSPEC, frame
+        if datagram.is_rtcp:
+            self.reports[datagram.source] = Report(state, datagram.destination, self.now)
+        else:
+            self._hear(datagram, state)
         if state == TWO:
             return UNSPEC, frame
         self.counters["consumed"] += 1
         return SHOT, frame
 
+    def _is_phantom(self, port: int) -> bool:
+        return self.port <= port <= self.port + 5
+
+    def _note_anothers(self, endpoint: Endpoint, public_port: int) -> None:
+        way = endpoint, public_port
+        if self.now - self.others.get(way, -math.inf) >= 1:
+            self.others[way] = self.now
+
+    def _is_anothers(self, datagram: Datagram) -> bool:
+        address, port = datagram.source
+        if self.now - self.others.get((datagram.source, datagram.destination[1]), -math.inf) >= 120:
+            return False
+        if self._is_sent_to(datagram.source):
+            return False
+        if datagram.is_rtcp and self._is_sent_to((address, port - 1)):
+            return False
+        self._note_anothers(datagram.source, datagram.destination[1])
+        return True
+
+    def _is_sent_to(self, endpoint: Endpoint) -> bool:
+        times = [each.out_last for each in [self.peers.get(endpoint)] if each]
+        times += [each.last for each in [self.waits.get(endpoint)] if each]
+        return any(self.now - each < 10 for each in times)
+
     def _hear(self, datagram: Datagram, state: str) -> None:
-        peer = self.live(datagram.source)
-        was_told = datagram.source in self.peers and self.peers[datagram.source].told
+        public = datagram.destination
+        peer = self.peers.get(datagram.source)
         if peer is None:
-            self.counters[f"learned_{state.lower()}"] += 1
-            peer = self.peers[datagram.source] = Peer(state, datagram.destination, self.now)
-            peer.told = was_told
-        elif peer.state != state:
-            peer.sent = False
-            self.counters["two_to_moh" if state == MOH else "moh_to_two"] += 1
-        peer.state, peer.public, peer.last_seen = state, datagram.destination, self.now
-        peer.told |= not datagram.is_rtcp
+            peer = self.peers[datagram.source] = Peer(state, public, self.now)
+        elif not self.is_live(peer) and not self._is_kept_by_rtcp(peer):
+            peer = self.peers[datagram.source] = self._relearned(peer, state, public)
+        else:
+            before = peer.by_rtcp[0] if peer.by_rtcp else peer.state
+            if (peer.state, peer.public) != (state, public):
+                peer.moved = self.now
+            peer.state, peer.public, peer.by_rtcp = state, public, None
+            if before != state:
+                peer.sent = False
+                self._count_change(peer, state)
         peer.inbound = (peer.inbound[0] + 1, peer.inbound[1] + datagram.length)
+        peer.in_stream.hear(datagram)
+        self._tell(peer, state)
+        peer.last_seen = self.now
 
-    def live(self, endpoint: tuple[IPv4Address, int]) -> Peer | None:
-        peer = self.peers.get(endpoint)
-        return peer if peer and self.now - peer.last_seen < self.timeout else None
+    def _count_change(self, peer: Peer, state: str) -> None:
+        self.counters["two_to_moh" if state == MOH else "moh_to_two"] += peer.told
 
-    def heard(self, datagram: Datagram) -> tuple[Peer | None, tuple[IPv4Address, int] | None]:
-        """Who is sent to, and from where: RTCP whose own endpoint is forgotten goes with its RTP,
-        to which it is the next port on either side."""
-        peer = self.live(datagram.destination)
-        if peer or not datagram.is_rtcp:
-            return peer, peer and peer.public
+    def _relearned(self, peer: Peer, state: str, public: Endpoint) -> Peer:
+        is_told = peer.told and self.now - self._until(peer) < 10
+        self.counters[f"learned_{state.lower()}"] += is_told
+        return Peer(state, public, self.now, told=is_told, moved=peer.moved)
+
+    def _tell(self, peer: Peer, state: str) -> None:
+        """Who is on hold, or sent to by UCM; if it is RTP."""
+        is_hold = state == MOH and peer.in_stream.is_rtp
+        is_sent_to = peer.outbound[0] and (peer.in_stream.is_rtp or peer.out_stream.is_rtp)
+        if not peer.told and (is_hold or is_sent_to):
+            peer.told = True
+            self.counters[f"learned_{state.lower()}"] += 1
+
+    def is_live(self, peer: Peer | None) -> bool:
+        return peer is not None and self.now - peer.last_seen < self.timeout
+
+    def _is_kept_by_rtcp(self, peer: Peer) -> bool:
+        return peer.by_rtcp is not None and self.now - peer.rtcp_at < self.rtcp_timeout
+
+    def _until(self, peer: Peer) -> float:
+        if peer.by_rtcp:
+            return peer.rtcp_at + self.rtcp_timeout
+        return peer.last_seen + self.timeout
+
+    def shown(self, peer: Peer) -> tuple[str | None, Endpoint | None, bool]:
+        """What readers see: state, public address and port, whether it is forgotten."""
+        if peer.by_rtcp and (self._is_kept_by_rtcp(peer) or not self.is_live(peer)):
+            return *peer.by_rtcp, not self._is_kept_by_rtcp(peer)
+        return peer.state, peer.public, not self.is_live(peer)
+
+    def known(self, datagram: Datagram) -> Known | None:
+        """RTP that is heard has the first word, then RTCP. RTCP goes with its RTP, to the same port
+        or to the next; otherwise as the endpoint's own has come."""
         address, port = datagram.destination
-        peer = self.live((address, port - 1))
-        return peer, peer and (peer.public[0], peer.public[1] + 1)
+        peer = self.peers.get((address, port))
+        if peer and self.is_live(peer):
+            assert peer.state
+            assert peer.public
+            return self._put_on_hold(datagram, peer) or Known(peer.state, peer.public, peer)
+        if not datagram.is_rtcp:
+            return self._known_by_rtcp(datagram, peer)
+        beside = self.peers.get((address, port - 1))
+        if beside and self.is_live(beside):
+            assert beside.state
+            assert beside.public
+            return Known(beside.state, (beside.public[0], beside.public[1] + 1), beside)
+        report = self._report((address, port))
+        return report and Known(report.state, report.public, beside)
+
+    def _put_on_hold(self, datagram: Datagram, peer: Peer) -> Known | None:
+        """A call whose RTP has stopped, as RTCP to a phantom port has said since: asked for if UCM
+        sends from another port than before, or RTCP has said so before."""
+        assert peer.public
+        is_other = datagram.kind == "rtp" and peer.source != datagram.source
+        is_other &= datagram.source[1] != peer.public[1]
+        if datagram.is_rtcp or self.now - peer.last_seen < 0.1:
+            return None
+        if not (peer.by_rtcp or (peer.state == TWO and is_other)):
+            return None
+        return self._known_by_rtcp(datagram, peer, only=MOH)
+
+    def _report(self, endpoint: Endpoint) -> Report | None:
+        report = self.reports.get(endpoint)
+        return report if report and self.now - report.at < self.rtcp_timeout else None
+
+    def _known_by_rtcp(
+        self, datagram: Datagram, peer: Peer | None, only: str | None = None
+    ) -> Known | None:
+        address, port = datagram.destination
+        muxed, beside = self._report((address, port)), self._report((address, port + 1))
+        report = muxed or beside
+        if report is None or (only and report.state != only):
+            return None
+        its_address, its_port = report.public
+        if report.state == MOH:
+            its_port -= (its_port - self.port) % 2
+        elif not muxed:
+            its_port -= 1
+        is_later = peer is None or report.at > peer.last_seen
+        if not is_later and not (peer and peer.state == report.state == MOH):
+            return None
+        is_its_source = its_port == datagram.source[1] or (peer and peer.source == datagram.source)
+        if report.state == TWO and not is_its_source:
+            return None
+        known = Known(report.state, (its_address, its_port), peer)
+        self._note_by_rtcp(datagram.destination, known, report.at)
+        return known
+
+    def _note_by_rtcp(self, endpoint: Endpoint, known: Known, at: float) -> None:
+        if known.peer is None:
+            never = at - self.timeout - 10
+            known.peer = self.peers[endpoint] = Peer(None, None, never)
+        peer = known.peer
+        if not self._is_kept_by_rtcp(peer) or peer.by_rtcp != (known.state, known.public):
+            before = peer.by_rtcp[0] if peer.by_rtcp else peer.state
+            was_known = self.now - self._until(peer) < 0.1
+            peer.by_rtcp = known.state, known.public
+            if was_known and before != known.state:
+                self._count_change(peer, known.state)
+            elif not was_known:
+                self.counters[f"learned_{known.state.lower()}"] += peer.told
+            if not was_known or before != known.state:
+                peer.sent = False
+        peer.rtcp_at = at
+
+    def _is_of_the_call(self, known: Known, datagram: Datagram) -> bool:
+        """From the port that UCM sends from; a new one in a call is to wait."""
+        peer = known.peer
+        if peer is None or peer.source == datagram.source or datagram.kind != "rtp":
+            return True
+        if (
+            known.state == TWO
+            and datagram.source[1] != known.public[1]
+            and self.now - peer.moved >= 0.2
+            and self.now - self.learned < 0.8
+        ):
+            if peer.new_source != datagram.source:
+                peer.new_source, peer.new_since = datagram.source, self.now
+                return False
+            if self.now - peer.new_since < 0.2:
+                return False
+        peer.new_source, peer.source = peer.source, datagram.source
+        return True
+
+    def _hold_back(self, datagram: Datagram, peer: Peer) -> int:
+        self.counters["held_back"] += 1
+        wait = self.waits.get(datagram.destination)
+        if wait and wait.first >= peer.new_since:
+            wait.last = self.now
+        else:
+            self.waits[datagram.destination] = Wait(self.now, self.now)
+        return SHOT
 
     def enforce(self, frame: bytes) -> tuple[int, bytes]:
         datagram = self._ours(frame)
         if datagram is None:
+            other = read(frame)
+            if other and other.source[0] in self.public - self.ucm:
+                self._note_if_phantom(other)
             return UNSPEC, frame
-        peer, source = self.heard(datagram)
-        if peer is None and not self.may_be_provider(datagram.destination[0]):
+        known = self.known(datagram)
+        if known is None and not self._may_be_dropped(datagram):
             return UNSPEC, frame
-        if peer is None:
+        if known is None:
             verdict = self._unheard(datagram)
             self.counters["passed_unnatted"] += verdict == UNSPEC
             return verdict, frame
-        self._sent(peer, datagram)
-        if peer.state == TWO:
+        is_of_the_call = self._is_of_the_call(known, datagram)
+        if known.state == TWO and not is_of_the_call:
+            assert known.peer
+            return self._hold_back(datagram, known.peer), frame
+        self._sent(known, datagram)
+        if known.state == TWO:
             self.counters["passed_two"] += 1
             self.counters["passed_unnatted"] += 1
             return UNSPEC, frame
         self.counters["rewritten"] += 1
-        return UNSPEC, rewrite(frame, datagram, source, hops=0)
+        return UNSPEC, rewrite(frame, datagram, known.public, hops=0)
 
     def bypass(self, frame: bytes) -> tuple[int, bytes]:
         if frame[:6] != self.lan_mac:
             return UNSPEC, frame
         datagram = self._ours(frame)
         if datagram is None:
+            other = read(frame)
+            if other and other.source[0] not in self.ucm:
+                self._note_if_phantom(other)
             return UNSPEC, frame
         address = datagram.destination[0]
-        peer, source = self.heard(datagram)
-        if peer is None and not (self.may_be_provider(address) and self.leaves_by_wan(address)):
+        known = self.known(datagram)
+        if known is None and not (self._may_be_dropped(datagram) and self.leaves_by_wan(address)):
             return UNSPEC, frame
-        if peer is None:
+        if known is None:
             return self._unheard(datagram), frame
-        if peer.state == TWO:
-            self._sent(peer, datagram)
+        is_of_the_call = self._is_of_the_call(known, datagram)
+        if known.state == TWO and not is_of_the_call and self.leaves_by_wan(address):
+            assert known.peer
+            return self._hold_back(datagram, known.peer), frame
+        if known.state == TWO:
+            self._sent(known, datagram)
             self.counters["passed_two"] += 1
             return UNSPEC, frame
         if datagram.ttl <= 1:
@@ -216,26 +466,37 @@ class Model:
         if not self.leaves_by_wan(address):
             self.counters["routed_elsewhere"] += 1
             return UNSPEC, frame
-        self._sent(peer, datagram)
+        self._sent(known, datagram)
         self.counters["rewritten"] += 1
         self.counters["bypassed"] += 1
-        return REDIRECT, rewrite(frame, datagram, source, hops=1)
+        return REDIRECT, rewrite(frame, datagram, known.public, hops=1)
+
+    def _note_if_phantom(self, datagram: Datagram) -> None:
+        if datagram.kind != "fragment" and self._is_phantom(datagram.source[1]):
+            self._note_anothers(datagram.destination, datagram.source[1])
+
+    def _may_be_dropped(self, datagram: Datagram) -> bool:
+        return datagram.is_media and self.may_be_provider(datagram.destination[0])
 
     def _ours(self, frame: bytes) -> Datagram | None:
         datagram = read(frame)
         if datagram is None or datagram.source[0] not in self.ucm:
             return None
-        if datagram.is_fragment:
+        if datagram.kind == "fragment":
             self.counters["fragments"] += 1
             return None
         low, high = self.rtp_ports
-        return datagram if datagram.is_rtp and low <= datagram.source[1] <= high else None
+        is_ours = datagram.kind != "udp" and low <= datagram.source[1] <= high
+        return datagram if is_ours else None
 
     def _unheard(self, datagram: Datagram) -> int:
         """It is dropped, unless learn is silent, or the endpoint for longer than the patience."""
         address, port = datagram.destination
         wait = self._wait(datagram)
         waited = self.now - wait.first
+        if datagram.kind == "rtp" and self._is_no_rtp(wait, datagram):
+            self.counters["passed_no_rtp"] += 1
+            return UNSPEC
         endpoints = [(address, port), *([(address, port - 1)] if datagram.is_rtcp else [])]
         if any(self._is_stale_for(self.peers.get(each), waited) for each in endpoints):
             self._pass_stale()
@@ -283,14 +544,38 @@ class Model:
         goes_on = peer is not None and peer.state == TWO and wait.passed
         return wait if goes_on or not was_heard else None
 
-    def _sent(self, peer: Peer, datagram: Datagram) -> None:
+    def _is_no_rtp(self, wait: Wait, datagram: Datagram) -> bool:
+        """A flow that does not go on as RTP does."""
+        if wait.flow is None or wait.flow[0] != datagram.source:
+            wait.is_no_rtp = False
+        else:
+            _, ssrc, following, payload_type = wait.flow
+            is_same, ahead = ssrc == datagram.ssrc, (datagram.sequence - following) % 65536
+            if is_same and ahead == 0:
+                wait.is_no_rtp = False
+            elif (not is_same and ahead != 0) or (
+                is_same and ahead == 65535 and payload_type != datagram.payload_type
+            ):
+                wait.is_no_rtp = True
+        following = (datagram.sequence + 1) % 65536
+        wait.flow = datagram.source, datagram.ssrc, following, datagram.payload_type
+        return wait.is_no_rtp
+
+    def _sent(self, known: Known, datagram: Datagram) -> None:
         """The first packet of a state ends the wait, but for a call that has passed before."""
+        peer = known.peer
+        if peer is None:
+            return
+        peer.outbound = (peer.outbound[0] + 1, peer.outbound[1] + datagram.length)
+        peer.out_last = self.now
+        if datagram.kind == "rtp":
+            peer.out_stream.hear(datagram)
+        self._tell(peer, known.state)
         if not datagram.is_rtcp and peer.told and not peer.sent:
             peer.sent = True
             wait = self.waits.get(datagram.destination)
-            if wait and (peer.state == MOH or not wait.passed):
+            if wait and (known.state == MOH or not wait.passed):
                 del self.waits[datagram.destination]
-        peer.outbound = (peer.outbound[0] + 1, peer.outbound[1] + datagram.length)
 
 
 def rewrite(frame: bytes, datagram: Datagram, source: tuple[IPv4Address, int], hops: int) -> bytes:

@@ -51,7 +51,7 @@ def test_hold_music_goes_to_the_next_hop(programs: Bench, what: str, packet) -> 
     wan = programs.firewall.wan
     assert by_hop[:14] == bytes(Ether(dst=wan.mac, src=wan.firewall_mac, type=0x800))
     assert programs.counters() == {"rewritten": 2, "bypassed": 2}
-    (peer,) = programs.snapshot().peers
+    (peer,) = programs.all_peers()
     assert (peer.out_packets, peer.out_bytes) == (2, 2 * len(packet))
 
 
@@ -74,7 +74,7 @@ def test_two_way_goes_on_to_netfilter(programs: Bench) -> None:
     frame = bytes(programs.firewall.lan.frame(music()))
     assert programs.run(Role.BYPASS, frame) == (UNSPEC, frame)
     assert programs.counters() == {"passed_two": 1}
-    assert programs.snapshot().peers[0].out_packets == 1
+    assert programs.all_peers()[0].out_packets == 1
 
 
 def test_unidentified_for_the_wan_is_dropped(programs: Bench) -> None:

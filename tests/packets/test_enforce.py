@@ -57,7 +57,7 @@ def test_rewrites_hold_music(programs: Bench, what: str, packet) -> None:
     assert out[14:] == rewritten(packet), what
     assert out[:14] == bytes(frame)[:14]
     assert programs.counters() == {"rewritten": 1}
-    (peer,) = programs.snapshot().peers
+    (peer,) = programs.all_peers()
     assert (peer.out_packets, peer.out_bytes) == (1, len(packet))
 
 

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -39,6 +40,7 @@ def sip(loaded: Bench) -> Bench:
 def forget(loaded: Bench) -> None:
     """As if no packet had come yet: the same connection may begin anew."""
     loaded.clear()
+    libbpf.update(loaded._loaded.maps["holding"], layout.index(0), bytes(8))
     for name in ("dialogs", "segments", "cut_lines"):
         each = loaded._loaded.maps[name]
         for keys, _ in list(libbpf.entries(each)):
@@ -300,6 +302,155 @@ def test_an_offer_that_ucm_has_asked_for_is_left(sip: Bench) -> None:
     flip(sip, out_udp(message(HOLD, start="ACK sip:x SIP/2.0")))
     again = message(ANSWER)  # the provider's own re-INVITE, during the hold
     assert restore(sip, in_udp(again)) == again.replace(b"a=sendrecv", b"a=recvonly")
+
+
+def is_on_hold(sip: Bench) -> bool:
+    """Is the provider's answer in this dialog changed?"""
+    return b"recvonly" in restore(sip, in_udp(message(ANSWER, start="SIP/2.0 200 OK")))
+
+
+UNREAD = [
+    ("a first fragment with its headers alone", message(CALL), out_udp, {"flags": "MF"}, 300),
+    ("one that ends within the section", message(CALL), out_udp, {"flags": "MF"}, -14),
+    ("an ACK's", message(CALL, start="ACK sip:100@203.0.113.5 SIP/2.0"), out_udp, {"flags": "MF"},
+     300),
+    ("an answer's", message(CALL, start="SIP/2.0 200 OK"), out_udp, {"flags": "MF"}, 300),
+    ("a TCP segment that came second", message(CALL), out_tcp, {}, 300),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "payload", "packet", "more", "end"), UNREAD, ids=[each[0] for each in UNREAD]
+)
+def test_what_is_not_read_to_its_end_ends_a_hold(
+    sip: Bench, what: str, payload: bytes, packet, more: dict, end: int
+) -> None:
+    """FIELD's H5: a resume that is cut, and the provider's sendrecv reached UCM as recvonly."""
+    flip(sip, out_udp(message(HOLD)))
+    assert is_on_hold(sip)
+    flip(sip, packet(payload[:end], **more))
+    assert not is_on_hold(sip), what
+
+
+def test_a_resume_whose_second_segment_comes_first(sip: Bench) -> None:
+    flip(sip, out_tcp(message(HOLD)))
+    resume, cut = message(CALL), 330
+    flip(sip, out_tcp(resume[cut:], sequence=5000 + cut))
+    flip(sip, out_tcp(resume[:cut], sequence=5000))
+    assert not is_on_hold(sip)
+
+
+def test_a_hold_in_two_segments_is_one(sip: Bench) -> None:
+    """Its first segment is not the end of it; nor is that of a session refresh."""
+    hold, cut = message(HOLD), 330
+    for sequence in (5000, 9000):
+        flip(sip, out_tcp(hold[:cut], sequence=sequence))
+        flip(sip, out_tcp(hold[cut:], sequence=sequence + cut))
+        assert is_on_hold(sip)
+
+
+REFUSALS = ["SIP/2.0 488 Not Acceptable Here", "SIP/2.0 491 Request Pending", "SIP/2.0 500 Error",
+            "SIP/2.0 603 Decline", "BYE sip:1@198.51.100.2 SIP/2.0"]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", REFUSALS)
+def test_a_hold_that_is_refused_is_none(sip: Bench, start: str) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    restore(sip, in_udp(message([], start=start, call_id="Call-ID: another@10.10.10.10")))
+    assert is_on_hold(sip), "of another dialog"
+    restore(sip, in_udp(message([], start=start)))
+    assert not is_on_hold(sip)
+
+
+@pytest.mark.parametrize("start", ["SIP/2.0 100 Trying", "SIP/2.0 200 OK", "INFO sip:1@x SIP/2.0"])
+def test_a_hold_that_is_not_refused_goes_on(sip: Bench, start: str) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    restore(sip, in_udp(message([], start=start)))
+    assert is_on_hold(sip)
+
+
+def test_who_hangs_up_holds_no_more(sip: Bench) -> None:
+    flip(sip, out_udp(message(HOLD)))
+    flip(sip, out_udp(message([], start="BYE sip:100@203.0.113.5 SIP/2.0")))
+    assert not is_on_hold(sip)
+
+
+def holding(sip: Bench) -> int:
+    value = libbpf.lookup(sip._loaded.maps["holding"], layout.index(0))
+    return int.from_bytes(value, sys.byteorder)
+
+
+def test_dialogs_on_hold_are_counted(sip: Bench) -> None:
+    """Each once, however often its hold is said, and its end."""
+    calls = [f"Call-ID: {number}@10.10.10.10" for number in range(3)]
+    for _ in range(2):
+        for call_id in calls:
+            flip(sip, out_udp(message(HOLD, call_id=call_id)))
+    assert holding(sip) == 3
+    for _ in range(2):
+        for call_id in calls[:2]:
+            flip(sip, out_udp(message(CALL, call_id=call_id)))
+    assert holding(sip) == 1
+
+
+def test_nothing_is_read_while_nobody_is_on_hold(sip: Bench) -> None:
+    """FIELD's H10: a segment that is read leaves what the next one is to know."""
+    answer = message(ANSWER, start="SIP/2.0 200 OK")[:300]
+    segments = sip._loaded.maps["segments"]
+
+    def known() -> int:
+        return sum(len(keys) for keys, _ in libbpf.entries(segments))
+
+    restore(sip, in_tcp(answer))
+    assert known() == 0
+    flip(sip, out_udp(message(HOLD)))
+    restore(sip, in_tcp(answer))
+    assert known() > 0
+
+
+def test_networks_that_sip_comes_from(sip: Bench) -> None:
+    hold, answer = message(HOLD), message(ANSWER, start="SIP/2.0 200 OK")
+    for network, is_listed in (("203.0.113.0/29", True), ("203.0.113.8/29", False)):
+        with bench(sip.firewall, flip_hold=True, sip_from=[network]) as made:
+            assert (flip(made, out_udp(hold)) == flipped(hold)) is is_listed
+            libbpf.update(made._loaded.maps["holding"], layout.index(0), b"\1" + bytes(7))
+            assert (b"recvonly" in restore(made, in_udp(answer))) is is_listed
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "  "])
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+def test_a_blank_at_a_line_s_end(sip: Bench, blank: str, end: str) -> None:
+    """FIELD's F06."""
+    hold = message([*HOLD[:-1], f"a=sendonly{blank}"], end=end)
+    assert flip(sip, out_udp(hold)) == flipped(hold)
+    answer = message([ANSWER[0], f"a=sendrecv{blank}"], start="SIP/2.0 200 OK", end=end)
+    assert restore(sip, in_udp(answer)) == answer.replace(b"sendrecv", b"recvonly")
+
+
+def test_a_body_that_is_promised_and_not_there(sip: Bench) -> None:
+    """FIELD's F09: the SDP is in the second fragment, of offers and of answers."""
+    headers = message(HOLD).index(b"v=0")
+    flip(sip, out_udp(message(HOLD)[:headers], flags="MF"))
+    assert sip.counters() == {"sip_split": 1}
+    flip(sip, out_udp(message([])[:-4], flags="MF"))  # it promises none
+    assert sip.counters() == {"sip_split": 1}
+    flip(sip, out_udp(message(HOLD)))
+    answer = message(ANSWER, start="SIP/2.0 200 OK")
+    fragment = IP(src=PROVIDER, dst=PUBLIC, flags="MF") / UDP(sport=5060, dport=5060)
+    restore(sip, fragment / Raw(answer[: answer.index(b"v=0")]))
+    assert sip.counters()["sip_split"] == 2
+
+
+def test_an_answer_without_a_direction_is_counted(sip: Bench) -> None:
+    """FIELD's F12: it means sendrecv, and has no word to be changed."""
+    answer = message(["m=audio 30000 RTP/AVP 0", "a=ptime:20"], start="SIP/2.0 200 OK")
+    assert restore(sip, in_udp(answer)) == answer
+    assert sip.counters() == {}, "nobody is on hold"
+    flip(sip, out_udp(message(HOLD)))
+    for packet in (in_udp(answer), in_tcp(answer)):
+        assert restore(sip, packet) == answer
+    restore(sip, in_udp(message(["m=audio 30000 RTP/AVP 0", "a=recvonly"], start="SIP/2.0 200 OK")))
+    assert sip.counters() == {"sip_flipped": 1, "sip_undirected": 2}
 
 
 def test_requests_without_sdp_change_nothing(sip: Bench) -> None:

@@ -9,8 +9,8 @@ from scapy.packet import Raw
 
 from moh_ebpf.layout import State
 from moh_ebpf.registry import Role
-from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState
-from tests.support.firewall import PROVIDER, PUBLIC
+from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState, bench
+from tests.support.firewall import PROVIDER, PUBLIC, firewall
 from tests.support.wire import rtp, udp
 
 MOH_PEER = ("MOH", f"{PUBLIC}:4000")
@@ -23,17 +23,22 @@ def hold(**ip: object):
 
 TEACHES = [
     ("RTP to the phantom port", hold(), SHOT, MOH_PEER),
-    ("its RTCP, sender report", udp(PROVIDER, f"{PUBLIC}:4001", b"\x80\xc8\0\6" + bytes(24)), SHOT,
-     ("MOH", f"{PUBLIC}:4001")),
     ("RTP to another port", udp(PROVIDER, f"{PUBLIC}:24600"), UNSPEC, TWO_PEER),
     ("a port below the phantom", udp(PROVIDER, f"{PUBLIC}:3999"), UNSPEC,
      ("TWO", f"{PUBLIC}:3999")),
-    ("a port above its RTCP", udp(PROVIDER, f"{PUBLIC}:4002"), UNSPEC, ("TWO", f"{PUBLIC}:4002")),
+    ("the phantom port of RTCP", udp(PROVIDER, f"{PUBLIC}:4001"), SHOT, ("MOH", f"{PUBLIC}:4001")),
+    ("that of video", udp(PROVIDER, f"{PUBLIC}:4002"), SHOT, ("MOH", f"{PUBLIC}:4002")),
+    ("that of data's RTCP", udp(PROVIDER, f"{PUBLIC}:4005"), SHOT, ("MOH", f"{PUBLIC}:4005")),
+    ("a port above them", udp(PROVIDER, f"{PUBLIC}:4006"), UNSPEC, ("TWO", f"{PUBLIC}:4006")),
+    ("an endpoint of the lowest port", udp("203.0.113.10:1024", f"{PUBLIC}:1024"), UNSPEC,
+     ("TWO", f"{PUBLIC}:1024")),
     ("IP options", hold(options=[IPOption_NOP()] * 8), SHOT, MOH_PEER),
     ("the most IP options", hold(options=[IPOption_NOP()] * 40), SHOT, MOH_PEER),
     ("padding, marker, CSRC", udp(PROVIDER, f"{PUBLIC}:4000", b"\xbf\xff" + bytes(200)), SHOT,
      MOH_PEER),
-    ("one byte of payload", udp(PROVIDER, f"{PUBLIC}:4000", b"\x80"), SHOT, MOH_PEER),
+    ("a keepalive without payload", udp(PROVIDER, f"{PUBLIC}:4000", rtp(size=0)), SHOT, MOH_PEER),
+    *[(f"payload type {number}", udp(PROVIDER, f"{PUBLIC}:4000", rtp(payload_type=number)), SHOT,
+       MOH_PEER) for number in (13, 63, 96, 127, 128, 191, 224, 255)],
     ("no UDP checksum", IP(bytes(IP(src="203.0.113.10", dst=PUBLIC)
      / UDP(sport=21000, dport=4000, chksum=0) / Raw(rtp()))), SHOT, MOH_PEER),
     ("TTL 1, for the firewall is the end", hold(ttl=1), SHOT, MOH_PEER),
@@ -44,13 +49,15 @@ TEACHES = [
 @pytest.mark.parametrize(("what", "packet", "verdict", "peer"), TEACHES, ids=lambda v: str(v)[:40])
 def test_teaches(programs: Bench, what: str, packet, verdict: int, peer) -> None:
     assert programs.run(Role.LEARN, packet)[0] == verdict, what
-    assert programs.peers() == {PROVIDER: peer}
-    learned = f"learned_{peer[0].lower()}"
-    consumed = {"consumed": 1} if verdict == SHOT else {}
-    assert programs.counters() == {learned: 1, **consumed}
-    (seen,) = programs.snapshot().peers
+    assert programs.peers() == {packet_source(packet): peer}
+    assert programs.counters() == ({"consumed": 1} if verdict == SHOT else {})
+    (seen,) = programs.all_peers()
     assert (seen.in_packets, seen.in_bytes) == (1, packet[IP].len or len(packet))
     assert (seen.out_packets, seen.out_bytes) == (0, 0)
+
+
+def packet_source(packet) -> str:
+    return f"{packet[IP].src}:{packet[UDP].sport}"
 
 
 def truncated(length: int) -> bytes:
@@ -67,7 +74,18 @@ NOT_OURS = [
     ("the byte below RTP", udp(PROVIDER, f"{PUBLIC}:4000", b"\x7f" + bytes(171))),
     ("the byte above RTP", udp(PROVIDER, f"{PUBLIC}:4000", b"\xc0" + bytes(171))),
     ("no payload", udp(PROVIDER, f"{PUBLIC}:4000", b"")),
-    ("DNS", IP(src="203.0.113.10", dst=PUBLIC) / UDP(sport=53, dport=40000) / DNS(id=0x1234)),
+    *[(f"DNS {id:#x}", IP(src="203.0.113.10", dst=PUBLIC) / UDP(sport=53, dport=port) / DNS(id=id))
+      for id in (0x1234, 0x9ABC, 0x80C8) for port in (33333, 4000)],
+    ("NTP", udp("203.0.113.10:123", f"{PUBLIC}:4000", b"\xa4\1" + bytes(46))),
+    ("IKE", udp("203.0.113.10:500", f"{PUBLIC}:4000", b"\x9a\x80" + bytes(90))),
+    ("QUIC", udp("203.0.113.10:443", f"{PUBLIC}:24600", b"\xb2\0" + bytes(40))),
+    ("a port below 1024", udp("203.0.113.10:1023", f"{PUBLIC}:24600")),
+    ("to a port below 1024", udp(PROVIDER, f"{PUBLIC}:1023")),
+    ("11 bytes", udp(PROVIDER, f"{PUBLIC}:4000", rtp()[:11])),
+    *[(f"payload type {number}", udp(PROVIDER, f"{PUBLIC}:4000", rtp(payload_type=number)))
+      for number in (64, 71, 72, 79, 80, 95, 192, 199, 208, 223)],
+    ("RTCP that is cut", udp(PROVIDER, f"{PUBLIC}:4001", b"\x80\xc8\0\6" + bytes(23))),
+    ("7 bytes of RTCP", udp(PROVIDER, f"{PUBLIC}:4001", b"\x80\xcb\0\0" + bytes(3))),
     ("another destination", udp(PROVIDER, "198.51.100.3:4000")),
     ("TCP", IP(src="203.0.113.10", dst=PUBLIC) / TCP(sport=21000, dport=4000) / Raw(rtp())),
     ("ICMP", IP(src="203.0.113.10", dst=PUBLIC) / ICMP() / Raw(rtp())),
@@ -123,34 +141,69 @@ def test_fragments_teach_nothing(programs: Bench, what: str, packet) -> None:
     assert (programs.peers(), programs.counters()) == ({}, {"fragments": 1})
 
 
+RTCP = [
+    ("a sender report", b"\x80\xc8\0\6" + bytes(24)),
+    ("with a trailer, as SRTCP has", b"\x81\xc9\0\1" + bytes(18)),
+    ("a report of nothing", b"\x80\xc9\0\1" + bytes(4)),
+    ("the last type", b"\x80\xcf\0\2" + bytes(8)),
+]
+
+
+@pytest.mark.parametrize(("what", "payload"), RTCP, ids=lambda value: str(value)[:30])
+def test_rtcp_makes_no_peer(programs: Bench, what: str, payload: bytes) -> None:
+    for port, verdict in ((4001, SHOT), (4000, SHOT), (24601, UNSPEC)):
+        packet = udp("203.0.113.10:21001", f"{PUBLIC}:{port}", payload)
+        assert programs.run(Role.LEARN, packet)[0] == verdict, what
+    assert (programs.peers(), programs.counters()) == ({}, {"consumed": 2})
+
+
+def two(port: int = 24600, sequence: int = 1):
+    return udp(PROVIDER, f"{PUBLIC}:{port}", rtp(sequence))
+
+
+def moh(sequence: int = 1):
+    return udp(PROVIDER, f"{PUBLIC}:4000", rtp(sequence))
+
+
 def test_state_changes_with_the_first_packet(programs: Bench) -> None:
-    two = udp(PROVIDER, f"{PUBLIC}:24600")
-    for packet, peer in [(hold(), MOH_PEER), (two, TWO_PEER), (two, TWO_PEER), (hold(), MOH_PEER)]:
+    for sequence in (1, 2):
+        programs.run(Role.LEARN, moh(sequence))
+    for packet, peer in [(two(), TWO_PEER), (two(), TWO_PEER), (hold(), MOH_PEER)]:
         programs.run(Role.LEARN, packet)
         assert programs.peers() == {PROVIDER: peer}
     assert programs.counters() == {
-        "learned_moh": 1, "moh_to_two": 1, "two_to_moh": 1, "consumed": 2,
+        "learned_moh": 1, "moh_to_two": 1, "two_to_moh": 1, "consumed": 3,
     }  # fmt: skip
-    assert programs.snapshot().peers[0].in_packets == 4
+    assert programs.all_peers()[0].in_packets == 5
 
 
 def test_a_new_port_in_a_call_is_no_new_state(programs: Bench) -> None:
-    programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:24600"))
-    (before,) = programs.snapshot().peers
-    programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:24602"))
-    (after,) = programs.snapshot().peers
+    programs.run(Role.LEARN, two())
+    (before,) = programs.all_peers()
+    programs.run(Role.LEARN, two(24602))
+    (after,) = programs.all_peers()
     assert after.public_port == 24602
     assert after.since >= before.since
-    assert programs.counters() == {"learned_two": 1}
+    assert programs.counters() == {}
 
 
 def test_forgotten_endpoint_is_learned_anew(programs: Bench) -> None:
     programs.set_peer(PROVIDER, PeerState(State.MOH, f"{PUBLIC}:4000", age=10.001))
-    programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:24600"))
-    assert programs.counters() == {"learned_two": 1}  # not moh_to_two
-    (peer,) = programs.snapshot().peers
-    assert (peer.in_packets, peer.expired) == (1, False)
+    programs.run(Role.LEARN, two())
+    (peer,) = programs.all_peers()
+    assert (peer.state, peer.in_packets, peer.expired) == (State.TWO, 1, False)
     assert peer.since < 10
+
+
+@pytest.mark.parametrize(
+    ("config", "last"),
+    [({"port": 16380}, 16383), ({"port": 16382}, 16383), ({"port": 65534}, 65535)],
+)
+def test_phantom_ports_as_far_as_rtp_leaves_them(config: dict, last: int) -> None:
+    with firewall(masquerade=False) as own, bench(own, **config) as programs:
+        for port in (config["port"], last):
+            assert programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:{port}"))[0] == SHOT
+        assert programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:{last + 1 & 0xFFFF}"))[0] == UNSPEC
 
 
 def test_endpoints_are_told_apart_by_port_and_by_address(programs: Bench) -> None:

@@ -43,7 +43,7 @@ def play(programs: Bench, *packets: bytes, role: Role = Role.BYPASS) -> Rtp | No
 
 
 def only(programs: Bench) -> Peer:
-    (peer,) = programs.snapshot().peers
+    (peer,) = programs.all_peers()
     return peer
 
 
@@ -59,12 +59,13 @@ STREAMS = [
     ("late", [1, 2, 4, 3, 5], (5, 0)),
     ("twice", [1, 2, 2, 3], (3, -1)),
     ("over the end of 16 bits", [65534, 65535, 0, 1, 3], (6, 1)),
-    ("twice over", [60000, 62000, 64000, 500, 2500, 2501], (8038, 8032)),
-    ("late over the end", [65534, 0, 65535, 1], (4, 0)),
+    ("twice over", [59999, 60000, 62000, 64000, 500, 2500, 2501], (8039, 8032)),
+    ("late over the end", [65533, 65534, 0, 65535, 1], (5, 0)),
     ("one that does not fit", [1, 2, 40000, 3, 4], (4, 0)),
     ("one that does not fit, and comes to fit", [1, 2, 3100, 2500, 3101], (3101, 3097)),
-    ("begins anew", [1, 2, 40000, 40001, 40002], (4, 0)),
-    ("begins anew, and far back", [30000, 30001, 5, 6, 8], (5, 1)),
+    ("begins anew", [1, 2, 40000, 40001, 40002], (5, 0)),
+    ("begins anew, and far back", [30000, 30001, 5, 6, 8], (6, 1)),
+    ("begins with a loss", [1, 3, 4], (2, 0)),
 ]
 
 
@@ -75,8 +76,8 @@ def test_expected_and_lost(programs: Bench, what: str, numbers: list[int], wante
 
 
 BATCHES = [
-    ("come late", [1, 9, 5, 13], (16, 0)),
-    ("begin anew", [1, 30000, 30004, 30008], (12, 0)),
+    ("come late", [1, 5, 13, 9, 17], (20, 0)),
+    ("begin anew", [1, 5, 30000, 30004, 30008], (20, 0)),
 ]
 
 
@@ -99,20 +100,46 @@ def test_another_source_goes_on_from_the_sums(programs: Bench) -> None:
 
 def test_the_sums_over_all_streams(programs: Bench) -> None:
     hear(programs, *map(media, [1, 2, 4, 3, 7]))
-    play(programs, *map(media, [1, 3]))
+    play(programs, *map(media, [1, 2, 4]))
     assert programs.rtp_counters() == {
         "rtp_in_expected": 7, "rtp_in_lost": 3, "rtp_in_late": 1,
-        "rtp_out_expected": 3, "rtp_out_lost": 1,
+        "rtp_out_expected": 4, "rtp_out_lost": 1,
     }  # fmt: skip
+
+
+def test_two_streams_that_take_turns(programs: Bench) -> None:
+    """As of two sources of one endpoint: each is believed, though none follows itself at once."""
+    turns = [media(number, ssrc=ssrc) for number in range(1, 20) for ssrc in (7, 8)]
+    rtp = hear(programs, *turns)
+    assert rtp
+    assert rtp.lost == 0
+    assert rtp.expected >= 30
+
+
+NOISE = [
+    ("random SSRCs", [media(number, ssrc=number * 7919) for number in range(1, 100)]),
+    ("random numbers", [media(number * 7919) for number in range(1, 100)]),
+    ("all the same", [media(1)] * 100),
+    ("ESP in UDP", [struct.pack("!IIQ", 0x9A60_1234, number, number * 2**40 + 5) + bytes(64)
+                    for number in range(1, 100)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "packets"), NOISE, ids=lambda value: str(value)[:20])
+def test_what_is_no_stream_is_no_figure(programs: Bench, what: str, packets: list[bytes]) -> None:
+    assert hear(programs, *packets) is None, what
+    assert play(programs, *packets) is None, what
+    assert programs.rtp_counters() == {}
+    assert (programs.shown(), programs.events()) == ({}, [])
 
 
 @pytest.mark.parametrize("role", [Role.BYPASS, Role.ENFORCE])
 @pytest.mark.parametrize("state", [State.MOH, State.TWO])
 def test_outbound_in_either_state(programs: Bench, role: Role, state: State) -> None:
     programs.set_peer(
-        PROVIDER, PeerState(state, f"{PUBLIC}:{4000 if state is State.MOH else 20000}")
+        PROVIDER, PeerState(state, f"{PUBLIC}:{4000 if state is State.MOH else 24576}")
     )
-    assert counts(play(programs, media(1), media(3), role=role)) == (3, 1)
+    assert counts(play(programs, media(1), media(2), media(4), role=role)) == (4, 1)
     assert only(programs).in_rtp is None
 
 
@@ -126,10 +153,10 @@ def test_outbound_age(programs: Bench) -> None:
 
 
 def test_forgotten_endpoint_begins_anew(programs: Bench) -> None:
-    hear(programs, media(1), media(5))
-    play(programs, media(1), media(5))
+    hear(programs, media(1), media(2))
+    play(programs, media(1), media(2))
     programs.age_all(30)
-    assert counts(hear(programs, media(9))) == (1, 0)
+    assert counts(hear(programs, media(9), media(10))) == (2, 0)
     assert only(programs).out_rtp is None
 
 
@@ -142,17 +169,19 @@ NO_MEDIA = [
 
 @pytest.mark.parametrize(("what", "payload"), NO_MEDIA)
 def test_what_is_no_media(programs: Bench, what: str, payload: bytes) -> None:
-    assert hear(programs, payload) is None
-    assert play(programs, payload) is None
+    programs.set_peer(PROVIDER, PeerState(State.MOH, f"{PUBLIC}:4000"))
+    for _ in range(3):
+        assert hear(programs, payload) is None
+        assert play(programs, payload) is None
     assert programs.rtp_counters() == {}
 
 
 def test_the_shortest_rtp(programs: Bench) -> None:
-    assert counts(hear(programs, media(1, size=0))) == (1, 0)
+    assert counts(hear(programs, media(1, size=0), media(2, size=0))) == (2, 0)
 
 
 def test_marker_is_no_part_of_the_payload_type(programs: Bench) -> None:
-    rtp = hear(programs, media(1, payload_type=18, marker=True))
+    rtp = hear(programs, *[media(n, payload_type=18, marker=True) for n in (1, 2)])
     assert rtp
     assert (rtp.payload_type, rtp.codec, rtp.ssrc) == (18, "G729", 7)
 
@@ -182,6 +211,7 @@ def test_jitter(programs: Bench, hours: Sequence[int]) -> None:
     """Packets hours apart by their timestamps, and at once by our clock: A.8 adds a sixteenth of
     that, less a sixteenth of what there was. That some are late by their number is no matter."""
     jitter = 0.0
+    hear(programs, media(99, stamp=2**31))
     for before, now in itertools.pairwise([hours[0], *hours]):
         rtp = hear(programs, media(100 + abs(now), stamp=2**31 + now * HOUR))
         assert rtp
@@ -191,8 +221,8 @@ def test_jitter(programs: Bench, hours: Sequence[int]) -> None:
 
 def test_packets_of_one_frame_have_no_jitter_among_them(programs: Bench) -> None:
     """Nor have those of a DTMF digit, which have its beginning's timestamp (RFC 4733)."""
-    before = hear(programs, media(1, stamp=0), media(2, stamp=HOUR))
-    after = hear(programs, *[media(number, stamp=HOUR) for number in range(3, 40)])
+    before = hear(programs, *[media(number, stamp=number * HOUR) for number in (1, 2, 3)])
+    after = hear(programs, *[media(number, stamp=3 * HOUR) for number in range(4, 40)])
     assert before
     assert after
     assert before.jitter == after.jitter > 0
@@ -230,31 +260,33 @@ def test_a_dynamic_clock_is_measured_as_long_as_it_goes_on(programs: Bench) -> N
 
 
 class Receiver:
-    """RFC 3550, A.1 and A.3, for a receiver that believes the first packet."""
+    """RFC 3550, A.1 and A.3: a stream begins with two packets in sequence, between which one of
+    another stream may come."""
 
     def __init__(self) -> None:
         self.received = self.before = 0
+        self.base, self.highest = 0, -1
         self.ssrc = -1
+        self.bad: tuple[int, int] | None = None
+        self.others = 0
 
     def begin(self, sequence: int, ssrc: int) -> None:
-        if self.received:
-            self.before += self.highest - self.base + 1
-        self.ssrc, self.base, self.highest, self.bad = ssrc, sequence, sequence, -1
-        self.received += 1
+        self.before += self.highest - self.base + 1
+        self.ssrc, self.base, self.highest, self.bad = ssrc, sequence - 1, sequence, None
+        self.received += 2
 
     def hear(self, sequence: int, ssrc: int) -> None:
-        if ssrc != self.ssrc:
-            return self.begin(sequence, ssrc)
         ahead = (sequence - self.highest) % 65536
-        if ahead < 3000:
-            self.highest += ahead
-        elif ahead <= 65536 - 100:
-            if sequence == self.bad:
-                return self.begin(sequence, ssrc)
-            self.bad = (sequence + 1) % 65536
-            return None
-        self.received += 1
-        return None
+        is_known = ssrc == self.ssrc
+        if is_known and (ahead < 3000 or ahead > 65536 - 100):
+            self.highest += ahead if ahead < 3000 else 0
+            self.received += 1
+        elif self.bad == (ssrc, sequence):
+            self.begin(sequence, ssrc)
+        elif self.bad and self.bad[0] != ssrc and not self.others:
+            self.others = 1
+        else:
+            self.bad, self.others = (ssrc, (sequence + 1) % 65536), 0
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -280,4 +312,5 @@ def test_any_sequence(programs: Bench, first: int, steps: list[tuple[int, int]])
         at = (at + step) % 65536
         model.hear(at, ssrc)
         packets.append(media(at, ssrc))
-    assert counts(hear(programs, *packets)) == model.counts
+    rtp = hear(programs, *packets)
+    assert counts(rtp) == model.counts if model.received else rtp is None

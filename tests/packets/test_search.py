@@ -56,7 +56,7 @@ def test_learned_and_consumed(searching: Bench) -> None:
 
 def test_as_short_as_rtp_can_be(searching: Bench) -> None:
     """No room behind it for the longest link header that is looked behind."""
-    assert searching.run(Role.LEARN, udp(PROVIDER, HOLD, b"\x80"))[0] == SHOT
+    assert searching.run(Role.LEARN, udp(PROVIDER, HOLD, rtp(size=0)))[0] == SHOT
 
 
 def test_rewritten_at_the_wan(searching: Bench) -> None:

@@ -317,10 +317,29 @@ def test_conntracks_entries() -> None:
     of_sip = moved.replace("sport=24576", "sport=5060")
     elsewhere = moved.replace("dst=198.51.100.2", "dst=10.10.10.1")
     lines = [moved, right, of_tcp, of_others, of_sip, elsewhere, "", "udp"]
-    (entry,) = asked.moved_entries(SETTINGS, lines)
+    (entry,) = asked.telling_entries(SETTINGS, lines)
     assert (entry.source, entry.answer_to) == (("10.10.10.10", 24576), ("198.51.100.2", 1024))
     by_conntrack = moved.removeprefix("ipv4     2 ")
-    assert [each.answer_to[1] for each in asked.moved_entries(SETTINGS, [by_conntrack])] == [1024]
+    assert [each.answer_to[1] for each in asked.telling_entries(SETTINGS, [by_conntrack])] == [1024]
+
+
+def of_another(inside: int, outside: int) -> str:
+    """A softphone's entry of conntrack's."""
+    return (
+        f"udp 17 29 src=10.10.10.77 dst=203.0.113.10 sport={inside} dport=21000 "
+        f"src=203.0.113.10 dst=198.51.100.2 sport=21000 dport={outside} use=2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "level"),
+    [(4000, 4000, Level.NOTE), (40000, 4005, Level.WARNING), (4006, 4006, None)],
+)
+def test_another_host_on_a_phantom_port(inside: int, outside: int, level: Level | None) -> None:
+    entries = asked.telling_entries(SETTINGS, [of_another(inside, outside)])
+    finding = found(replace(WELL, anothers=entries)).get("anothers")
+    assert (finding and finding.level) == level
+    assert finding is None or f"10.10.10.77:{inside} goes out as" in finding.found
 
 
 def test_capabilities() -> None:
@@ -355,7 +374,8 @@ def test_sockets(local: str, state: str, where: tuple[str, int] | None) -> None:
     [
         ("00000000:0FA0", True),
         ("026433C6:0FA1", True),
-        ("00000000:0FA2", False),
+        ("00000000:0FA5", True),
+        ("00000000:0FA6", False),
         ("010A0A0A:0FA0", False),  # the LAN's
         ("0100007F:0FA0", False),
     ],

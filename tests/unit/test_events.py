@@ -7,8 +7,8 @@ import pytest
 
 from moh_ebpf import events, layout
 from moh_ebpf.chronicle import Histogram, Sums
-from moh_ebpf.events import Event, Key, Lost, Record, Story
-from moh_ebpf.layout import Kind, State
+from moh_ebpf.events import Event, Found, Key, Lost, Record, Story
+from moh_ebpf.layout import Evidence, Kind, State
 
 SECOND = 10**9
 KEY = inet_aton("203.0.113.10"), struct.pack("!H", 20000)
@@ -38,9 +38,9 @@ class Peers:
         self.state = State.TWO
         self.story = Story(self.look, SECOND, {0: "eth1"})
 
-    def look(self, key: Key) -> tuple[bytes, int, int] | None:
+    def look(self, key: Key) -> Found | None:
         times = self.there.get(key)
-        return times and (heard(self.state), *(round(each * SECOND) for each in times))
+        return times and Found(heard(self.state), *(round(each * SECOND) for each in times))
 
     def told(self, *records: Record) -> list[Event]:
         return [event for each in records for event in self.story.tell(each)]
@@ -197,14 +197,14 @@ def test_of_a_flood_holds_are_told_with_their_music(
 
 
 def test_who_was_there_from_the_start(peers: Peers) -> None:
-    peers.story.know(KEY, heard(State.TWO), 10 * SECOND, 12 * SECOND)
+    peers.story.know(KEY, Found(heard(State.TWO), 12 * SECOND, 10 * SECOND))
     peers.there[KEY] = 12, 10
     assert short(peers.after(13.5)) == [("expired", State.TWO, None, 2)]
 
 
 def test_what_the_map_had_before_its_record_was_read(peers: Peers) -> None:
     """It is news all the same, and its end comes once."""
-    peers.story.know(KEY, heard(State.TWO), 10 * SECOND, 12 * SECOND)
+    peers.story.know(KEY, Found(heard(State.TWO), 12 * SECOND, 10 * SECOND))
     assert short(peers.told(record(10, Kind.LEARNED, State.TWO))) == [
         ("new", None, State.TWO, None)
     ]
@@ -264,7 +264,7 @@ def test_an_end_is_looked_up_where_it_is_by_now(peers: Peers) -> None:
     peers.story._renew = renew
     assert peers.after(11.6) == []
     assert len(asked) == 1
-    assert [each.port for each in peers.after(12.45)] == [20002]
+    assert [each.port for each in peers.after(12.55)] == [20002]
     assert len(peers.story._due) == 1
 
 
@@ -307,7 +307,7 @@ def test_nothing_to_do_is_nothing_to_wait_for(peers: Peers) -> None:
 
 HOLD = Event(
     1700000000.25, "hold", "203.0.113.10", 20000, State.TWO, State.MOH, "198.51.100.2", 4000,
-    "eth1", 30.0, 0.0425, 2,
+    "eth1", 30.0, 0.0425, 2, identified=Evidence.RTP,
 )  # fmt: skip
 
 
@@ -315,7 +315,8 @@ def test_json_has_the_documented_fields() -> None:
     assert HOLD.to_json() == {
         "time": 1700000000.25, "event": "hold", "address": "203.0.113.10", "port": 20000,
         "from": "two", "to": "moh", "public_address": "198.51.100.2", "public_port": 4000,
-        "interface": "eth1", "lasted": 30.0, "time_to_music": 0.0425, "dropped_before": 2,
+        "interface": "eth1", "lasted": 30.0, "identified": "rtp", "time_to_music": 0.0425,
+        "dropped_before": 2,
     }  # fmt: skip
     expired = HOLD._replace(event="expired", before=State.MOH, after=None).to_json()
     assert (expired["from"], expired["to"]) == ("moh", None)
@@ -369,6 +370,7 @@ def test_a_wan_is_blind_and_sees_again(peers: Peers) -> None:
     assert seeing.to_json() == {
         "time": 30, "event": "seeing", "address": None, "port": None, "from": None, "to": None,
         "public_address": None, "public_port": None, "interface": "eth1", "lasted": 13.2,
+        "identified": None,
     }  # fmt: skip
     assert peers.after(100) == []
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moh_ebpf import layout, peers
-from moh_ebpf.layout import State
+from moh_ebpf.layout import Evidence, State
 from moh_ebpf.peers import Peer, PeerRate
 from moh_ebpf.rtp import Rtp
 from tests.support.samples import later, peer, snapshot
@@ -30,9 +30,10 @@ def entry(
     key = layout.ENDPOINT.pack(socket.inet_aton(address), struct.pack("!H", port))
     heard = layout.HEARD.pack(socket.inet_aton(public), struct.pack("!H", public_port), state, wan)
     streams = dict.fromkeys(("in_rtp", "out_rtp"), bytes(layout.RTP.size))
-    values = (
-        dict.fromkeys(layout.PEER_FIELDS, 0) | streams | {"last_seen": NOW, "since": NOW} | fields
-    )
+    words = {"by_rtcp": bytes(layout.HEARD.size)}
+    words |= dict.fromkeys(("out_from", "new_from"), bytes(layout.ENDPOINT.size))
+    times = {"last_seen": NOW, "since": NOW, "told": 1}
+    values = dict.fromkeys(layout.PEER_FIELDS, 0) | streams | words | times | fields
     return key, layout.PEER.pack(heard, *[values[name] for name in layout.PEER_FIELDS[1:]])
 
 
@@ -53,7 +54,23 @@ def test_every_field_is_decoded() -> None:
         "out_bytes": 2**50,
         "out_last": NOW - SECOND // 50,
         "in_rtp": layout.RTP.pack(
-            0, 5 * 10**7, 16 * 10**6, 0, 0, 0, 0, b"\0\0\0\7", 0, 10, 9, 125000, 19, 8
+            0,
+            5 * 10**7,
+            16 * 10**6,
+            0,
+            0,
+            0,
+            0,
+            b"\0\0\0\7",
+            b"\0\0\0\6",
+            5,
+            4,
+            3,
+            10,
+            9,
+            125000,
+            19,
+            8,
         ),
         "hop_checked": 7,
         "hop_dst": 8,
@@ -97,6 +114,58 @@ def test_a_peer_is_forgotten_when_its_silence_reaches_the_timeout(
     assert one.expired is expired
 
 
+RTCP = layout.HEARD.pack(socket.inet_aton("198.51.100.3"), struct.pack("!H", 4000), State.MOH, 1)
+
+
+@pytest.mark.parametrize(
+    ("silence", "reported", "identified", "expired"),
+    [
+        (0.5, 3, Evidence.RTCP, False),  # it has decided since: RTP would have taken that back
+        (0.5, 16, Evidence.RTP, False),
+        (1.5, 3, Evidence.RTCP, False),
+        (100, 14.9, Evidence.RTCP, False),
+        (100, 15, Evidence.RTCP, True),
+    ],
+)
+def test_rtcp_speaks_where_rtp_is_silent(
+    silence: float, reported: float, identified: Evidence, expired: bool
+) -> None:
+    (one,) = decode(
+        entry(
+            state=State.TWO,
+            last_seen=NOW - round(silence * SECOND),
+            by_rtcp=RTCP,
+            rtcp_at=NOW - round(reported * SECOND),
+        ),
+        rtcp_timeout=15.0,
+    )
+    by_rtcp = identified is Evidence.RTCP
+    assert (one.identified, one.expired) == (identified, expired)
+    assert (one.state, one.public_address, one.interface) == (
+        (State.MOH, "198.51.100.3", "ppp0") if by_rtcp else (State.TWO, "198.51.100.2", "eth1")
+    )
+    assert one.age == pytest.approx(reported if by_rtcp else silence)
+
+
+def test_one_that_is_known_by_rtcp_alone() -> None:
+    """Its last_seen may lie before the kernel's clock began."""
+    values = {"state": 0, "last_seen": 2**64 - 5, "by_rtcp": RTCP, "rtcp_at": NOW - SECOND}
+    (one,) = decode(entry(**values), rtcp_timeout=15.0)
+    assert (one.state, one.identified, one.expired) == (State.MOH, Evidence.RTCP, False)
+
+
+def test_what_nobody_is_told_of_is_left_out() -> None:
+    noise = entry(told=0)
+    assert decode(noise) == []
+    assert len(decode(noise, untold=True)) == 1
+
+
+def test_without_quality_there_are_no_streams() -> None:
+    stream = layout.RTP.pack(0, 0, 0, 0, 0, 0, 0, bytes(4), bytes(4), 0, 0, 0, 2, 2, 0, 0, 0)
+    (one,) = decode(entry(in_rtp=stream, out_rtp=stream), quality=False)
+    assert (one.in_rtp, one.out_rtp) == (None, None)
+
+
 def test_the_timeout_is_the_attached_one() -> None:
     silent = entry(last_seen=NOW - 2 * SECOND)
     assert decode(silent, timeout=1.5)[0].expired
@@ -111,7 +180,7 @@ def test_a_packet_that_came_while_the_map_was_read_is_no_packet_from_the_future(
 def test_calls_long_past_are_left_out() -> None:
     silences = [0, 5 * SECOND, 6 * SECOND, 7 * SECOND, 4000 * SECOND]
     entries = [entry(port=20000 + n, last_seen=NOW - silence) for n, silence in enumerate(silences)]
-    assert [each.port for each in decode(*entries, within=6.0)] == [20000, 20001]
+    assert [each.port for each in decode(*entries, forgotten_for=5.0)] == [20000, 20001]
     assert len(decode(*entries)) == len(entries)
 
 
@@ -125,6 +194,7 @@ def test_json_has_the_documented_fields() -> None:
         "address": "203.0.113.10",
         "port": 20000,
         "state": "moh",
+        "identified": "rtp",
         "expired": False,
         "public_address": "198.51.100.2",
         "public_port": 4000,

@@ -8,7 +8,9 @@ from moh_ebpf.rtp import Rtp
 
 def made(**fields: object) -> bytes:
     values: dict[str, object] = dict.fromkeys(layout.RTP_FIELDS, 0)
-    return layout.RTP.pack(*(values | {"ssrc": b"\x11\x22\x33\x44"} | fields).values())
+    return layout.RTP.pack(
+        *(values | {"ssrc": b"\x11\x22\x33\x44", "odd_ssrc": bytes(4)} | fields).values()
+    )
 
 
 def stream(payload_type: int = 0, loss: float = 0.0, jitter: float | None = 0.0) -> Rtp:

@@ -342,9 +342,11 @@ def test_an_interval_is_a_line() -> None:
         "2024-05-01T12:00:00.250+02:00 moh=1 two=1 in=37.5 out=37.5 learned_moh=0 learned_two=0 "
         "moh_to_two=0 two_to_moh=0 learn_failed=0 consumed=0 rewritten=50 bypassed=0 passed_two=0 "
         "passed_unnatted=0 dropped_unidentified=1 dropped_too_big=0 dropped_failed=0 "
-        "left_to_stack=0 routed_elsewhere=0 passed_blind=0 passed_unheard=0 fragments=0 "
+        "left_to_stack=0 routed_elsewhere=0 passed_blind=0 passed_unheard=0 "
+        "passed_no_rtp=0 passed_anothers=0 held_back=0 fragments=0 "
         "rtp_in_expected=0 rtp_in_lost=0 rtp_in_late=0 rtp_out_expected=0 rtp_out_lost=0 "
-        "rtp_out_late=0 sip_flipped=0 sip_restored=0 sip_split=0 events_unread=0 missing=0 blind=0"
+        "rtp_out_late=0 sip_flipped=0 sip_restored=0 sip_split=0 "
+        "sip_undirected=0 events_unread=0 missing=0 blind=0"
     )
 
 

@@ -1,0 +1,233 @@
+"""What RTCP tells of an endpoint whose RTP is silent; and that it tells nothing else."""
+
+import time
+
+import pytest
+from scapy.layers.inet import IP
+
+from moh_ebpf.layout import Evidence, Kind, State
+from moh_ebpf.registry import Role
+from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState, bench
+from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.support.wire import flow, udp
+
+REPORT = b"\x81\xc9\0\7" + bytes(28)
+BESIDE = "203.0.113.10:21001"  # the port above that of RTP
+CALL, HOLD = f"{PUBLIC}:24576", f"{PUBLIC}:4000"
+MUSIC = f"{UCM}:30000"
+BOTH = [Role.ENFORCE, Role.BYPASS]
+
+
+def report(programs: Bench, public: str, endpoint: str = BESIDE) -> int:
+    return programs.run(Role.LEARN, udp(endpoint, public, REPORT))[0]
+
+
+def leaves(programs: Bench, role: Role, source: str, to: str = PROVIDER, payload=None) -> str:
+    """The source that UCM's packet leaves with; the verdict's name if it is not rewritten."""
+    verdict, out = programs.run(role, udp(source, to, payload))
+    left = flow(IP(out[14:]))[0]
+    return left if left != source else {SHOT: "dropped", UNSPEC: "as it is"}[verdict]
+
+
+@pytest.fixture
+def quiet(programs: Bench) -> Bench:
+    """RTP was heard long ago, or never; learn is alive."""
+    programs.set_learned()
+    return programs
+
+
+HOLDS = [(BESIDE, 4001), (PROVIDER, 4000), (PROVIDER, 4001), (BESIDE, 4000)]
+
+
+@pytest.mark.parametrize("role", BOTH)
+@pytest.mark.parametrize(("source", "port"), HOLDS)
+def test_a_hold_by_rtcp_alone(quiet: Bench, role: Role, source: str, port: int) -> None:
+    """From the port above RTP's or from its own (rtcp-mux), to the phantom port of either."""
+    assert report(quiet, f"{PUBLIC}:{port}", source) == SHOT
+    assert leaves(quiet, role, MUSIC) == HOLD
+    quiet.age_reports(14)
+    assert leaves(quiet, role, MUSIC) == HOLD
+    quiet.age_reports(2)
+    quiet.set_learned()
+    assert leaves(quiet, role, MUSIC) == "dropped"
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_rtcp_leaves_as_it_is_awaited(quiet: Bench, role: Role) -> None:
+    for source, port in HOLDS:
+        report(quiet, f"{PUBLIC}:{port}", source)
+        assert leaves(quiet, role, f"{UCM}:30001", source, REPORT) == f"{PUBLIC}:{port}"
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_video_on_hold(quiet: Bench, role: Role) -> None:
+    report(quiet, f"{PUBLIC}:4003")
+    assert leaves(quiet, role, MUSIC) == f"{PUBLIC}:4002"
+
+
+@pytest.mark.parametrize("role", BOTH)
+@pytest.mark.parametrize(("source", "port"), [(BESIDE, 24577), (PROVIDER, 24576)])
+def test_a_call_by_rtcp_alone(quiet: Bench, role: Role, source: str, port: int) -> None:
+    """From the port that the report is for, or its neighbour: no other, which a hold's may be."""
+    assert report(quiet, f"{PUBLIC}:{port}", source) == UNSPEC
+    assert leaves(quiet, role, f"{UCM}:24576") == "as it is"
+    assert leaves(quiet, role, MUSIC) == "dropped"
+    assert leaves(quiet, role, f"{UCM}:24576") == "as it is"
+
+
+@pytest.mark.parametrize("role", BOTH)
+@pytest.mark.parametrize(("state", "public"), [(State.MOH, HOLD), (State.TWO, CALL)])
+def test_nothing_against_rtp_that_is_heard(
+    programs: Bench, role: Role, state: State, public: str
+) -> None:
+    """FIELD's F70: a report to 4001 moves no music to 4001, and to a call's port ends no hold."""
+    programs.set_peer(PROVIDER, PeerState(state, public, told=True))
+    before = programs.peers()
+    for source, port in [*HOLDS, (BESIDE, 24577), (PROVIDER, 24577), (PROVIDER, 24576)]:
+        report(programs, f"{PUBLIC}:{port}", source)
+        expected = HOLD if state is State.MOH else "as it is"
+        assert leaves(programs, role, f"{UCM}:24576") == expected
+    assert programs.peers() == before
+    assert all(each.kind == Kind.MUSIC for each in programs.events())
+
+
+# RTP and RTCP, the one later than the other: who said what how long ago, and what music does.
+ORDER = [
+    ("the RTP of a call has just stopped", (State.TWO, 2), (4001, 1), HOLD),
+    ("a call that goes on after a hold", (State.TWO, 1), (4001, 2), "dropped"),
+    ("a call whose RTCP is later than its RTP", (State.TWO, 2), (24577, 1), "dropped"),
+    ("a hold goes on after its RTP", (State.MOH, 11), (4001, 12), HOLD),
+    ("it began since the call's last RTP", (State.TWO, 11), (4001, 5), HOLD),
+    ("it ended by RTP", (State.TWO, 11), (4001, 13), "dropped"),
+    ("the call's RTCP is older than its RTP", (State.TWO, 11), (24577, 13), "dropped"),
+    ("a hold ended by RTCP, before music", (State.MOH, 12), (24577, 5), "dropped"),
+]
+
+
+@pytest.mark.parametrize("role", BOTH)
+@pytest.mark.parametrize(("what", "rtp", "rtcp", "expected"), ORDER, ids=lambda v: str(v)[:40])
+def test_the_later_one_has_the_word(quiet: Bench, role: Role, what, rtp, rtcp, expected) -> None:
+    state, age = rtp
+    port, seconds = rtcp
+    public = HOLD if state is State.MOH else CALL
+    quiet.set_peer(PROVIDER, PeerState(state, public, age=age))
+    report(quiet, f"{PUBLIC}:{port}")
+    quiet.age_reports(seconds)
+    assert leaves(quiet, role, MUSIC) == expected, what
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_a_call_goes_on_in_a_pause_of_its_rtp(quiet: Bench, role: Role) -> None:
+    """From the port that it had, wherever the firewall's NAT has moved that to."""
+    quiet.set_peer(PROVIDER, PeerState(State.TWO, f"{PUBLIC}:50000", age=11, source=MUSIC))
+    report(quiet, f"{PUBLIC}:50001")
+    assert leaves(quiet, role, MUSIC) == "as it is"
+    assert leaves(quiet, role, f"{UCM}:31000") == "dropped"
+
+
+def test_by_what_it_is_known(quiet: Bench) -> None:
+    report(quiet, f"{PUBLIC}:4001")
+    assert quiet.shown() == {}, "UCM sends nothing to it"
+    quiet.send(Role.BYPASS, 1, 2, source=MUSIC)
+    assert quiet.shown() == {PROVIDER: ("MOH", "RTCP")}
+    learned, music = quiet.events()
+    assert (learned.kind, music.kind) == (Kind.LEARNED, Kind.MUSIC)
+    assert learned.evidence == music.evidence == Evidence.RTCP
+    assert quiet.counters()["learned_moh"] == 1
+    (peer,) = quiet.all_peers()
+    assert (peer.public, peer.out_packets, peer.in_packets) == (HOLD, 2, 0)
+    assert not peer.expired
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_a_call_whose_rtp_stops_for_a_hold(quiet: Bench, role: Role) -> None:
+    """It is not forgotten yet. The music is the hold's from its first packet on; the call's own
+    port asks for nothing, as long as nothing has told of the hold."""
+    quiet.set_peer(PROVIDER, PeerState(State.TWO, CALL, age=1, source=f"{UCM}:24576", told=True))
+    report(quiet, f"{PUBLIC}:4001")
+    assert leaves(quiet, role, f"{UCM}:24576") == "as it is"
+    for _ in range(3):
+        assert leaves(quiet, role, MUSIC) == HOLD
+    assert quiet.shown() == {PROVIDER: ("MOH", "RTCP")}
+    changed, music = quiet.events()
+    assert (changed.kind, changed.before) == (Kind.CHANGED, State.TWO)
+    assert (changed.evidence, music.kind) == (Evidence.RTCP, Kind.MUSIC)
+    assert quiet.counters()["two_to_moh"] == 1
+    # The call goes on: its RTP has the word again.
+    quiet.learn(CALL, 1)
+    assert leaves(quiet, role, f"{UCM}:24576") == "as it is"
+    assert quiet.shown() == {PROVIDER: ("TWO", "RTP")}
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_a_late_report_of_a_hold_that_is_over(quiet: Bench, role: Role) -> None:
+    """Between two packets of the call: the firewall's NAT has moved UCM's port, and it is new."""
+    verdict, paused = "", True
+    while paused:
+        begun = time.monotonic()
+        quiet.set_peer(PROVIDER, PeerState(State.TWO, f"{PUBLIC}:50000", source=MUSIC))
+        report(quiet, f"{PUBLIC}:4001")
+        verdict = leaves(quiet, role, f"{UCM}:31000")
+        paused = time.monotonic() - begun > 0.08
+    assert verdict == "dropped", "held back, as a new port is"
+    assert quiet.counters()["held_back"] >= 1
+
+
+def test_from_call_to_hold_and_back(quiet: Bench) -> None:
+    """Each change is told once, with what it is known by."""
+    quiet.set_peer(PROVIDER, PeerState(State.TWO, CALL, told=True, age=10.5))
+    report(quiet, f"{PUBLIC}:4001")
+    quiet.send(Role.BYPASS, 1, 2, source=MUSIC)
+    report(quiet, f"{PUBLIC}:4001")
+    quiet.send(Role.BYPASS, 3, source=MUSIC)
+    quiet.learn(HOLD, 1)  # RTP again, and the same state
+    quiet.learn(CALL, 2)
+    told = [(Kind(each.kind), each.before, Evidence(each.evidence)) for each in quiet.events()]
+    assert told == [
+        (Kind.LEARNED, State.TWO, Evidence.RTCP),
+        (Kind.MUSIC, State.MOH, Evidence.RTCP),
+        (Kind.CHANGED, State.MOH, Evidence.RTP),
+    ]
+    assert quiet.shown() == {PROVIDER: ("TWO", "RTP")}
+
+
+def test_a_hold_whose_rtp_has_just_stopped_goes_on(quiet: Bench) -> None:
+    """It is not forgotten in between, and nothing is told."""
+    quiet.learn(HOLD, 1, 2)
+    quiet.send(Role.BYPASS, 1, source=MUSIC)
+    quiet.events()
+    report(quiet, f"{PUBLIC}:4001")
+    quiet.age_all(10.05)
+    quiet.set_learned()
+    (since,) = [each.since for each in quiet.all_peers()]
+    while leaves(quiet, Role.BYPASS, MUSIC) != HOLD:
+        pytest.fail("the music has stopped")
+    if quiet.events() == []:  # else the machine has paused for longer than RTCP may be late
+        assert quiet.all_peers()[0].since >= since
+    assert quiet.shown() == {PROVIDER: ("MOH", "RTCP")}
+
+
+def test_it_can_be_turned_off(shared_firewall: Firewall) -> None:
+    with bench(shared_firewall, rtcp_timeout="0s") as programs:
+        programs.set_learned()
+        assert report(programs, f"{PUBLIC}:4001") == SHOT
+        assert report(programs, f"{PUBLIC}:24577") == UNSPEC
+        assert leaves(programs, Role.BYPASS, MUSIC) == "dropped"
+        assert leaves(programs, Role.BYPASS, f"{UCM}:24576") == "dropped"
+
+
+def test_its_timeout_is_a_setting(shared_firewall: Firewall) -> None:
+    with bench(shared_firewall, rtcp_timeout="40s") as programs:
+        report(programs, f"{PUBLIC}:4001")
+        programs.age_reports(38)
+        assert leaves(programs, Role.BYPASS, MUSIC) == HOLD
+        assert not programs.all_peers()[0].expired
+        programs.age_all(3)
+        assert programs.all_peers()[0].expired
+
+
+def test_who_may_not_teach_reports_nothing(shared_firewall: Firewall) -> None:
+    with bench(shared_firewall, provider=["198.18.0.0/15"]) as programs:
+        programs.set_learned()
+        assert report(programs, f"{PUBLIC}:4001") == UNSPEC
+        assert leaves(programs, Role.BYPASS, MUSIC) == "dropped"

@@ -70,9 +70,9 @@ class Running:
         self.fw.wan.close()
 
     def learn(self, flows: int) -> None:
-        """The provider's endpoints send to the phantom port, each one packet."""
+        """The provider's endpoints send to the phantom port, two packets each: a stream."""
         if self.contender.learns:
-            self.hear(flows, flows)
+            self.hear(flows, 2 * flows)
 
     def hear(self, flows: int, count: int, first: str = FIRST_PROVIDER) -> native.Sent:
         """RTP to the phantom port from so many endpoints, of which this is the first."""

@@ -153,8 +153,8 @@ class Programs:
 
 
 def _set_peers(ours: Bench) -> None:
-    ours.set_peer(MOH_PEER, PeerState(State.MOH, UCM_ENDPOINT))
-    ours.set_peer(TWO_PEER, PeerState(State.TWO, UCM_ENDPOINT))
+    ours.set_peer(MOH_PEER, PeerState(State.MOH, UCM_ENDPOINT, told=True))
+    ours.set_peer(TWO_PEER, PeerState(State.TWO, UCM_ENDPOINT, told=True))
     ours.set_learned()  # nothing is stale, so that what is not identified is dropped
 
 

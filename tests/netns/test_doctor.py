@@ -235,7 +235,7 @@ def call_without_nat(fw: Firewall) -> None:
 def no_way_out(fw: Firewall) -> None:
     """The WAN where the endpoint is heard has no route to it, nor has another WAN."""
     fw.attach("--timeout", "60s", *NETWORK)
-    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.wan.send(*[udp(PROVIDER, HOLD)] * 2)
     fw.namespace.run("ip", "route", "add", "203.0.113.0/24", "via", "10.10.10.77")
     fw.namespace.run(*f"ip neigh replace 10.10.10.77 lladdr {fw.lan.mac} dev lan".split())
     played(fw, f"{UCM}:24576", PROVIDER)
@@ -247,11 +247,11 @@ def played(
     """UCM, or who is behind the wire, plays until the test ends: some of it comes while doctor
     looks."""
     done, to = threading.Event(), wire or fw.lan
-    frame = bytes(to.frame(udp(source, destination)))
+    packet = udp(source, destination)
 
     def play() -> None:
         while not done.wait(every):
-            to.send_frame(frame)
+            to.send(packet)
 
     thread = threading.Thread(target=play)
     thread.start()
@@ -261,7 +261,7 @@ def played(
 
 def pause_longer_than_the_timeout(fw: Firewall) -> None:
     fw.attach("--timeout", "500ms", *NETWORK)
-    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.wan.send(*[udp(PROVIDER, HOLD)] * 2)
     threading.Event().wait(0.6)  # it is the time that is wanted
     fw.wan.send(udp(PROVIDER, HOLD))
 

@@ -128,7 +128,7 @@ OF_A_ZONE = "chain dmz {\nudp dport 6000 dnat ip to 172.20.5.90:7000\n}"
             prerouting("dnat ip to udp dport map { 6000 : 172.20.5.90 . 7000 }", "nat"),
             "phantom-port",
         ),
-        (prerouting("dnat ip to udp dport map { 6002 : 172.20.5.90 . 6000 }", "nat"), ""),
+        (prerouting("dnat ip to udp dport map { 6006 : 172.20.5.90 . 6000 }", "nat"), ""),
         (prerouting("dnat ip to tcp dport map { 6000 : 172.20.5.90 . 7000 }", "nat"), ""),
         (
             prerouting(

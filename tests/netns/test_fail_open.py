@@ -326,7 +326,20 @@ def test_a_replacement_with_another_patience_waits_anew(fw: Firewall) -> None:
     fw.attach("--patience", "500ms")
     with call(fw, source="8.8.8.8:20000"):
         until("UCM's RTP passes", lambda: passed(fw))
-        fw.attach("--patience", "never")
-        shown = json.loads(fw.moh("doctor", "--for", "0s", "--json", check=False).stdout)
-    (finding,) = [each for each in shown["findings"] if each["check"] == "unheard"]
-    assert finding["level"] == "ok"
+        fw.attach("--patience", "1s")
+        until("it is told again", lambda: unheard(fw) == 2)
+
+
+def unheard(fw: Firewall) -> int:
+    shown = fw.moh("events", "--history", "--for", "0s").stdout
+    return sum(line.split()[2] == "unheard" for line in shown.splitlines())
+
+
+def test_what_bypass_lets_pass_is_counted_there_alone(fw: Firewall) -> None:
+    """Where the firewall does not NAT, enforce sees it again."""
+    fw.namespace.nft("flush ruleset")
+    fw.attach("--patience", "0s")
+    fw.lan.send(*[udp(MEDIA, PROVIDER)] * 5)
+    assert delivered(fw) == [(MEDIA, PROVIDER)] * 5
+    counters = status(fw)["counters"]
+    assert (counters["passed_unheard"], counters["passed_unnatted"]) == (5, 5)

@@ -389,7 +389,7 @@ def test_foreign_filters_at_every_hook(fw: Firewall) -> None:
         fw.moh(*FIRST)
         fw.wan.send(udp(PROVIDER, HOLD))  # consumed
         fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3)  # redirected
-        fw.lan.send(udp(MUSIC, "203.0.113.99:9"))  # dropped
+        fw.lan.send(udp(MUSIC, "203.0.113.99:9000"))  # dropped
         fw.lan.send(udp(f"{UCM}:5060", "203.0.113.99:5060", b"SIP"))  # none of ours: forwarded
         fw.wan.sent()
         assert {(i, h, p): each.packets for (i, h, p), each in seen.items()} == {

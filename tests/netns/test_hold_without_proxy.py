@@ -3,6 +3,7 @@
 What is heard is what baresip has decoded, and tshark's reading of the packets on both sides.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,12 +157,30 @@ def test_a_hold_that_stops_the_media_first(tmp_path: Path) -> None:
         assert ended.refused() == 0
 
 
+def test_rtcp_alone_tells_of_a_hold(tmp_path: Path) -> None:
+    """No flip, and a user agent that stops its RTP at sendonly, as RFC 3264 has it, and goes on
+    with its reports: the music leaves from the phantom port all the same. SIP is not read, so it
+    might as well be encrypted. The first report may come later than the patience by default."""
+    options = ("--timeout", "1s", "--patience", "never")
+    with direct_call(tmp_path, *options, scenario=whole_call()) as ended:
+        # It sends no RTP to the phantom port that could open its own firewall.
+        ended.hosts.provider.nft(f"insert rule ip provider input udp sport {PHANTOM} accept")
+        ended.whole(DirectCall.play_by_rtcp)
+        assert once(sdps(ended.at_provider)) == expected(ended, hold="sendonly", answer="recvonly")
+        assert not ended.at_provider.count(ended.rtp, (PUBLIC, PHANTOM)), "it has sent RTP"
+        told = ended.hosts.firewall.moh("events", "--json", "--history", "--for", "0s").stdout
+        events = [json.loads(line) for line in told.splitlines()]
+        by_rtcp = [each["to"] for each in events if each["identified"] == "rtcp"]
+        assert by_rtcp.count("moh") >= 2
+        assert ended.refused() == 0
+
+
 @pytest.mark.parametrize("way", ["udp", "tcp"])
 def test_without_it_the_hold_is_dead_air(tmp_path: Path, way: str) -> None:
-    """The provider does as sendonly says, so that nothing tells the firewall of the hold. Nothing
-    else comes in, so the music goes as a call's would: not from where it is listened for."""
-    scenario = whole_call(tcp=way == "tcp")
-    with direct_call(tmp_path, "--timeout", "1s", scenario=scenario) as ended:
+    """The provider does as sendonly says, so that without its RTCP nothing tells the firewall of
+    the hold. So the music goes as a call's would: not from where it is listened for."""
+    options = ("--timeout", "1s", "--rtcp-timeout", "0s")
+    with direct_call(tmp_path, *options, scenario=whole_call(tcp=way == "tcp")) as ended:
         ended.whole(DirectCall.play_unheard)
         assert once(sdps(ended.at_provider)) == expected(ended, hold="sendonly", answer="recvonly")
         assert sdps(ended.at_provider) == sdps(ended.at_ucm)

@@ -14,7 +14,7 @@ from tests.packets.model import Model
 from tests.packets.test_oracle import packet
 from tests.support.firewall import PUBLIC, UCM, Firewall
 from tests.support.foreign import counter
-from tests.support.wire import udp
+from tests.support.wire import rtp, udp
 
 PACKETS = 100_000
 STREAMS = 20
@@ -73,7 +73,6 @@ def test_hostile_packets_at_the_wan(fw: Firewall) -> None:
         ucm=set(), public={model.IPv4Address(PUBLIC)}, providers=[],
         leaves_by_wan=lambda _: True, lan_mac=b"", timeout=3600.0,
     )  # fmt: skip
-    heard = [bytes(fw.wan.frame(udp(endpoint, f"{PUBLIC}:4000"))) for endpoint in LIVE]
     played = [bytes(fw.lan.frame(udp(f"{UCM}:24576", endpoint))) for endpoint in LIVE]
     to_us = bytes.fromhex(fw.wan.firewall_mac.replace(":", ""))
     passes = rounds = 0
@@ -86,7 +85,9 @@ def test_hostile_packets_at_the_wan(fw: Firewall) -> None:
         for number in range(PACKETS):
             if number % BURST == 0:
                 rounds += 1
-                for frame in heard:
+                for endpoint in LIVE:
+                    heard = udp(endpoint, f"{PUBLIC}:4000", rtp(rounds))
+                    frame = bytes(fw.wan.frame(heard))
                     expected.learn(frame)
                     fw.wan.send_frame(frame)
                 for frame in played:
@@ -116,5 +117,7 @@ def test_hostile_packets_at_the_wan(fw: Firewall) -> None:
     } == {
         (str(address), port): (peer.state, peer.public[1], peer.inbound[0])
         for (address, port), peer in expected.peers.items()
+        if peer.told
     }  # fmt: skip
+    assert len(peers) > STREAMS
     assert trouble() == before

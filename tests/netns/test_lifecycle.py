@@ -201,7 +201,7 @@ def test_replacement_may_move_roles_and_drop_interfaces(fw: Firewall) -> None:
     before = {name: fw.namespace.tc_state(name) for name in ("lan", "wan", "wan2")}
     fw.moh("attach", "--wan", "wan", "wan2", "--lan", "lan", "--ucm", UCM, *PATIENT)
     wan2_peer = "203.0.113.20:7000"
-    fw.wan.send(udp(PROVIDER, HOLD), udp(wan2_peer, f"{PUBLIC}:24600"))
+    fw.wan.send(*[udp(PROVIDER, HOLD), udp(wan2_peer, HOLD)] * 2)
     # The first WAN goes: its peers are kept where their WAN is, under its new index.
     fw.moh("attach", "--wan", "wan2", "wan", "--lan", "lan", "--ucm", UCM, *PATIENT)
     shown = json.loads(fw.moh("peers", "--json").stdout)
@@ -275,7 +275,7 @@ def test_interface_that_vanishes(fw: Firewall) -> None:
 
 def test_renamed_interface(fw: Firewall) -> None:
     fw.attach(*PATIENT)
-    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.wan.send(*[udp(PROVIDER, HOLD)] * 2)
     fw.namespace.run("ip", "link", "set", "wan", "name", "uplink")
     assert {p["interface"] for p in status(fw)["programs"]} == {"uplink", "lan"}
     (peer,) = json.loads(fw.moh("peers", "--json").stdout)
@@ -338,11 +338,11 @@ def test_peers_are_copied_before_the_swap_and_after(
     tick of the clock, is copied after it; music goes on from the moment of the swap."""
     fw.attach(*PATIENT)
     staying, changing, coming = "203.0.113.20:7000", PROVIDER, "203.0.113.30:7000"
-    fw.wan.send(udp(changing, HOLD), udp(staying, HOLD))
+    fw.wan.send(*[udp(changing, HOLD), udp(staying, HOLD)] * 2)
     swap = attachment._apply
 
     def hear_swap_and_play(*arguments: Any) -> None:
-        fw.wan.send(udp(changing, f"{PUBLIC}:24600"), udp(coming, HOLD))
+        fw.wan.send(udp(changing, f"{PUBLIC}:24600"), *[udp(coming, HOLD)] * 2)
         swap(*arguments)
         fw.lan.send(udp(MUSIC, staying))
 
@@ -447,7 +447,7 @@ def test_without_root_nothing_is_tried(fw: Firewall) -> None:
 
 def test_peers_forgotten_after_the_timeout(fw: Firewall) -> None:
     fw.attach("--timeout", "300ms")
-    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.wan.send(*[udp(PROVIDER, HOLD)] * 2)
     while not json.loads(fw.moh("peers", "--json", "--all").stdout)[0]["expired"]:
         pass
     assert json.loads(fw.moh("peers", "--json").stdout) == []

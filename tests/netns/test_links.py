@@ -90,8 +90,9 @@ class Links:
         return [number for name, number in self.numbers["wan"].items() if name in WAYS_OUT]
 
     def peers(self) -> dict[str, str]:
-        """Endpoint → state."""
-        return {each.endpoint: each.state.name for each in self.maps.snapshot().peers}
+        """Endpoint → state, by the first packet, before which nobody is told."""
+        known = self.maps.snapshot(untold=True).peers
+        return {each.endpoint: each.state.name for each in known}
 
     def counters(self) -> dict[str, int]:
         return self.maps.counters()

@@ -21,7 +21,7 @@ from moh_ebpf import libbpf
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.service import CONFIG, service
 from tests.support.waiting import until
-from tests.support.wire import flow, udp
+from tests.support.wire import flow, rtp, udp
 
 HOLD = f"{PUBLIC}:4000"
 MUSIC = f"{UCM}:24576"
@@ -50,14 +50,16 @@ def promtool(*arguments: str, text: str | None = None) -> None:
 
 def test_metrics_say_what_status_says(fw: Firewall, tmp_path: Path) -> None:
     fw.attach("--timeout", "60s")
-    fw.wan.send(udp(PROVIDER, HOLD), udp("203.0.113.11:21000", f"{PUBLIC}:24600"))
-    fw.lan.send(*[udp(MUSIC, PROVIDER)] * 3, udp(MUSIC, "203.0.113.12:21000"))
+    fw.wan.send(*[udp(PROVIDER, HOLD), udp("203.0.113.11:21000", f"{PUBLIC}:24576")] * 2)
+    # The last of the music comes three times.
+    fw.lan.send(udp(MUSIC, PROVIDER), *[udp(MUSIC, PROVIDER, rtp(2))] * 3)
+    fw.lan.send(udp(MUSIC, "203.0.113.11:21000"), udp(MUSIC, "203.0.113.12:21000"))
     fw.wan.sent()
     shown = fw.moh("metrics").stdout
     promtool("check", "metrics", text=shown)
     found = samples(shown)
     counters = json.loads(fw.moh("status", "--json").stdout)["counters"]
-    assert counters["rewritten"] == 3
+    assert counters["rewritten"] == 4
     for (name, *labels), value in found.items():
         if name in ("moh_ebpf_packets_total", "moh_ebpf_state_changes_total"):
             assert value == counters[labels[0]], labels
@@ -65,8 +67,8 @@ def test_metrics_say_what_status_says(fw: Firewall, tmp_path: Path) -> None:
     assert found["moh_ebpf_peers", "moh"] == found["moh_ebpf_peers", "two"] == 1
     assert found["moh_ebpf_attached",] == 1
     until("who hears music is not silent", lambda: not silent_on_hold(fw))
-    assert found["moh_ebpf_rtp_packets_expected_total", "out"] == 1
-    assert found["moh_ebpf_rtp_packets_late_total", "out"] == 2  # the same packet three times
+    assert found["moh_ebpf_rtp_packets_expected_total", "out"] == 2
+    assert found["moh_ebpf_rtp_packets_late_total", "out"] == 2
 
     file = tmp_path / "moh-ebpf.prom"
     fw.moh("metrics", "--output", str(file))
@@ -158,7 +160,9 @@ def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
         prometheus(fw, tmp_path, "127.0.0.1:9477") as url,
     ):
         run.wait_for_word("READY")
-        fw.wan.send(*[udp(f"203.0.113.{n}:21000", f"{PUBLIC}:24600") for n in (11, 12)])
+        for endpoint in ("203.0.113.11:21000", "203.0.113.12:21000"):
+            fw.wan.send(*[udp(endpoint, f"{PUBLIC}:24576")] * 2)
+            fw.lan.send(udp(MUSIC, endpoint))
         fw.wan.sent()
         (peers,) = until("both calls are scraped", lambda: asked('moh_ebpf_peers{state="two"} > 1'))
         assert peers["value"][1] == "2"

@@ -72,13 +72,9 @@ class Calls:
 
     def _play(self) -> None:
         wan, lan = self._fw.wan, self._fw.lan
-        heard = [bytes(wan.frame(each)) for each in self._heard]
-        played = [bytes(lan.frame(each)) for each in self._played]
         while not self._stop.wait(INTERVAL_SECONDS):
-            for frame in heard:
-                wan.send_frame(frame)
-            for frame in played:
-                lan.send_frame(frame)
+            wan.send(*self._heard)
+            lan.send(*self._played)
             self._rounds += 1
 
     @property

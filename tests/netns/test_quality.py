@@ -191,10 +191,10 @@ def test_a_dtmf_digit_is_no_jitter(fw: Firewall, tmp_path: Path) -> None:
 
 def test_switched_off(fw: Firewall) -> None:
     fw.attach("--timeout", "60s", "--no-quality")
-    fw.wan.send(udp(PROVIDER, f"{PUBLIC}:4000"))
+    fw.wan.send(*[udp(PROVIDER, f"{PUBLIC}:4000")] * 2)
     fw.lan.send(udp(MUSIC, PROVIDER))
     peer = only(fw)
-    assert (peer["inbound"]["packets"], peer["inbound"]["rtp"]) == (1, None)
+    assert (peer["inbound"]["packets"], peer["inbound"]["rtp"]) == (2, None)
     assert (peer["outbound"]["packets"], peer["outbound"]["rtp"]) == (1, None)
     assert peer["outbound"]["age"] < 10
 

@@ -101,8 +101,10 @@ def hold(
     ):
         if not checksums:
             send_no_checksums(ucm)
-        provider.sendto(rtp(), public)
-        send(ucm, music, gso=gso)
+        for number in (1, 2):
+            provider.sendto(rtp(number), public)
+        for part in (music[: COUNT // 2], music[COUNT // 2 :]):
+            send(ucm, part, gso=gso)
         assert receive(provider, COUNT) == [(packet, public) for packet in music]
     return (place.ucm_address, port), music
 
@@ -213,7 +215,7 @@ def test_hold_music_merged_by_gro(
 
 
 def test_each_datagram_of_one_packet_counts() -> None:
-    """A GSO packet is several of RTP, in a row: none is lost."""
+    """A GSO packet is several of RTP, in a row: none is lost. Two of them are a stream."""
     with hosts() as place:
         place.attach("--lan", "lan", "--ucm", UCM)
         set_offload(place, (True, True))

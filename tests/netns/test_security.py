@@ -57,11 +57,11 @@ def test_what_a_spoofed_call_opens_is_the_firewalls_to_decide(fw: Firewall) -> N
         " ip daddr 203.0.113.66 drop; }; }"
     )
     fw.attach(*PATIENT)
-    fw.wan.send(udp("203.0.113.66:31000", CALL))
-    fw.lan.send(udp(MEDIA, "203.0.113.66:31000"))
+    fw.wan.send(*[udp("203.0.113.66:31000", CALL)] * 2)
+    fw.lan.send(*[udp(MEDIA, "203.0.113.66:31000")] * 2)
     assert delivered(fw) == []
     (peer,) = json.loads(fw.moh("peers", "--json").stdout)
-    assert (peer["state"], peer["outbound"]["packets"]) == ("two", 1)
+    assert (peer["state"], peer["outbound"]["packets"]) == ("two", 2)
 
 
 def test_noise_keeps_no_call_waiting_for_longer_than_the_patience(fw: Firewall) -> None:

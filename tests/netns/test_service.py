@@ -124,8 +124,10 @@ def test_status_text_counts_the_calls(fw: Firewall, tmp_path: Path) -> None:
     with service(fw.namespace, tmp_path, CONFIG) as run:
         assert run.wait_for_word("STATUS") == "0 on hold, 0 two-way"
         run.stop(signal.SIGKILL)
-    fw.wan.send(udp(PROVIDER, HOLD), *[udp(f"203.0.113.{n}:21000", f"{PUBLIC}:24600") for n in
-                                       range(11, 14)])  # fmt: skip
+    talking = [f"203.0.113.{n}:21000" for n in range(11, 14)]
+    heard = [udp(PROVIDER, HOLD), *[udp(each, f"{PUBLIC}:24576") for each in talking]]
+    fw.wan.send(*heard * 2)
+    fw.lan.send(*[udp(f"{UCM}:24576", each) for each in talking])
     with service(fw.namespace, tmp_path, CONFIG) as run:
         assert run.wait_for_word("STATUS") == "1 on hold, 3 two-way"
 

@@ -46,7 +46,7 @@ def test_a_time_namespace(fw: Firewall, offset: str) -> None:
     if subprocess.run([*elsewhere, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no time namespaces here")
     fw.namespace.run(*elsewhere, *MOH, *ATTACH)
-    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.wan.send(*[udp(PROVIDER, HOLD)] * 2)
     fw.wan.sent()
 
     def peer() -> dict:

@@ -326,6 +326,18 @@ class DirectCall(Call):
         self.sends(port)
         self._hush()
 
+    def play_by_rtcp(self, port: int) -> None:
+        """Hold music for a provider that sends reports and no RTP."""
+        self._speak(port, Sound.MUSIC)
+        before = self.at_provider.count((PUBLIC, PHANTOM), self.rtp)
+        until(
+            "hold music is heard",
+            lambda: self.at_provider.count((PUBLIC, PHANTOM), self.rtp) >= before + self.HEARD,
+        )
+        (peer,) = self.peers()
+        assert (peer["state"], peer["identified"]) == ("moh", "rtcp")
+        self._hush()
+
     def resume(self, port: int) -> None:
         """In a delayed offer, too, what UCM sees is sendrecv: else the call would stay one way."""
         self._press("resumed", "sendrecv")

@@ -12,20 +12,32 @@ from tests.support.firewall import PUBLIC, UCM, Firewall
 from tests.support.wire import Wire, udp
 
 # In an Ethernet frame whose IP header has no options; the source address follows its checksum.
-_IP_CHECKSUM, _UDP_SOURCE = 24, 34
+_IP_CHECKSUM, _UDP_SOURCE, _UDP_CHECKSUM, _RTP_SEQUENCE = 24, 34, 40, 44
 
 
 def endpoints(count: int) -> list[str]:
     return [f"203.0.{113 + n // 250}.{1 + n % 250}:{20000 + 2 * (n % 7)}" for n in range(count)]
 
 
+def go_on(frame: bytearray) -> bytes:
+    """The stream's next packet: with the sequence number after this frame's."""
+    (check,) = struct.unpack_from("!H", frame, _UDP_CHECKSUM)
+    (sequence,) = struct.unpack_from("!H", frame, _RTP_SEQUENCE)
+    following = (sequence + 1) % 65536
+    check = 0xFFFF - (0xFFFF - check + 0xFFFF - sequence + following) % 0xFFFF
+    struct.pack_into("!H", frame, _UDP_CHECKSUM, check)
+    struct.pack_into("!H", frame, _RTP_SEQUENCE, following)
+    return bytes(frame)
+
+
 class Streams:
     """Hold music to so many endpoints, all of which send to the phantom port."""
 
     def __init__(self, fw: Firewall, to: list[str]) -> None:
-        self._heard = [bytes(fw.wan.frame(udp(each, f"{PUBLIC}:4000"))) for each in to]
+        self._heard = [bytearray(bytes(fw.wan.frame(udp(each, f"{PUBLIC}:4000")))) for each in to]
         self._played = [
-            bytes(fw.lan.frame(udp(f"{UCM}:{24576 + 2 * n}", each))) for n, each in enumerate(to)
+            bytearray(bytes(fw.lan.frame(udp(f"{UCM}:{24576 + 2 * n}", each))))
+            for n, each in enumerate(to)
         ]
         self._fw = fw
 
@@ -36,11 +48,11 @@ class Streams:
 
     def hear(self) -> None:
         for frame in self._heard:
-            self._fw.wan.send_frame(frame)
+            self._fw.wan.send_frame(go_on(frame))
 
     def play(self) -> None:
         for frame in self._played:
-            self._fw.lan.send_frame(frame)
+            self._fw.lan.send_frame(go_on(frame))
 
 
 @contextmanager
@@ -68,8 +80,8 @@ def playing(streams: Streams) -> Iterator[Callable[[], int]]:
 ANYWHERE = range(11 << 8, 100 << 8)
 
 
-def spoofed(wan: Wire, count: int, networks: range = ANYWHERE) -> Iterator[bytes]:
-    """RTP to a public address, each from another endpoint of these networks.
+def spoofed(wan: Wire, count: int, networks: range = ANYWHERE, packets: int = 1) -> Iterator[bytes]:
+    """RTP to a public address, of so many endpoints of these networks, so many packets of each.
 
     IP's checksum is right, for the stack drops others; there is no UDP checksum.
     """
@@ -82,5 +94,7 @@ def spoofed(wan: Wire, count: int, networks: range = ANYWHERE) -> Iterator[bytes
         high, low = numbers.choice(networks), numbers.getrandbits(16)
         checksum = 0xFFFF - (0xFFFF - without + high + low) % 0xFFFF
         struct.pack_into("!HHH", frame, _IP_CHECKSUM, checksum, high, low)
-        struct.pack_into("!H", frame, _UDP_SOURCE, numbers.getrandbits(16))
-        yield bytes(frame)
+        struct.pack_into("!H", frame, _UDP_SOURCE, numbers.randrange(1024, 65536))
+        for number in range(packets):
+            struct.pack_into("!H", frame, _RTP_SEQUENCE, number + 1)
+            yield bytes(frame)

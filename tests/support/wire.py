@@ -6,6 +6,7 @@ import select
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from scapy.layers.inet import IP, UDP
@@ -32,13 +33,20 @@ def rtp(sequence: int = 1, payload_type: int = 0, size: int = 160) -> bytes:
 
 
 def udp(source: str, destination: str, payload: bytes | None = None, **ip: object) -> Packet:
-    """An IP packet of UDP from "address:port" to "address:port", RTP unless told otherwise."""
+    """An IP packet of UDP from "address:port" to "address:port", RTP unless told otherwise. A Wire
+    that sends that RTP gives it its place in a stream."""
     (saddr, sport), (daddr, dport) = source.split(":"), destination.split(":")
     return (
         IP(src=saddr, dst=daddr, **ip)
         / UDP(sport=int(sport), dport=int(dport))
-        / Raw(rtp() if payload is None else payload)
+        / (_Stream(rtp()) if payload is None else Raw(payload))
     )
+
+
+class _Stream(Raw):
+    """RTP of one stream from its source to a host: each packet that is sent follows the last."""
+
+    name = "Stream"
 
 
 def flow(packet: Packet) -> tuple[str, str]:
@@ -80,6 +88,8 @@ class Wire:
             self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             self._socket.bind((end, _ETH_P_ALL))
         self._firewall, self.outside, self.end = firewall, outside, end
+        # Of each stream, how many packets were sent.
+        self._sent: Counter[tuple[str, int, str]] = Counter()
 
     def close(self) -> None:
         self._socket.close()
@@ -87,8 +97,15 @@ class Wire:
     def send(self, *packets: Packet) -> None:
         """Put IP packets on the wire, addressed to the firewall; whole frames as they are."""
         for packet in packets:
+            if _Stream in packet:
+                self._go_on(packet)
             framed = packet if Ether in packet else self.frame(packet)
             self._socket.send(bytes(framed))
+
+    def _go_on(self, packet: Packet) -> None:
+        stream = packet[IP].src, packet[UDP].sport, packet[IP].dst
+        self._sent[stream] += 1
+        packet[_Stream].load = rtp(self._sent[stream], size=len(packet[_Stream].load) - 12)
 
     def set_mtu(self, mtu: int) -> None:
         self.outside.run("ip", "link", "set", self.end, "mtu", str(mtu))

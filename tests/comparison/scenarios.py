@@ -1,6 +1,7 @@
 """What each contender is put through, and how it is judged: by the packets that left."""
 
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,6 +21,8 @@ AS_CALL = (f"{PUBLIC}:{CALL}", PROVIDER)
 MUSIC, SPEECH = [AS_HOLD] * COUNT, [AS_CALL] * COUNT
 
 BRANCH_PHONE = "10.20.0.5:24580"
+SOFTPHONE = "10.10.10.77:4000"
+FAX, FAX_PORT = 20, 24800  # packets, and UCM's port
 NOT_APPLICABLE = "n/a"
 LIVE = NEW = 50
 FLOOD, FLOOD_BETWEEN = 200_000, 10_000
@@ -134,6 +137,56 @@ def rtcp(site: Site) -> Result:
     site.fw.wan.send(udp(theirs, f"{PUBLIC}:4001", report))
     site.fw.lan.send(udp(ours, theirs, report))
     return judge(first, leg("after it", site.left(), wanted))
+
+
+def turning(site: Site) -> Result:
+    """UCM's music begins a round trip before the provider turns to the phantom port."""
+    site.start()
+    return judge(
+        Leg(None, f"call: {sources(site.talk(CALL, CALL))}"),
+        leg("before it turns", site.say(FIRST_HOLD), []),
+        leg("after", site.talk(FIRST_HOLD, 4000), MUSIC),
+    )
+
+
+def by_rtcp(site: Site) -> Result:
+    """The provider does as sendonly says: it sends reports, and no RTP."""
+    site.start()
+    report = b"\x81\xc9\x00\x07" + bytes(28)
+    site.fw.wan.send(udp(PROVIDER.replace("21000", "21001"), f"{PUBLIC}:4001", report))
+    return judge(leg("", site.say(FIRST_HOLD), MUSIC))
+
+
+def another_host(site: Site) -> Result:
+    """A softphone in the LAN whose RTP port is 4000."""
+    address, _ = SOFTPHONE.split(":")
+    site.fw.add_neighbour(address, site.fw.lan)
+    snat = f"iptables -t nat -A POSTROUTING -s {address} -o wan -j SNAT --to-source {PUBLIC}"
+    site.article.run(snat)
+    site.start()
+    far = "203.0.113.66:41700"
+    site.fw.lan.send(udp(SOFTPHONE, far))
+    site.packets()
+    site.fw.wan.send(*[udp(far, f"{PUBLIC}:4000")] * COUNT)
+    reached = sum(to == SOFTPHONE for _, to in udp_flows(site.fw.lan))
+    return judge(Leg(reached == COUNT, f"{reached} of {COUNT} answers reached it"))
+
+
+def looks_like_rtp(site: Site) -> Result:
+    """A quarter of all DNS ids begin as RTP does, and so do a quarter of a fax's packets."""
+    site.start()
+    query = b"\x9a\xbc\x01\x00\x00\x01" + bytes(20)
+    site.fw.lan.send(*[udp(f"{UCM}:{CALL}", "203.0.113.10:53", query)] * COUNT)
+    queries = len(site.left())
+    # UDPTL: a sequence number, then the data with its length.
+    lines = [n * 0x9E3779B97F4A7C15 % 2**64 for n in range(FAX)]
+    pages = [struct.pack("!HBHQ", 0x8000 + n, 10, 0xC001, lines[n]) for n in range(FAX)]
+    site.fw.lan.send(*[udp(f"{UCM}:{FAX_PORT}", PROVIDER, page) for page in pages])
+    fax = len(site.left())
+    return judge(
+        Leg(queries == COUNT, f"{queries} of {COUNT} DNS queries left"),
+        Leg(fax >= FAX - 1, f"{fax} of {FAX} packets of a fax"),
+    )
 
 
 def phantom_port(site: Site) -> Result:
@@ -298,6 +351,42 @@ SCENARIOS = [
         "To the article's rules, 4001 is any other port. nftables cannot add one to a port, so RTP "
         "says nothing about its RTCP; and RTCP comes every few seconds, when a timeout of 1 s has "
         "forgotten the last (a member may have a longer one). Hold music does not need RTCP.",
+    ),
+    Scenario(
+        "A hold begins",
+        f"A call, {COUNT} packets each way. UCM's music from a new port, {COUNT} packets, before "
+        "the provider has turned to public:4000; then by turns.",
+        f"Nothing, then {COUNT} from public:4000.",
+        turning,
+        "The endpoint is in a call until its first packet to port 4000, a round trip later. A "
+        "provider that latches onto the first source it hears never hears the rest. moh_ebpf "
+        "holds a new port of UCM's back for 200 ms at most.",
+    ),
+    Scenario(
+        "A hold that RTCP alone tells of",
+        f"The provider sends a report to public:4001, and no RTP; then UCM's music, {COUNT} "
+        "packets.",
+        f"{COUNT} from public:4000.",
+        by_rtcp,
+        "A provider that is told sendonly stops its RTP and goes on with RTCP (RFC 3264, 5.1): "
+        "without a proxy, or behind TLS, nothing else tells of the hold.",
+    ),
+    Scenario(
+        "Another host's port 4000",
+        f"A softphone behind the same address sends from port 4000 to another endpoint, which "
+        f"answers with {COUNT} packets.",
+        "Every answer reaches it.",
+        another_host,
+        "What comes to public:4000 is not always a hold's. pjsua's first RTP port is 4000.",
+    ),
+    Scenario(
+        "What only looks like RTP",
+        f"UCM's DNS queries with the id 0x9abc, {COUNT} packets; {FAX} packets of a fax (UDPTL) "
+        "from number 0x8000 on. Nobody has been heard.",
+        "All of them leave; of the fax, all but one at most.",
+        looks_like_rtp,
+        "Rules see ports, and not what a packet carries. A fax is cut for the quarter of an hour "
+        "in which its numbers begin with 0x80 to 0xbf.",
     ),
     Scenario(
         "Inbound RTP to the phantom port",

@@ -1201,15 +1201,20 @@ static inline bool is_to_wait(struct peer *peer, struct packet *packet, struct h
  * RTP to an endpoint in a call, from another port of UCM's than before: is it the call's? It may be
  * the music of a hold that the provider does not know of yet. It is the call's if the provider
  * sends to this very port, or has turned to another one than before; or if it goes on for a while.
- * The port before stays known: two streams to one endpoint take turns.
+ * The port before stays known: two streams to one endpoint take turns. What a port of the call has
+ * waited is none of the next hold's.
  */
 static inline bool is_of_the_call(struct peer *peer, struct packet *packet, struct heard heard,
 				  u64 now)
 {
+	struct endpoint endpoint = endpoint_below(packet, 0);
+
 	if (peer->out_from == sender_of(packet) || !packet->has_rtp)
 		return true;
 	if (is_to_wait(peer, packet, heard, now))
 		return false;
+	if (heard.state == STATE_TWO && peer->new_from == sender_of(packet))
+		waiting_for.delete(&endpoint);
 	peer->new_from = peer->out_from;
 	peer->out_from = sender_of(packet);
 	return true;

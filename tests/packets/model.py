@@ -399,6 +399,8 @@ class Model:
                 return False
             if self.now - peer.new_since < 0.2:
                 return False
+        if known.state == TWO and peer.new_source == datagram.source:
+            self.waits.pop(datagram.destination, None)
         peer.new_source, peer.source = peer.source, datagram.source
         return True
 

@@ -72,6 +72,17 @@ def test_it_is_held_back_for_a_while_only(
     assert found == verdict
 
 
+def test_what_a_call_has_waited_is_none_of_its_hold_s(call: Bench) -> None:
+    assert call.send(Role.BYPASS, 1, source=MUSIC) == [SHOT]
+    call.age_all(0.25)
+    call.set_learned()
+    assert call.send(Role.BYPASS, 2, source=MUSIC) == [UNSPEC]
+    call.learn(HOLD, 3)
+    assert call.send(Role.BYPASS, 1, source=OTHER) == [REDIRECT]
+    (music,) = [each for each in call.events() if each.kind == Kind.MUSIC]
+    assert (music.dropped, music.lasted) == (0, 0)
+
+
 def test_two_streams_to_one_endpoint_both_go_on(call: Bench) -> None:
     """They take turns, and no packet of either is held back once both are known."""
     assert call.send(Role.BYPASS, 1, source=MUSIC) == [SHOT]

@@ -101,10 +101,8 @@ def hold(
     ):
         if not checksums:
             send_no_checksums(ucm)
-        for number in (1, 2):
-            provider.sendto(rtp(number), public)
-        for part in (music[: COUNT // 2], music[COUNT // 2 :]):
-            send(ucm, part, gso=gso)
+        provider.sendto(rtp(), public)
+        send(ucm, music, gso=gso)
         assert receive(provider, COUNT) == [(packet, public) for packet in music]
     return (place.ucm_address, port), music
 
@@ -219,7 +217,15 @@ def test_each_datagram_of_one_packet_counts() -> None:
     with hosts() as place:
         place.attach("--lan", "lan", "--ucm", UCM)
         set_offload(place, (True, True))
-        hold(place, gso=True)
+        music = speech(COUNT)
+        with (
+            closing(place.provider_socket(address(PROVIDER))) as provider,
+            closing(place.ucm_socket(next(PORTS), address(PROVIDER))) as ucm,
+        ):
+            provider.sendto(rtp(), HOLD)
+            for part in (music[: COUNT // 2], music[COUNT // 2 :]):
+                send(ucm, part, gso=True)
+            assert receive(provider, COUNT) == [(packet, HOLD) for packet in music]
         (peer,) = json.loads(place.firewall.moh("peers", "--json").stdout)
     played = peer["outbound"]["rtp"]
     assert (played["expected"], played["lost"]) == (COUNT, 0)

@@ -30,12 +30,13 @@ def test_peers_json(fw: Firewall) -> None:
     size = len(udp(PROVIDER, HOLD))
     times = {name: held.pop(name) for name in ("age", "since", "longest_gap")}
     streams = [held[way].pop("rtp") for way in ("inbound", "outbound")]
-    assert [(each["ssrc"], each["expected"]) for each in streams] == [(7, 1)] * 2
+    assert [(each["ssrc"], each["expected"]) for each in streams] == [(7, 4), (7, 23)]
     assert 0 <= held["outbound"].pop("age") < 60
     assert held == {
         "address": "203.0.113.10",
         "port": 21000,
         "state": "moh",
+        "identified": "rtp",
         "expired": False,
         "public_address": PUBLIC,
         "public_port": 4000,
@@ -58,8 +59,8 @@ def test_status_json(fw: Firewall) -> None:
     assert shown["settings"] == {
         "wan": ["wan"], "lan": ["lan"], "ucm": [UCM], "public": [PUBLIC], "port": 4000,
         "rtp_ports": "16384-32767", "provider": [], "timeout": 60.0, "patience": 3.0,
-        "max_peers": 65536,
-        "quality": True, "flip_hold": False, "sip_ports": [5060],
+        "rtcp_timeout": 15.0, "max_peers": 65536,
+        "quality": True, "flip_hold": False, "sip_ports": [5060], "sip_from": [],
     }  # fmt: skip
     ids = [program.pop("id") for program in shown["programs"]]
     assert len(set(ids)) == 3

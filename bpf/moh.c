@@ -640,8 +640,8 @@ static inline void count_learned(struct counters *count, u8 state)
 
 /*
  * Readers are told of an endpoint that UCM sends to, and of one that sends a stream to the phantom
- * port, for a hold without music must be seen; of both only if it is RTP: two packets in sequence,
- * from either side, say so. What else teaches may be noise.
+ * port, because a hold without music must be seen; of both only if it is RTP: two packets in
+ * sequence, from either side, say so. What else teaches may be noise.
  */
 static inline void tell_of(struct counters *count, struct peer *peer, struct endpoint endpoint,
 			   struct heard heard, u8 evidence, u64 now)
@@ -881,12 +881,20 @@ static inline bool is_phantom(__be16 port)
  * Another host's connection: the firewall's NAT may have given it one of the phantom ports
  */
 
-/* Another host has sent to this endpoint, and its answers come to this public port. */
-static inline void note_anothers(__be32 address, __be16 port, __be16 public_port, u64 now)
+/* Another host sends from a phantom port: the answers come to it. */
+static inline void note_anothers(struct packet *packet)
 {
-	struct anothers way = { .address = address, .port = port, .public_port = public_port };
-	u64 *used = others.lookup(&way);
+	struct anothers way = {
+		.address = packet->daddr,
+		.port = packet->dport,
+		.public_port = packet->sport,
+	};
+	u64 now, *used;
 
+	if (!is_phantom(packet->sport) || IS_UCM(packet->saddr))
+		return;
+	now = tick_ns();
+	used = others.lookup(&way);
 	if (!used)
 		others.update(&way, &now);
 	else if ((s64)(now - *used) >= (s64)ANOTHERS_STEP_NS)
@@ -1183,8 +1191,7 @@ static inline bool is_to_wait(struct peer *peer, struct packet *packet, struct h
 	u64 from = sender_of(packet);
 	struct wan *wan;
 
-	if (heard.state != STATE_TWO || packet->sport == heard.public_port ||
-	    (s64)(now - peer->moved) < (s64)NEW_SOURCE_NS)
+	if (packet->sport == heard.public_port || (s64)(now - peer->moved) < (s64)NEW_SOURCE_NS)
 		return false;
 	wan = wan_at(heard.wan);
 	if (wan && is_stale(wan, now, STALE_NS))
@@ -1197,12 +1204,20 @@ static inline bool is_to_wait(struct peer *peer, struct packet *packet, struct h
 	return (s64)(now - peer->new_since) < (s64)NEW_SOURCE_NS;
 }
 
+/* UCM sends from there now. The port before stays known: two streams to one endpoint take turns. */
+static inline void note_sender(struct peer *peer, struct packet *packet)
+{
+	if (!packet->has_rtp || peer->out_from == sender_of(packet))
+		return;
+	peer->new_from = peer->out_from;
+	peer->out_from = sender_of(packet);
+}
+
 /*
  * RTP to an endpoint in a call, from another port of UCM's than before: is it the call's? It may be
  * the music of a hold that the provider does not know of yet. It is the call's if the provider
  * sends to this very port, or has turned to another one than before; or if it goes on for a while.
- * The port before stays known: two streams to one endpoint take turns. What a port of the call has
- * waited is none of the next hold's.
+ * What a port of the call has waited is none of the next hold's.
  */
 static inline bool is_of_the_call(struct peer *peer, struct packet *packet, struct heard heard,
 				  u64 now)
@@ -1213,10 +1228,9 @@ static inline bool is_of_the_call(struct peer *peer, struct packet *packet, stru
 		return true;
 	if (is_to_wait(peer, packet, heard, now))
 		return false;
-	if (heard.state == STATE_TWO && peer->new_from == sender_of(packet))
+	if (peer->new_from == sender_of(packet))
 		waiting_for.delete(&endpoint);
-	peer->new_from = peer->out_from;
-	peer->out_from = sender_of(packet);
+	note_sender(peer, packet);
 	return true;
 }
 
@@ -1479,14 +1493,15 @@ static inline void change_by_rtcp(struct counters *count, struct peer *peer, str
 	peer->by_rtcp = heard_word(known->heard);
 	if (was_known && before == state)
 		return;
-	if (peer->told && was_known)
-		count_change(count, state);
-	else if (peer->told)
-		count_learned(count, state);
-	if (peer->told)
+	if (peer->told) {
+		if (was_known)
+			count_change(count, state);
+		else
+			count_learned(count, state);
 		tell_heard(count, endpoint_below(packet, 0),
 			   was_known ? EVENT_CHANGED : EVENT_LEARNED, known->heard, now, before,
 			   elapsed(peer->since, was_known ? now : until - TIMEOUT_NS), BY_RTCP);
+	}
 	peer->since = now;
 	peer->out_first = 0;
 }
@@ -1539,6 +1554,16 @@ static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
 }
 #endif
 
+/* What decides about a packet of UCM's. */
+static inline struct known identify(struct counters *count, struct packet *packet, u64 now)
+{
+	struct known known = destination(packet, now);
+
+	if (known.evidence == BY_RTCP)
+		decide_by_rtcp(count, packet, &known, now);
+	return known;
+}
+
 /*
  * A two-way packet that bypass has let through is counted there already. If it is still
  * UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
@@ -1560,7 +1585,7 @@ static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, st
 			       struct packet *packet, u64 now)
 {
 	if (known->peer)
-		is_of_the_call(known->peer, packet, known->heard, now);
+		note_sender(known->peer, packet);
 	if (rewrite_source(skb, packet, &known->heard, 0, NO_LINK))
 		return drop_failed(count);
 	count->rewritten++;
@@ -1583,9 +1608,8 @@ static inline int judge_unheard_at_wan(struct __sk_buff *skb, struct counters *c
 /* What came in by no LAN, where bypass would have seen it: by now it has its public port. */
 static inline void note_anothers_at_wan(struct __sk_buff *skb, struct packet *packet)
 {
-	if (IS_PUBLIC(packet->saddr) && !IS_UCM(packet->saddr) && is_phantom(packet->sport) &&
-	    !IS_LAN(skb->ingress_ifindex))
-		note_anothers(packet->daddr, packet->dport, packet->sport, tick_ns());
+	if (IS_PUBLIC(packet->saddr) && !IS_LAN(skb->ingress_ifindex))
+		note_anothers(packet);
 }
 
 /* WAN egress. The rule: UCM's RTP leaves as its destination was heard to expect it, or not. */
@@ -1614,9 +1638,7 @@ int moh_enforce(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 
 	now = clock_ns();
-	known = destination(&packet, now);
-	if (known.evidence == BY_RTCP)
-		decide_by_rtcp(count, &packet, &known, now);
+	known = identify(count, &packet, now);
 	if (!known.evidence && (kind != KIND_RTP || !may_be_provider(packet.daddr)))
 		return TC_ACT_UNSPEC;
 	if (!known.evidence)
@@ -1828,7 +1850,7 @@ static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct
 	int verdict;
 
 	if (peer)
-		is_of_the_call(peer, packet, heard, now);
+		note_sender(peer, packet);
 	if (packet->ttl <= 1)
 		return leave_to_stack(count);
 	if (!keep_hop(peer, heard, wire_length(skb, packet), now, &way) &&
@@ -1840,7 +1862,7 @@ static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct
 	return send_out(skb, count, known, packet, now, &way);
 }
 
-/* A call's packet that is held back would leave by a WAN: else it is none of ours. */
+/* A call's packet that is held back would leave by a WAN: otherwise it is none of ours. */
 static inline int send_two(struct __sk_buff *skb, struct counters *count, struct known *known,
 			   struct packet *packet, u64 now)
 {
@@ -1875,8 +1897,7 @@ int moh_bypass(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 	if (kind == KIND_UDP || !is_ours(&packet)) {
-		if (is_phantom(packet.sport) && !IS_UCM(packet.saddr))
-			note_anothers(packet.daddr, packet.dport, packet.sport, tick_ns());
+		note_anothers(&packet);
 		return TC_ACT_UNSPEC;
 	}
 	count = this_cpu_counters();
@@ -1884,9 +1905,7 @@ int moh_bypass(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 
 	now = clock_ns();
-	known = destination(&packet, now);
-	if (known.evidence == BY_RTCP)
-		decide_by_rtcp(count, &packet, &known, now);
+	known = identify(count, &packet, now);
 	if (!known.evidence && kind != KIND_RTP)
 		return TC_ACT_UNSPEC;
 	if (!known.evidence)

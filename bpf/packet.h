@@ -101,8 +101,8 @@ struct packet {
 
 /*
  * The size of the segments that a packet will be cut into; 0: it will not. By a pointer of its own,
- * too: the compiler else computes the field's place long before, and the verifier takes no such
- * pointer.
+ * too: otherwise the compiler computes the field's place long before, and the verifier takes no
+ * such pointer.
  */
 static __always_inline u32 segment_size(struct __sk_buff *skb)
 {

@@ -328,12 +328,7 @@ class DirectCall(Call):
 
     def play_by_rtcp(self, port: int) -> None:
         """Hold music for a provider that sends reports and no RTP."""
-        self._speak(port, Sound.MUSIC)
-        before = self.at_provider.count((PUBLIC, PHANTOM), self.rtp)
-        until(
-            "hold music is heard",
-            lambda: self.at_provider.count((PUBLIC, PHANTOM), self.rtp) >= before + self.HEARD,
-        )
+        self._play_until_heard(port)
         (peer,) = self.peers()
         assert (peer["state"], peer["identified"]) == ("moh", "rtcp")
         self._hush()

@@ -436,13 +436,16 @@ class Call:
     def play(self, port: int) -> None:
         """Hold music, once the provider has turned to the phantom port."""
         self._turned(PHANTOM)
+        self._play_until_heard(port)
+        self._hush()
+
+    def _play_until_heard(self, port: int) -> None:
         self._speak(port, Sound.MUSIC)
         before = self.at_provider.count((PUBLIC, PHANTOM), self.rtp)
         until(
             "hold music is heard",
             lambda: self.at_provider.count((PUBLIC, PHANTOM), self.rtp) >= before + self.HEARD,
         )
-        self._hush()
 
     def play_unheard(self, port: int) -> None:
         """Hold music that is not to be heard: whatever becomes of it."""

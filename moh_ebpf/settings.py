@@ -26,7 +26,6 @@ MOST_PROVIDERS = 65536
 MOST_SIP_PORTS = 16
 TIMEOUT_SECONDS = (0.05, 3600.0)
 LONGEST_PATIENCE_SECONDS = 3600.0
-LONGEST_RTCP_TIMEOUT_SECONDS = 3600.0
 NEVER = "never"
 # Of a config: many times what all that it may hold takes.
 MOST_BYTES = 1 << 24
@@ -300,6 +299,8 @@ def _port_range(option: str, value: Any) -> PortRange:
 
 def duration(option: str, value: Any) -> float:
     """Seconds from `1s`, `500ms`, `1.5s`, `1m` or a bare number of seconds. Raises UsageError."""
+    if isinstance(value, float) and 0 <= value < math.inf:
+        return value  # as text it may have an exponent
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)", str(value).strip(), re.ASCII)
     if isinstance(value, bool) or not match:
         raise UsageError(f"{option}: {value!r} is no duration; write it as 1s, 500ms, 1.5s or 1m")
@@ -335,9 +336,13 @@ def _patience(option: str, value: Any) -> float:
 
 
 def _rtcp_timeout(option: str, value: Any) -> float:
-    seconds = duration(option, value)
-    if seconds > LONGEST_RTCP_TIMEOUT_SECONDS:
-        raise UsageError(f"{option}: {value} is out of range, 0s to 60m")
+    try:
+        seconds = duration(option, value)
+    except UsageError as error:
+        raise UsageError(f"{error}; 0s turns it off") from None
+    low, high = TIMEOUT_SECONDS
+    if seconds and not low <= seconds <= high:
+        raise UsageError(f"{option}: {value} is out of range, 50ms to 60m, or 0s: never")
     return seconds
 
 

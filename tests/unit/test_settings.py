@@ -48,6 +48,10 @@ def test_defaults() -> None:
         ("patience", 0, 0.0),
         ("patience", "never", math.inf),
         ("patience", math.inf, math.inf),
+        ("rtcp_timeout", "15s", 15.0),
+        ("rtcp_timeout", "0s", 0.0),
+        ("rtcp_timeout", "50ms", 0.05),
+        ("sip_from", ["203.0.113.0/24"], (IPv4Network("203.0.113.0/24"),)),
         ("max_peers", "1024", 1024),
     ],
 )  # fmt: skip
@@ -99,6 +103,13 @@ def test_takes(name: str, value: object, parsed: object) -> None:
         ("patience", "Never", "or as never"),
         ("patience", True, "or as never"),
         ("patience", "61m", "out of range"),
+        ("rtcp_timeout", "never", "0s turns it off"),
+        ("rtcp_timeout", "-3s", "no duration"),
+        ("rtcp_timeout", -3, "no duration"),
+        ("rtcp_timeout", "0.05ms", "50ms to 60m"),
+        ("rtcp_timeout", "61m", "50ms to 60m"),
+        ("rtcp_timeout", math.nan, "no duration"),
+        ("sip_from", ["203.0.113.1/24"], "host bits"),
         ("max_peers", "0", "out of range"),
         ("max_peers", "many", "no whole number"),
         ("max_peers", 1 << 25, "out of range"),
@@ -260,7 +271,18 @@ def test_config_without_an_end_is_refused() -> None:
         settings.load_config(Path("/dev/zero"))
 
 
-def test_a_patience_of_never_comes_back_from_json() -> None:
-    chosen = from_values({**LEAST, "patience": "never"})
-    assert chosen.to_json()["patience"] == "never"
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patience", "never"),
+        ("patience", "0.00005s"),  # as a JSON number: 5e-05
+        ("patience", "3600000ms"),
+        ("timeout", "50.000001ms"),
+        ("rtcp_timeout", "0s"),
+        ("rtcp_timeout", "59.999999m"),
+    ],
+)
+def test_a_duration_comes_back_from_json(name: str, value: str) -> None:
+    """Otherwise no later command could read what is attached."""
+    chosen = from_values({**LEAST, name: value})
     assert from_values(json.loads(json.dumps(chosen.to_json()))) == chosen

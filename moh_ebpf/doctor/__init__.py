@@ -31,17 +31,21 @@ def examine(config: Path | None, options: Mapping[str, Any], seconds: float) -> 
 
 def _chooser(
     config: Path | None, options: Mapping[str, Any]
-) -> Callable[[Settings | None], Settings]:
+) -> Callable[[Settings | None, bool], Settings]:
     """Options that come without a file change single settings of what is looked at."""
 
-    def choose(attached: Settings | None) -> Settings:
+    def choose(attached: Settings | None, is_other_version: bool) -> Settings:
         if attached and not config:
             return values.from_values(attached.to_json() | values.given(options))
         file = config or (CONFIG if CONFIG.exists() else None)
         if not file and not options.get("wan") and not options.get("ucm"):
-            seen = "" if os.geteuid() == 0 else " that can be seen without root"
+            here = "nothing is attached here"
+            if os.geteuid() != 0:
+                here += " that can be seen without root"
+            elif is_other_version:
+                here = "what is attached here is of another version of moh-ebpf"
             raise UsageError(
-                f"nothing is attached here{seen}, and there is no {CONFIG}; "
+                f"{here}, and there is no {CONFIG}; "
                 "say what is to be, with --config FILE or --wan, --lan and --ucm"
             )
         return values.from_both(file, options)

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from moh_ebpf import network, registry
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor import rules
-from moh_ebpf.doctor.facts import Facts, Route, Target
+from moh_ebpf.doctor.facts import Entry, Facts, Route, Target
 from moh_ebpf.doctor.findings import Finding, Level
 from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 from moh_ebpf.errors import NOT_PERMITTED
@@ -686,32 +686,45 @@ def _moved_ports(facts: Facts) -> Findings:
 
 
 def _anothers(facts: Facts) -> Findings:
-    """Other hosts on a phantom port, outside: learn lets through the answers to those that have it
-    inside, too."""
-    for moved in (False, True):
-        found = [each for each in facts.anothers if moved is (each.source[1] != each.answer_to[1])]
+    """Other hosts on a phantom port, outside. Learn consumes what may teach, unless bypass has seen
+    the host send from that same port inside, or enforce has seen it come by no LAN."""
+    ends = [each for each in facts.anothers if _ends_in_learn(facts, each)]
+    others = [each for each in facts.anothers if each not in ends]
+    for found, level, says in (
+        (ends, Level.WARNING, ": RTP that answers it ends in learn"),
+        (
+            others,
+            Level.NOTE,
+            "; learn lets its RTP pass, unless UCM sends to the same endpoint",
+        ),
+    ):
         if not found:
             continue
         one = found[0]
-        yield (
-            Level.WARNING if moved else Level.NOTE,
-            f"{one.source[0]}:{one.source[1]} goes out as {one.answer_to[0]}:{one.answer_to[1]}, a "
-            "phantom port"
-            + (
-                ": RTP that answers it ends in learn"
-                if moved
-                else "; its RTP is told from a hold's, unless UCM sends to the same endpoint"
-            )
-            + (f" ({len(found) - 1} more such)" if found[1:] else ""),
-            one.line,
-            "give that program another port, or SNAT for it that leaves the phantom ports out"
-            + (
+        remedy = "give that program another port, or SNAT for it that leaves the phantom ports out"
+        if level is Level.WARNING:
+            remedy += (
                 f"; then: conntrack -D -p udp --orig-src {one.source[0]} --orig-port-src "
                 f"{one.source[1]}"
-                if moved
-                else ""
-            ),
+            )
+        yield (
+            level,
+            f"{one.source[0]}:{one.source[1]} goes out as {one.answer_to[0]}:{one.answer_to[1]}, a "
+            f"phantom port{says}" + (f" ({len(found) - 1} more such)" if found[1:] else ""),
+            one.line,
+            remedy,
         )
+
+
+def _ends_in_learn(facts: Facts, one: Entry) -> bool:
+    """May its peer teach, and has NAT moved its port behind bypass, where a LAN has one?"""
+    peer, providers = IPv4Address(one.destination[0]), facts.settings.provider
+    if one.source[1] == one.answer_to[1] or (
+        providers and not any(peer in each for each in providers)
+    ):
+        return False
+    route = facts.routes.get(IPv4Address(one.source[0]))
+    return bool(facts.lan) and (route is None or route.interface in facts.lan_names)
 
 
 def _flowtables(facts: Facts) -> Findings:
@@ -813,20 +826,30 @@ def _flip_remedy(facts: Facts) -> str:
         return "moh-ebpf attach … --flip-hold, or a SIP proxy (docs/kamailio.md)"
     if flipped:
         return f"--flip-hold has changed {flipped} holds: does the provider heed them?"
-    return "--flip-hold has seen no hold: is SIP encrypted, or on a port that --sip-ports lacks?"
+    lacks = "a port that --sip-ports lacks"
+    if facts.settings.sip_from:
+        lacks += ", or with a network that --sip-from lacks"
+    return f"--flip-hold has seen no hold: is SIP encrypted, or on {lacks}?"
 
 
 def _sip_split(facts: Facts) -> Findings:
-    """SDP that is cut where the flip cannot follow: the hold is silent, or its end is not seen."""
-    if facts.attached and (split := facts.total("sip_split")):
-        yield (
-            Level.WARNING,
-            f"{split} SDPs were left as they are, because their direction is not in one packet",
-            f"counters: sip_split {split}, fragments {facts.total('fragments')}, sip_flipped "
-            f"{facts.total('sip_flipped')}",
-            "over UDP, long messages are cut into IP fragments: use SIP over TCP on the trunk "
-            "(docs/flip-hold.md, What is left alone)",
-        )
+    """SDP that is cut where the flip cannot follow: a hold is silent, or its end is not seen. Such
+    messages need not be of a hold, so that old ones warn only if no hold was ever flipped."""
+    split, grown = facts.total("sip_split"), facts.grown("sip_split")
+    if not facts.attached or not facts.attached.flip_hold or not split:
+        return
+    fragments = facts.total("fragments")
+    yield (
+        Level.WARNING if grown or not facts.total("sip_flipped") else Level.NOTE,
+        f"{split} SIP messages were left as they are, because the direction of their SDP may be "
+        "where it cannot be read",
+        f"counters: sip_split {split}, by {grown} in {facts.seconds:.1f} s; fragments {fragments}; "
+        f"sip_flipped {facts.total('sip_flipped')}",
+        "a long message over UDP is cut into IP fragments: use SIP over TCP on the trunk "
+        "(docs/flip-hold.md, What is left alone)"
+        if fragments
+        else "see docs/flip-hold.md, What is left alone",
+    )
 
 
 def _learning(facts: Facts) -> Findings:

@@ -45,7 +45,7 @@ _NUD_INCOMPLETE, _NUD_FAILED = 0x01, 0x20  # linux/neighbour.h
 # well is not there.
 _UNANSWERED_SECONDS = 1.5
 ANY = IPv4Address("0.0.0.0")  # what a socket listens on that listens on all
-_MOST_ASKED = 64  # provider addresses whose routes are looked up
+_MOST_ASKED = 64  # addresses of each kind whose routes are looked up
 _MOST_ENTRIES = 1_000_000  # conntrack's, read at most
 _PATIENCE_SECONDS = 30
 
@@ -174,11 +174,11 @@ class _Asking:
         return otherwise
 
 
-def gather(choose: Callable[[Settings | None], Settings], seconds: float) -> Facts:
+def gather(choose: Callable[[Settings | None, bool], Settings], seconds: float) -> Facts:
     """Ask for everything; calls are looked at for so many seconds, where they can be.
 
     `choose` makes the settings of those that are attached (None where nothing is, or it cannot be
-    known), and what it raises is raised.
+    known) and of whether another version is, and what it raises is raised.
     """
     asking = _Asking()
     with IPRoute() as ipr, ExitStack() as stack:
@@ -188,7 +188,8 @@ def gather(choose: Callable[[Settings | None], Settings], seconds: float) -> Fac
             Found({}, set(), None),
         )
         attached = _as_named_now(found.attached.record) if found.attached else None
-        return _gather(ipr, asking, choose(attached), found, attached, seconds)
+        chosen = choose(attached, bool(found.filters) and found.attached is None)
+        return _gather(ipr, asking, chosen, found, attached, seconds)
 
 
 def _as_named_now(record: Record) -> Settings:
@@ -236,6 +237,9 @@ def _gather(
     nobody: list[Entry] = []
     entries = ask("conntrack", lambda: _conntrack(settings), nobody)
     modules = ask("modules", _modules, list[str]())
+    anothers = [each for each in entries if not is_ucm(settings, each)]
+    sources = dict.fromkeys(IPv4Address(each.source[0]) for each in anothers)
+    asked = [*settings.ucm, *_each(targets), *list(sources)[:_MOST_ASKED]]
     facts = Facts(
         settings=settings,
         wan=wan,
@@ -254,12 +258,12 @@ def _gather(
         modules=modules,
         offloading=ask("offload", lambda: [each for each in names if has_feature(each)], []),
         targets=targets,
-        routes=ask("routes", lambda: _routes(ipr, [*settings.ucm, *_each(targets)]), {}),
+        routes=ask("routes", lambda: _routes(ipr, asked), {}),
         back=ask("routes", lambda: _back(ipr, wan, targets, addresses), {}),
         failed=ask("neighbours", lambda: gateways.failed(targets), []),
         ruleset=ask("rules", lambda: ruleset(modules), Ruleset()),
         moved=[each for each in entries if is_ucm(settings, each)],
-        anothers=[each for each in entries if not is_ucm(settings, each)],
+        anothers=anothers,
         others=ask("programs", lambda: _others(ipr, Plan(settings, wan, lan), found), []),
         attached=attached,
         missing=found.attached.missing if found.attached else [],

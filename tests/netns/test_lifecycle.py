@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
-from moh_ebpf import attachment, registry
+from moh_ebpf import attachment, doctor, registry
 from moh_ebpf.settings import from_values
 from moh_ebpf.tc import Hook
 from tests.support import kernels
@@ -368,6 +368,10 @@ def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> Non
     refused = fw.moh("status", check=False)
     assert refused.returncode == 1
     assert "another version" in refused.stderr
+    if not doctor.CONFIG.exists():
+        refused = fw.moh("doctor", check=False)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "another version" in refused.stderr
     fw.attach(*PATIENT)
     assert len(program_ids(fw)) == 3
     fw.wan.send(udp(PROVIDER, HOLD))

@@ -342,6 +342,20 @@ def test_another_host_on_a_phantom_port(inside: int, outside: int, level: Level 
     assert finding is None or f"10.10.10.77:{inside} goes out as" in finding.found
 
 
+@pytest.mark.parametrize(
+    "reached",
+    [
+        replace(WELL, lan=[]),
+        replace(WELL, settings=replace(SETTINGS, provider=(IPv4Network("198.18.0.0/15"),))),
+        replace(WELL, routes={IPv4Address("10.10.10.77"): Route("dmz", None, "dev dmz")}),
+    ],
+    ids=["without a LAN", "a peer that may not teach", "behind no LAN"],
+)
+def test_another_hosts_moved_port_is_no_fault_where_its_answers_come(reached: Facts) -> None:
+    entries = asked.telling_entries(SETTINGS, [of_another(40000, 4000)])
+    assert found(replace(reached, anothers=entries))["anothers"].level is Level.NOTE
+
+
 def test_capabilities() -> None:
     assert asked.capabilities_lacking("CapEff:\t000001ffffffffff\n") == []
     assert asked.capabilities_lacking("CapEff:\t000001ffffdfffff\n") == ["CAP_SYS_ADMIN"]
@@ -552,6 +566,26 @@ def test_who_is_not_heard_has_a_cause() -> None:
         assert cause in one.found
         assert endpoint in one.evidence
     assert "unheard" not in found(replace(facts, waits=waits[2:]))
+
+
+@pytest.mark.parametrize(
+    ("counters", "level"),
+    [
+        ({"sip_split": (2, 3), "sip_flipped": (9, 9)}, Level.WARNING),
+        ({"sip_split": (3, 3)}, Level.WARNING),
+        ({"sip_split": (3, 3), "sip_flipped": (9, 9)}, Level.NOTE),
+        ({"fragments": (3, 9)}, None),
+    ],
+)
+@pytest.mark.parametrize("fragments", [0, 5])
+def test_sip_that_is_cut(
+    counters: dict[str, tuple[int, int]], level: Level | None, fragments: int
+) -> None:
+    facts = attached(**{"fragments": (fragments, fragments), **counters})
+    assert "sip-split" not in found(facts), "nothing is flipped"
+    finding = found(replace(facts, attached=replace(SETTINGS, flip_hold=True))).get("sip-split")
+    assert (finding and finding.level) == level
+    assert finding is None or ("SIP over TCP" in finding.remedy) == bool(fragments)
 
 
 def test_unnatted_is_right_without_a_lan() -> None:

@@ -18,7 +18,7 @@ FINDS_HEADER(ifindex): is it for each packet to tell? Then LINK_HEADER is 0."
 #if !defined(MOH_PORT) || !defined(LAST_PHANTOM_PORT) || !defined(RTP_PORT_MIN) ||     \
 	!defined(RTP_PORT_MAX) || !defined(TIMEOUT_NS) || !defined(MAX_PEERS) ||       \
 	!defined(LRU_SPARE) || !defined(MAX_WANS) || !defined(LONGEST_DEAF_HOLD_NS) || \
-	!defined(SETTINGS_SIZE) || !defined(PAGE_SIZE)
+	!defined(GOES_ON_NS) || !defined(SETTINGS_SIZE) || !defined(PAGE_SIZE)
 #error "MOH_PORT, LAST_PHANTOM_PORT, RTP_PORT_MIN and RTP_PORT_MAX in host byte order; \
 TIMEOUT_NS; MAX_PEERS, MAX_WANS, SETTINGS_SIZE (bytes): sizes of maps; LRU_SPARE: the elements that an LRU \
 hash has besides, because CPUs hold some back; PAGE_SIZE: the kernel's. \
@@ -28,6 +28,8 @@ flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and it
 MAX_SIP_FROM, if defined: the size of the trie that says where SIP may come from. \
 QUALITY, if defined: loss and jitter of each stream are kept. \
 LONGEST_DEAF_HOLD_NS: an MOH state that outlives learn by so much says nothing any more. \
+GOES_ON_NS: the longest time between two packets of a stream. RTCP takes over from RTP that expired so \
+lately; where RTP has paused for less, RTCP has no word. \
 PATIENCE_NS, if defined: how long UCM's RTP waits for an endpoint to be heard. \
 RTCP_TIMEOUT_NS, if defined: how long a report is evidence. \
 COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
@@ -81,11 +83,12 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
  * that the provider does not know of yet: a round trip. */
 #define NEW_SOURCE_NS 200000000ULL
 
-/*
- * Between two packets of a stream. RTCP takes over from RTP that was forgotten so lately; where RTP
- * has paused for less, RTCP has no word.
- */
-#define GOES_ON_NS 100000000ULL
+/* UCM sends nothing to an endpoint for so long only between two calls. */
+#define CALL_OVER_NS 5000000000ULL
+
+/* A dialog whose end is not seen is forgotten. UCM refreshes a session each half hour by default
+ * (RFC 4028), with the SDP of its hold. */
+#define LONGEST_HOLD_NS (4 * 3600 * 1000000000ULL)
 
 /* As long as conntrack keeps a UDP connection by default (nf_conntrack_udp_timeout_stream), and how
  * exactly that is kept. */

@@ -76,6 +76,8 @@ struct peer {
 	u64 since;     /* the first packet of the present state */
 	u64 told;      /* do readers know of it? UCM sends to it, or it is on hold; and it is RTP */
 	u64 moved;     /* when it last turned to another public address or port */
+	__be32 moved_ssrc; /* of the first packet there */
+	u32 moved_sequence;
 	u64 by_rtcp; /* struct heard, by the report that decided last; 0: none has since its RTP */
 	u64 rtcp_at; /* when that report came */
 	u64 longest_gap; /* the longest pause between two of its packets, in ns */
@@ -87,9 +89,10 @@ struct peer {
 	u64 out_bytes;
 	u64 out_last;	 /* the last packet sent to it; 0: none */
 	u64 out_first;	 /* the first one in the present state; 0: none */
-	u64 out_from;	 /* UCM's struct endpoint that sends to it; 0: none has */
-	u64 new_from;	 /* another one, not known to belong here yet, or the one before */
-	u64 new_since;	 /* its first packet */
+	u64 out_from;	 /* UCM's struct endpoint that sends to it in a call; 0: none has */
+	u64 out_before;	 /* the one before that */
+	u64 new_since;	 /* since when UCM has sent from others, not known to belong here yet */
+	u64 new_last;	 /* the last packet from such a one */
 	u64 hop_checked; /* when the next hop was looked up, and HOP_SUM of its words */
 	u64 hop_dst;	 /* struct hop_dst */
 	u64 hop_src;	 /* struct hop_src */

@@ -42,7 +42,7 @@ BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 16384 + LRU_
 BPF_TABLE("lru_hash", struct anothers, u64, others, 4096 + LRU_SPARE);
 #ifdef RTCP_TIMEOUT_NS
 /* By their source: what RTCP says where RTP says nothing. */
-BPF_TABLE("lru_hash", struct endpoint, struct report, reports, 16384 + LRU_SPARE);
+BPF_TABLE("lru_hash", struct endpoint, struct report, reports, MAX_PEERS + LRU_SPARE);
 #endif
 /* By the WANs' order: does learn see anything there? */
 BPF_TABLE("array", u32, struct wan, wans, MAX_WANS);
@@ -58,17 +58,20 @@ BPF_LPM_TRIE(providers, struct prefix, u8, MAX_PROVIDERS);
 #endif
 
 #ifdef IS_SIP_PORT
-/* Dialogs, by a hash of their Call-ID, in which UCM holds and the provider was told otherwise. */
+/* Dialogs, by a hash of their Call-ID, in which UCM holds and the provider was told otherwise: when
+ * it was told last, in ns. */
 BPF_TABLE("lru_hash", u64, u64, dialogs, 16384 + LRU_SPARE);
-/* How many there are; those that the map had no room for count as well. */
-BPF_TABLE("array", u32, u64, holding, 1);
+BPF_TABLE("array", u32, struct sip_holds, holding, 1);
 #ifdef MAX_SIP_FROM
 BPF_LPM_TRIE(sip_networks, struct prefix, u8, MAX_SIP_FROM);
 #endif
-/* TCP segments that go on with a message, if the one before them was seen. */
+/* TCP segments that go on with a message, if the one before them was seen. Each direction has maps
+ * of its own: what anybody can send evicts nothing of what UCM has sent. */
 BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments, 4096 + LRU_SPARE);
+BPF_TABLE("lru_hash", struct sip_segment, struct sip_context, segments_back, 4096 + LRU_SPARE);
 /* Where in a TCP connection a line began that is in two segments. */
 BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines, 4096 + LRU_SPARE);
+BPF_TABLE("lru_hash", struct sip_segment, u8, cut_lines_back, 4096 + LRU_SPARE);
 BPF_TABLE("percpu_array", u32, struct sip, sip_text, 1);
 #endif
 
@@ -209,8 +212,22 @@ static inline bool is_deaf_hold(struct peer *peer, struct heard heard, u64 now)
  * The sendonly of a hold, which the provider is not to see (bpf/sip.h reads it)
  */
 
+/* `back`, here and below: from the provider. */
+static inline struct sip_context *context_of(struct sip_segment *segment, bool back)
+{
+	return back ? segments_back.lookup(segment) : segments.lookup(segment);
+}
+
+static inline void keep_context(struct sip_segment *segment, struct sip_context *context, bool back)
+{
+	if (back)
+		segments_back.update(segment, context);
+	else
+		segments.update(segment, context);
+}
+
 /* Before a packet's text: nothing is known, or what the segment before has left. */
-static inline void begin_reading(struct sip *sip, bool begins)
+static inline void begin_reading(struct sip *sip, bool begins, bool back)
 {
 	struct sip_context *before = NULL;
 
@@ -218,7 +235,7 @@ static inline void begin_reading(struct sip *sip, bool begins)
 	sip->context.tail_length = 0;
 	sip->context.line_begins = !sip->place.is_tcp || begins;
 	if (sip->place.is_tcp && !begins)
-		before = segments.lookup(&sip->place.segment);
+		before = context_of(&sip->place.segment, back);
 	if (before)
 		sip->context = *before;
 }
@@ -233,7 +250,7 @@ static inline bool is_read_whole(struct sip *sip)
  * `count` before it; NULL: it cannot be.
  */
 static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *place,
-				   struct sip_search *search)
+				   struct sip_search *search, bool back)
 {
 	u32 zero = 0;
 	struct sip *sip = sip_text.lookup(&zero);
@@ -242,7 +259,7 @@ static inline struct sip *read_sip(struct __sk_buff *skb, struct sip_place *plac
 		return NULL;
 	sip->place = *place;
 	LOAD_AGAIN();
-	begin_reading(sip, begins_message(skb, &sip->place));
+	begin_reading(sip, begins_message(skb, &sip->place), back);
 	if (!load_text(skb, sip))
 		return NULL;
 	read_text(sip, search);
@@ -260,16 +277,19 @@ static inline struct sip_segment segment_at(struct sip *sip, u32 at)
 	return segment;
 }
 
-static inline void note_cut(struct sip *sip, u32 at)
+static inline void note_cut(struct sip *sip, u32 at, bool back)
 {
 	struct sip_segment segment = segment_at(sip, at);
 	u8 one = 1;
 
-	cut_lines.update(&segment, &one);
+	if (back)
+		cut_lines_back.update(&segment, &one);
+	else
+		cut_lines.update(&segment, &one);
 }
 
 /* The next segment goes on with what is known of the last message by now. */
-static inline void remember_segment(struct sip *sip)
+static inline void remember_segment(struct sip *sip, bool back)
 {
 	struct sip_message *message = &sip->context.message;
 	struct sip_segment next = segment_at(sip, sip->length);
@@ -278,7 +298,7 @@ static inline void remember_segment(struct sip *sip)
 		return;
 	keep_tail(sip);
 	if (sip->context.tail_length && sip->context.tail_length < SIP_WORD)
-		note_cut(sip, sip->line);
+		note_cut(sip, sip->line, back);
 	*message = sip->messages[sip->count & (SIP_MESSAGES - 1)];
 	message->call_id_at = 0;
 	message->length_at = 0;
@@ -287,7 +307,7 @@ static inline void remember_segment(struct sip *sip)
 	message->session_word = 0;
 	message->more_words = 0;
 	message->stray_words = 0;
-	segments.update(&next, &sip->context);
+	keep_context(&next, &sip->context, back);
 }
 
 /*
@@ -295,7 +315,7 @@ static inline void remember_segment(struct sip *sip)
  * What the one with the word has to know then.
  */
 static inline void remember_again(struct __sk_buff *skb, struct sip *sip,
-				  struct sip_message *message, u32 word)
+				  struct sip_message *message, u32 word, bool back)
 {
 	u32 size = segment_size(skb), at = word - 1 - sip->tail, begin;
 	struct sip_segment segment;
@@ -310,7 +330,7 @@ static inline void remember_again(struct __sk_buff *skb, struct sip *sip,
 		.begun = 1,
 		.section = message->media_at <= begin ? SECTION_OPEN : SECTION_NONE,
 	};
-	segments.update(&segment, &sip->again);
+	keep_context(&segment, &sip->again, back);
 }
 
 static inline void note_headers(struct sip *sip, struct sip_message *message)
@@ -342,7 +362,7 @@ static inline u32 word_of(struct sip *sip, struct sip_message *message)
  * A word that is in two segments is left, also when both are sent again as one: a receiver that has
  * the first of them already takes of it the rest alone.
  */
-static inline bool is_cut(struct __sk_buff *skb, struct sip *sip, u32 word)
+static inline bool is_cut(struct __sk_buff *skb, struct sip *sip, u32 word, bool back)
 {
 	u32 size = segment_size(skb), at = word - 1 - sip->tail;
 	struct sip_segment segment = segment_at(sip, word - 1);
@@ -350,10 +370,12 @@ static inline bool is_cut(struct __sk_buff *skb, struct sip *sip, u32 word)
 	if (word <= sip->tail)
 		return true;
 	if (size && at / size != (at + SIP_WORD - 1) / size) {
-		note_cut(sip, word - 1);
+		note_cut(sip, word - 1, back);
 		return true;
 	}
-	return sip->place.is_tcp && cut_lines.lookup(&segment);
+	if (!sip->place.is_tcp)
+		return false;
+	return back ? cut_lines_back.lookup(&segment) : cut_lines.lookup(&segment);
 }
 
 /* May the word that is looked for, or an m= line, be where it cannot be read? */
@@ -374,42 +396,64 @@ static inline bool is_open(struct sip *sip, struct sip_message *message)
  * where it is not read.
  */
 static inline bool change_word(struct __sk_buff *skb, struct counters *count, struct sip *sip,
-			       struct sip_message *message, u64 from, u64 to)
+			       struct sip_message *message, u64 from, u64 to, bool back)
 {
 	u32 word = word_of(sip, message);
-	bool cut = word && is_cut(skb, sip, word);
+	bool cut = word && is_cut(skb, sip, word, back);
 	bool changed =
 		word && !cut && change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
 
 	if (changed)
-		remember_again(skb, sip, message, word);
+		remember_again(skb, sip, message, word, back);
 	if (cut || message->more_words || message->stray_words || is_open(sip, message))
 		count->sip_split++;
 	return changed;
 }
 
-static inline u64 *dialogs_on_hold(void)
+static inline struct sip_holds *all_holds(void)
 {
 	u32 zero = 0;
 
 	return holding.lookup(&zero);
 }
 
+/* A hold lasts no longer, unless UCM says again that it holds. */
+static inline bool is_hold_over(u64 since, u64 now)
+{
+	return (s64)(now - since) >= (s64)LONGEST_HOLD_NS;
+}
+
+static inline bool is_dialog_held(struct sip_message *message, u64 now)
+{
+	u64 *since = message->call_id ? dialogs.lookup(&message->call_id) : NULL;
+
+	return since && !is_hold_over(*since, now);
+}
+
 static inline void forget_dialog(struct sip_message *message)
 {
-	u64 *number = dialogs_on_hold();
+	bool counts = is_dialog_held(message, tick_ns());
+	struct sip_holds *holds = all_holds();
 
-	if (message->call_id && !dialogs.delete(&message->call_id) && number)
-		__sync_fetch_and_add(number, -1);
+	if (message->call_id && !dialogs.delete(&message->call_id) && counts && holds)
+		__sync_fetch_and_add(&holds->number, -1);
 }
 
 static inline void remember_dialog(struct sip_message *message)
 {
-	u64 *number = dialogs_on_hold();
-	u64 one = 1;
+	struct sip_holds *holds = all_holds();
+	u64 now = tick_ns();
+	bool is_new = !is_dialog_held(message, now);
 
-	if (message->call_id && !dialogs.insert(&message->call_id, &one) && number)
-		__sync_fetch_and_add(number, 1);
+	if (!message->call_id || !holds)
+		return;
+	/* Those whose end was not seen, and those that the map has evicted. */
+	if (is_hold_over(holds->last, now))
+		holds->number = 0;
+	holds->last = now;
+	dialogs.update(&message->call_id, &now);
+	if (is_new)
+		__sync_fetch_and_add(&holds->number, 1);
 }
 
 /* No SDP was seen, and none will follow. */
@@ -425,14 +469,15 @@ static inline bool has_no_sdp(struct sip_message *message)
  */
 static inline bool ends_hold(struct sip_message *message)
 {
-	return message->bye || (!message->held && (message->invite || !has_no_sdp(message)));
+	return message->bye ||
+	       (!message->held && (message->invite || message->headless || !has_no_sdp(message)));
 }
 
 static inline void flip_message(struct __sk_buff *skb, struct counters *count, struct sip *sip,
 				struct sip_message *message)
 {
 	note_headers(sip, message);
-	if (change_word(skb, count, sip, message, SENDONLY, SENDRECV)) {
+	if (change_word(skb, count, sip, message, SENDONLY, SENDRECV, false)) {
 		count->sip_flipped++;
 		message->held = 1;
 		remember_dialog(message);
@@ -444,7 +489,7 @@ static inline void flip_message(struct __sk_buff *skb, struct counters *count, s
 /* The provider hangs up, or refuses: what UCM has asked for last may have been the hold. */
 static inline bool refuses(struct sip_message *message)
 {
-	return message->bye || message->status >= '3';
+	return message->bye || message->headless || message->status >= '3';
 }
 
 /* An SDP without a direction means sendrecv, and has no word that could be changed. */
@@ -458,11 +503,11 @@ static inline void restore_message(struct __sk_buff *skb, struct counters *count
 				   struct sip_message *message)
 {
 	note_headers(sip, message);
-	if (!message->call_id || !dialogs.lookup(&message->call_id))
+	if (!is_dialog_held(message, tick_ns()))
 		return;
 	if (refuses(message))
 		forget_dialog(message);
-	else if (change_word(skb, count, sip, message, SENDRECV, RECVONLY))
+	else if (change_word(skb, count, sip, message, SENDRECV, RECVONLY, true))
 		count->sip_restored++;
 	else if (has_no_direction(sip, message))
 		count->sip_undirected++;
@@ -495,7 +540,7 @@ static __always_inline void change_messages(struct __sk_buff *skb, struct sip_se
 	theirs = is_outbound ? place.segment.daddr : place.segment.saddr;
 	if ((!IS_UCM(ours) && !IS_PUBLIC(ours)) || !may_signal(theirs))
 		return;
-	sip = read_sip(skb, &place, search);
+	sip = read_sip(skb, &place, search, !is_outbound);
 	count = this_cpu_counters();
 	if (!sip || !count)
 		return;
@@ -507,7 +552,7 @@ static __always_inline void change_messages(struct __sk_buff *skb, struct sip_se
 		if (i >= sip->count)
 			break;
 	}
-	remember_segment(sip);
+	remember_segment(sip, !is_outbound);
 }
 
 /*
@@ -530,10 +575,10 @@ static inline void flip_hold(struct __sk_buff *skb)
 static inline void restore_hold(struct __sk_buff *skb)
 {
 	struct sip_search audio = { .word = A_SENDRE, .rest = TEXT2('c', 'v') };
-	u64 *number = dialogs_on_hold();
+	struct sip_holds *holds = all_holds();
 
 	/* Reading costs microseconds, and anybody can send what is read. */
-	if (number && *number)
+	if (holds && holds->number && !is_hold_over(holds->last, tick_ns()))
 		change_messages(skb, &audio, false);
 }
 #else
@@ -593,6 +638,18 @@ static inline void tell_wan(struct counters *count, u8 kind, u8 index, u64 now, 
 	tell(count, &event);
 }
 
+/*
+ * A call that has passed before it was heard passes at once in its next pause, too. What it has
+ * lost does not count for the next hold.
+ */
+static inline void settle_wait(struct endpoint *endpoint, struct waiting *waiting, u8 state)
+{
+	if (waiting && state == STATE_TWO && waiting->passed)
+		waiting->packets = 0;
+	else if (waiting)
+		waiting_for.delete(endpoint);
+}
+
 /* The first packet that goes out in the present state ends the wait. */
 static inline void end_waiting(struct counters *count, struct peer *peer, struct packet *packet,
 			       struct heard heard, u8 evidence, u64 now)
@@ -608,20 +665,15 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 		.before = heard.state,
 		.evidence = evidence,
 	};
+	bool has_passed;
 
 	peer->out_first = now;
 	if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS && waiting->packets) {
-		event.lasted = elapsed(waiting->first, waiting->passed ?: now);
+		has_passed = waiting->passed && (s64)(waiting->passed - waiting->first) >= 0;
+		event.lasted = elapsed(waiting->first, has_passed ? waiting->passed : now);
 		event.dropped = waiting->packets;
 	}
-	/*
-	 * A call that has passed before it was heard passes at once in its next pause, too. What it
-	 * has lost is none of the next hold's.
-	 */
-	if (waiting && heard.state == STATE_TWO && waiting->passed)
-		waiting->packets = 0;
-	else if (waiting)
-		waiting_for.delete(&endpoint);
+	settle_wait(&endpoint, waiting, heard.state);
 	if (heard.state == STATE_MOH)
 		tell(count, &event);
 }
@@ -638,6 +690,22 @@ static inline void count_learned(struct counters *count, u8 state)
 		count->learned_two++;
 }
 
+static inline u32 lost_of(struct rtp *rtp)
+{
+	return rtp->expected > rtp->received ? rtp->expected - rtp->received : 0;
+}
+
+/* The sums over all streams are of those that readers are told of: anybody can send numbers. */
+static inline void count_so_far(struct counters *count, struct peer *peer)
+{
+	if (!KEEPS_QUALITY)
+		return;
+	count->rtp_in_expected += peer->in_rtp.expected;
+	count->rtp_in_lost += lost_of(&peer->in_rtp);
+	count->rtp_out_expected += peer->out_rtp.expected;
+	count->rtp_out_lost += lost_of(&peer->out_rtp);
+}
+
 /*
  * Readers are told of an endpoint that UCM sends to, and of one that sends a stream to the phantom
  * port, because a hold without music must be seen; of both only if it is RTP: two packets in
@@ -652,6 +720,7 @@ static inline void tell_of(struct counters *count, struct peer *peer, struct end
 	if (!is_hold && !is_call)
 		return;
 	peer->told = 1;
+	count_so_far(count, peer);
 	count_learned(count, heard.state);
 	tell_heard(count, endpoint, EVENT_LEARNED, heard, now, 0, elapsed(peer->since, now),
 		   evidence);
@@ -691,7 +760,7 @@ static inline void note_inbound(struct __sk_buff *skb, struct counters *count, s
 	if (!is_of_interest(peer, packet))
 		return;
 	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(skb), now);
-	if (!KEEPS_QUALITY)
+	if (!KEEPS_QUALITY || !peer->told)
 		return;
 	count->rtp_in_expected += progress.expected;
 	count->rtp_in_lost += progress.lost;
@@ -716,6 +785,16 @@ static inline bool is_kept_by_rtcp(struct peer *peer, u64 now)
 #endif
 }
 
+/* When it last said what is known of it. */
+static inline u64 last_word(struct peer *peer)
+{
+#ifdef RTCP_TIMEOUT_NS
+	if (peer->by_rtcp)
+		return peer->rtcp_at;
+#endif
+	return peer->last_seen;
+}
+
 /* When it was forgotten, or will be. */
 static inline u64 known_until(struct peer *peer)
 {
@@ -726,39 +805,57 @@ static inline u64 known_until(struct peer *peer)
 	return peer->last_seen + TIMEOUT_NS;
 }
 
-/* What was told of it last; 0: it was never heard. */
-static inline u8 state_of(struct peer *peer)
+/* What is known of it, or was; all 0: it was never heard. */
+static inline struct heard latest_of(struct peer *peer)
 {
-	return peer->by_rtcp ? heard_by_word(peer->by_rtcp).state : heard_of(peer).state;
+	return peer->by_rtcp ? heard_by_word(peer->by_rtcp) : heard_of(peer);
 }
 
-/*
- * An endpoint that was forgotten and speaks again is new; only its longest gap is kept. After a
- * pause within a call, readers are told at once.
- */
-static inline void relearn(struct peer *peer, struct counters *count, struct packet *packet,
-			   struct heard heard, u64 now)
+static inline u8 state_of(struct peer *peer)
+{
+	return latest_of(peer).state;
+}
+
+/* What is counted in a call, or up to a pause in it. */
+static inline void count_anew(struct peer *peer, u64 now)
 {
 	if ((s64)(now - known_until(peer)) >= (s64)LONGEST_PAUSE_NS)
 		peer->told = 0;
-	if (peer->told) {
-		count_learned(count, heard.state);
-		tell_heard(count, source_of(packet), EVENT_LEARNED, heard, now, state_of(peer),
-			   elapsed(peer->since, known_until(peer) - TIMEOUT_NS), BY_RTP);
-	}
 	peer->in_packets = 0;
 	peer->in_bytes = 0;
 	peer->out_packets = 0;
 	peer->out_bytes = 0;
 	peer->out_last = 0;
 	peer->out_first = 0;
-	peer->out_from = 0;
-	peer->new_from = 0;
-	peer->by_rtcp = 0;
 	peer->in_rtp = (struct rtp){};
 	peer->out_rtp = (struct rtp){};
+}
+
+/*
+ * An endpoint that was forgotten and speaks again is new. Its longest gap is kept, and, if it
+ * speaks as before, UCM's ports: then it may be the same call. After a short pause, readers are
+ * told at once.
+ */
+static inline void relearn(struct peer *peer, struct counters *count, struct packet *packet,
+			   struct heard heard, u64 now)
+{
+	u64 lasted = elapsed(peer->since, last_word(peer));
+	u8 before = state_of(peer);
+
+	count_anew(peer, now);
+	if (peer->told) {
+		count_learned(count, heard.state);
+		tell_heard(count, source_of(packet), EVENT_LEARNED, heard, now, before, lasted,
+			   BY_RTP);
+	}
+	if (peer->heard != heard_word(heard)) {
+		peer->out_from = 0;
+		peer->out_before = 0;
+	}
 	peer->since = now;
-	peer->heard = heard_word(heard);
+	/* In this order: a reader always finds one of the two. */
+	*(volatile u64 *)&peer->heard = heard_word(heard);
+	*(volatile u64 *)&peer->by_rtcp = 0;
 }
 
 static inline void count_change(struct counters *count, u8 state)
@@ -772,12 +869,16 @@ static inline void count_change(struct counters *count, u8 state)
 static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
 				struct heard heard, u64 now)
 {
+	struct heard last = heard_of(peer);
 	u8 before = state_of(peer);
 
-	if (peer->heard != heard_word(heard))
+	if (last.public_address != heard.public_address || last.public_port != heard.public_port) {
 		peer->moved = now;
-	peer->heard = heard_word(heard);
-	peer->by_rtcp = 0;
+		peer->moved_ssrc = packet->rtp.ssrc;
+		peer->moved_sequence = bpf_ntohs(packet->rtp.sequence);
+	}
+	*(volatile u64 *)&peer->heard = heard_word(heard);
+	*(volatile u64 *)&peer->by_rtcp = 0;
 	if (before == heard.state)
 		return;
 	if (peer->told) {
@@ -787,6 +888,18 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 	}
 	peer->since = now;
 	peer->out_first = 0;
+}
+
+/*
+ * The provider has turned to another port, and a packet comes that it sent before: two flows may
+ * take two ways. It says nothing any more.
+ */
+static inline bool is_overtaken(struct peer *peer, struct packet *packet, u64 now)
+{
+	u16 behind = peer->moved_sequence - bpf_ntohs(packet->rtp.sequence);
+
+	return (s64)(now - peer->moved) < (s64)NEW_SOURCE_NS &&
+	       peer->moved_ssrc == packet->rtp.ssrc && behind && behind < MAX_MISORDER;
 }
 
 /*
@@ -800,7 +913,8 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 	note_gap(peer, now);
 	if (!is_live(peer, now) && !is_kept_by_rtcp(peer, now))
 		relearn(peer, count, packet, heard, now);
-	else if (peer->heard != heard_word(heard) || peer->by_rtcp)
+	else if ((peer->heard != heard_word(heard) || peer->by_rtcp) &&
+		 !is_overtaken(peer, packet, now))
 		change_state(peer, count, packet, heard, now);
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
@@ -839,7 +953,7 @@ static inline void hear(struct __sk_buff *skb, struct counters *count, struct pa
 		count->learn_failed++;
 }
 
-/* RTCP says nothing against RTP that is heard, so it is no peer's: it has a map of its own. */
+/* RTCP never contradicts RTP that is heard, so it has a map of its own. */
 static inline void hear_report(struct packet *packet, struct heard heard, u64 now)
 {
 #ifdef RTCP_TIMEOUT_NS
@@ -1067,27 +1181,73 @@ static inline __be16 rtp_port(struct heard heard, bool is_muxed)
 	return bpf_htons(is_muxed ? port : port - 1);
 }
 
+/* An endpoint that sends RTP itself has rtcp-mux: its reports are not those of the port below. */
+static inline bool has_own_rtp(struct endpoint endpoint, u64 now)
+{
+	struct peer *peer = peers.lookup(&endpoint);
+
+	return peer && (is_kept_by_rtcp(peer, now) || (peer->heard && !is_stale_peer(peer, now)));
+}
+
 /*
- * What RTCP says of an endpoint whose RTP is not heard: its own report, or that of the port above.
- * RTP that is later, and says otherwise, has the last word; so has the last RTP of a call that went
- * silent for a hold.
+ * Is a report of before UCM began to send to this endpoint, after a silence? Then it may be of
+ * another call, for which the provider had the same port.
+ */
+static inline bool is_of_another_call(struct known *known, struct packet *packet, u64 now)
+{
+	struct endpoint endpoint = endpoint_below(packet, 0);
+	struct peer *peer = known->peer;
+	struct waiting *waiting;
+
+	if (!peer || !peer->out_last || (s64)(now - peer->out_last) < (s64)CALL_OVER_NS)
+		return false;
+	waiting = waiting_for.lookup(&endpoint);
+	return !waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS ||
+	       (s64)(waiting->first - known->at) > 0;
+}
+
+/* The later one of the endpoint's own report and that of the port above. */
+static inline void find_report(struct known *known, struct packet *packet, u64 now)
+{
+	struct endpoint above = endpoint_below(packet, -1);
+	struct known own = { .peer = known->peer };
+	bool is_muxed = is_reported(&own, endpoint_below(packet, 0), now);
+
+	if (is_reported(known, above, now) && !has_own_rtp(above, now) &&
+	    (!is_muxed || (s64)(known->at - own.at) >= 0)) {
+		known->heard.public_port = rtp_port(known->heard, false);
+	} else {
+		*known = own;
+		known->heard.public_port = rtp_port(known->heard, true);
+	}
+}
+
+/*
+ * What RTCP says of an endpoint whose RTP is not heard. RTP that came later and says otherwise has
+ * the last word. If it says the same, the report keeps it.
  */
 static inline void ask_reports(struct known *known, struct packet *packet, u64 now)
 {
 	struct peer *peer = known->peer;
-	bool is_muxed = is_reported(known, endpoint_below(packet, 0), now);
-	bool is_hold;
 
-	if (!is_muxed && !is_reported(known, endpoint_below(packet, -1), now))
+	find_report(known, packet, now);
+	if (!known->evidence)
 		return;
-	known->heard.public_port = rtp_port(known->heard, is_muxed);
-	is_hold = known->heard.state == STATE_MOH;
-	if (peer && (s64)(known->at - peer->last_seen) <= 0 &&
-	    !(is_hold && heard_of(peer).state == STATE_MOH))
+	if (is_of_another_call(known, packet, now))
 		known->evidence = 0;
+	if (!peer || (s64)(known->at - peer->last_seen) > 0)
+		return;
+	if (heard_of(peer).state != known->heard.state)
+		known->evidence = 0;
+	known->heard = heard_of(peer);
 }
 #else
 static inline bool is_reported(struct known *known, struct endpoint endpoint, u64 now)
+{
+	return false;
+}
+
+static inline bool has_own_rtp(struct endpoint endpoint, u64 now)
 {
 	return false;
 }
@@ -1105,7 +1265,8 @@ static inline void know_rtcp(struct known *known, struct packet *packet, u64 now
 {
 	if (is_heard(known, endpoint_below(packet, 0), now))
 		return;
-	if (is_heard(known, endpoint_below(packet, 1), now))
+	if (!has_own_rtp(endpoint_below(packet, 0), now) &&
+	    is_heard(known, endpoint_below(packet, 1), now))
 		known->heard.public_port = next_port(known->heard.public_port, 1);
 	else
 		is_reported(known, endpoint_below(packet, 0), now);
@@ -1113,14 +1274,13 @@ static inline void know_rtcp(struct known *known, struct packet *packet, u64 now
 
 /*
  * May an endpoint that RTP says to be in a call have been put on hold since its last RTP? UCM sends
- * from a port that is not known to be the call's, or RTCP has said so.
+ * from another port than the endpoint sends to, or RTCP has said so.
  */
 static inline bool is_in_doubt(struct known *known, struct packet *packet)
 {
 	if (known->peer->by_rtcp)
 		return true;
 	return known->heard.state == STATE_TWO && packet->has_rtp &&
-	       known->peer->out_from != sender_of(packet) &&
 	       packet->sport != known->heard.public_port;
 }
 
@@ -1157,7 +1317,7 @@ static inline void note_outbound(struct __sk_buff *skb, struct counters *count, 
 	if (!is_of_interest(peer, packet))
 		return;
 	progress = note_rtp(&peer->out_rtp, &packet->rtp, datagrams(skb), now);
-	if (!KEEPS_QUALITY)
+	if (!KEEPS_QUALITY || !peer->told)
 		return;
 	count->rtp_out_expected += progress.expected;
 	count->rtp_out_lost += progress.lost;
@@ -1185,10 +1345,13 @@ static inline void count_outbound(struct __sk_buff *skb, struct counters *count,
  * UCM's source port: it takes a new one for every hold, and for the call that goes on
  */
 
-/* Nothing waits for long, nor where learn cannot hear what it waits for. */
+/*
+ * RTP from a port that is not known as the call's waits, but not for long: all such ports of an
+ * endpoint together wait NEW_SOURCE_NS, until none has sent for twice as long. Nor does any wait
+ * where learn cannot hear what it waits for.
+ */
 static inline bool is_to_wait(struct peer *peer, struct packet *packet, struct heard heard, u64 now)
 {
-	u64 from = sender_of(packet);
 	struct wan *wan;
 
 	if (packet->sport == heard.public_port || (s64)(now - peer->moved) < (s64)NEW_SOURCE_NS)
@@ -1196,20 +1359,23 @@ static inline bool is_to_wait(struct peer *peer, struct packet *packet, struct h
 	wan = wan_at(heard.wan);
 	if (wan && is_stale(wan, now, STALE_NS))
 		return false;
-	if (peer->new_from != from) {
-		peer->new_from = from;
+	if ((s64)(now - peer->new_last) >= 2 * (s64)NEW_SOURCE_NS)
 		peer->new_since = now;
-		return true;
-	}
+	peer->new_last = now;
 	return (s64)(now - peer->new_since) < (s64)NEW_SOURCE_NS;
+}
+
+/* Have packets from this port passed before the endpoint was heard? Then they pass now, too. */
+static inline bool has_passed_unheard(struct waiting *waiting, struct packet *packet, u64 now)
+{
+	return waiting && waiting->passed && waiting->from == sender_of(packet) &&
+	       (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS;
 }
 
 /* UCM sends from there now. The port before stays known: two streams to one endpoint take turns. */
 static inline void note_sender(struct peer *peer, struct packet *packet)
 {
-	if (!packet->has_rtp || peer->out_from == sender_of(packet))
-		return;
-	peer->new_from = peer->out_from;
+	peer->out_before = peer->out_from;
 	peer->out_from = sender_of(packet);
 }
 
@@ -1217,19 +1383,23 @@ static inline void note_sender(struct peer *peer, struct packet *packet)
  * RTP to an endpoint in a call, from another port of UCM's than before: is it the call's? It may be
  * the music of a hold that the provider does not know of yet. It is the call's if the provider
  * sends to this very port, or has turned to another one than before; or if it goes on for a while.
- * What a port of the call has waited is none of the next hold's.
  */
 static inline bool is_of_the_call(struct peer *peer, struct packet *packet, struct heard heard,
 				  u64 now)
 {
 	struct endpoint endpoint = endpoint_below(packet, 0);
+	u64 from = sender_of(packet);
+	struct waiting *waiting;
 
-	if (peer->out_from == sender_of(packet) || !packet->has_rtp)
+	if (peer->out_from == from || !packet->has_rtp)
 		return true;
-	if (is_to_wait(peer, packet, heard, now))
-		return false;
-	if (peer->new_from == sender_of(packet))
-		waiting_for.delete(&endpoint);
+	if (peer->out_before != from) {
+		waiting = waiting_for.lookup(&endpoint);
+		if (!has_passed_unheard(waiting, packet, now) &&
+		    is_to_wait(peer, packet, heard, now))
+			return false;
+		settle_wait(&endpoint, waiting, STATE_TWO);
+	}
 	note_sender(peer, packet);
 	return true;
 }
@@ -1302,14 +1472,13 @@ static inline u8 stale_wan(struct peer *peer, u8 by_route, u64 waited, u64 now)
 	struct heard heard;
 	struct wan *wan;
 
-	/* One that is known by RTCP alone was never heard. */
-	if (peer && peer->heard) {
-		heard = heard_of(peer);
+	if (peer && state_of(peer)) {
+		heard = latest_of(peer);
 		wan = wan_at(heard.wan);
 		if (wan && !is_stale(wan, now, STALE_NS) && !is_stale_peer(peer, now))
 			return NO_WAN;
 		if (wan && is_stale(wan, now, STALE_NS) &&
-		    (s64)(wan->learn_at - peer->last_seen) < (s64)TIMEOUT_NS &&
+		    (s64)(wan->learn_at - known_until(peer)) < 0 &&
 		    (heard.state == STATE_TWO || !is_held_back(wan, waited)))
 			return heard.wan;
 	}
@@ -1359,8 +1528,8 @@ static inline void tell_unheard(struct counters *count, struct packet *packet,
 		.kind = EVENT_UNHEARD,
 	};
 
-	if (peer) {
-		heard = heard_of(peer);
+	if (peer && state_of(peer)) {
+		heard = latest_of(peer);
 		event.before = heard.state;
 	}
 	event.heard = heard_word(heard);
@@ -1469,15 +1638,22 @@ static inline int hold_back(struct counters *count, struct peer *peer, struct pa
 {
 	struct endpoint endpoint = endpoint_below(packet, 0);
 	struct waiting *waiting = waiting_for.lookup(&endpoint);
-	struct waiting fresh = { .first = now, .last = now, .packets = 1 };
+	struct waiting fresh = {};
 
 	count->held_back++;
-	if (waiting && (s64)(waiting->first - peer->new_since) >= 0) {
-		waiting->last = now;
-		__sync_fetch_and_add(&waiting->packets, 1);
-	} else {
+	if (!waiting || (s64)(waiting->first - peer->new_since) < 0) {
+		/* It is kept that the call has passed before it was heard. */
+		if (waiting)
+			fresh = *waiting;
+		fresh.first = now;
+		fresh.last = now;
+		fresh.packets = 1;
+		fresh.flags &= ~(u64)WAITING_RTCP;
 		waiting_for.update(&endpoint, &fresh);
+		return TC_ACT_SHOT;
 	}
+	waiting->last = now;
+	__sync_fetch_and_add(&waiting->packets, 1);
 	return TC_ACT_SHOT;
 }
 
@@ -1487,21 +1663,22 @@ static inline void change_by_rtcp(struct counters *count, struct peer *peer, str
 				  struct known *known, u64 now)
 {
 	u8 before = state_of(peer), state = known->heard.state;
-	u64 until = known_until(peer);
-	bool was_known = (s64)(now - until) < (s64)GOES_ON_NS;
+	bool was_known = (s64)(now - known_until(peer)) < (s64)GOES_ON_NS;
+	u64 lasted = elapsed(peer->since, was_known ? now : last_word(peer));
 
+	if (!was_known)
+		count_anew(peer, now);
 	peer->by_rtcp = heard_word(known->heard);
 	if (was_known && before == state)
 		return;
-	if (peer->told) {
-		if (was_known)
-			count_change(count, state);
-		else
-			count_learned(count, state);
+	if (peer->told && was_known)
+		count_change(count, state);
+	else if (peer->told)
+		count_learned(count, state);
+	if (peer->told)
 		tell_heard(count, endpoint_below(packet, 0),
 			   was_known ? EVENT_CHANGED : EVENT_LEARNED, known->heard, now, before,
-			   elapsed(peer->since, was_known ? now : until - TIMEOUT_NS), BY_RTCP);
-	}
+			   lasted, BY_RTCP);
 	peer->since = now;
 	peer->out_first = 0;
 }
@@ -1538,8 +1715,10 @@ static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
 				  struct known *known, u64 now)
 {
 	if (packet->is_rtcp) {
-		struct endpoint endpoint = endpoint_below(packet, 1);
+		struct endpoint endpoint = endpoint_below(packet, 0);
 
+		if (!has_own_rtp(endpoint, now))
+			endpoint = endpoint_below(packet, 1);
 		known->peer = peers.lookup(&endpoint);
 	} else if (is_of_the_report(known, packet)) {
 		note_by_rtcp(count, packet, known, now);
@@ -1584,8 +1763,6 @@ static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct
 static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct known *known,
 			       struct packet *packet, u64 now)
 {
-	if (known->peer)
-		note_sender(known->peer, packet);
 	if (rewrite_source(skb, packet, &known->heard, 0, NO_LINK))
 		return drop_failed(count);
 	count->rewritten++;
@@ -1849,8 +2026,6 @@ static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct
 	struct way way = {};
 	int verdict;
 
-	if (peer)
-		note_sender(peer, packet);
 	if (packet->ttl <= 1)
 		return leave_to_stack(count);
 	if (!keep_hop(peer, heard, wire_length(skb, packet), now, &way) &&
@@ -1862,7 +2037,7 @@ static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct
 	return send_out(skb, count, known, packet, now, &way);
 }
 
-/* A call's packet that is held back would leave by a WAN: otherwise it is none of ours. */
+/* Only a packet that would leave by a WAN is held back. Others are not ours. */
 static inline int send_two(struct __sk_buff *skb, struct counters *count, struct known *known,
 			   struct packet *packet, u64 now)
 {

@@ -27,7 +27,7 @@
 
 /*
  * RFC 5761, section 4: the second byte of RTCP is its packet type. A compound packet begins with
- * one of 200 to 207; RTP whose payload type would read so with the marker, or without, is none.
+ * one of 200 to 207. RTP has no payload type that would read so with the marker or without it.
  */
 #define RTCP_TYPE_MASK 0xf8
 #define RTCP_TYPES 0xc8
@@ -70,7 +70,7 @@ enum kind {
 	KIND_OTHER,    /* not IPv4, not UDP, or broken: never touched */
 	KIND_FRAGMENT, /* of a UDP datagram: never touched, but counted */
 	KIND_UDP,      /* whole, and no RTP: never touched */
-	KIND_ALIKE,    /* it begins as RTP does, and is none: rewritten on hold, never dropped */
+	KIND_ALIKE,    /* it begins as RTP does, but is not RTP: rewritten on hold, never dropped */
 	KIND_RTP,      /* RTP or RTCP, by all that their headers tell */
 };
 
@@ -245,7 +245,7 @@ static __always_inline bool is_rtcp(struct rtp_header *header, u32 payload)
 	       (bpf_ntohs(header->sequence) + 1) * 4 <= payload;
 }
 
-/* Payload types from 64 to 95 are none of RTP's, since RTCP's would read so (RFC 5761). */
+/* RTP has no payload types from 64 to 95, because RTCP's types would read so (RFC 5761). */
 static __always_inline bool is_rtp(struct rtp_header *header)
 {
 	u8 type = header->marker_type & PAYLOAD_TYPE_MASK;
@@ -264,8 +264,8 @@ static __always_inline bool load_header(struct __sk_buff *skb, struct packet *pa
 }
 
 /*
- * What a header tells that begins as RTP does: so does that of a quarter of all DNS answers, by
- * their random id.
+ * A payload that begins as RTP does: is it RTP, as far as its header tells? A quarter of all DNS
+ * answers begin so, because their id is random.
  */
 static __always_inline enum kind read_media(struct __sk_buff *skb, struct packet *packet,
 					    u32 udp_len)

@@ -89,7 +89,13 @@ struct sip_message {
 	u8 ends;	/* nothing of it follows */
 	u8 status;	/* a response's first digit; 0: a request, or not known */
 	u8 bye;
-	u8 zero;
+	u8 headless; /* its first line is not known: the body before it has no line's end */
+};
+
+/* The holds of all dialogs. Those whose end is not seen count for LONGEST_HOLD_NS. */
+struct sip_holds {
+	u64 number;
+	u64 last; /* when the last one began, in ns */
 };
 
 /* What is known where a TCP segment ends. */
@@ -281,6 +287,7 @@ static __always_inline void next_message(struct sip *sip, u32 at, u64 first, u64
 		.begun = 1,
 		.status = (u8)second & -(u8)is_zero(first ^ SIP_2_0),
 		.bye = is_zero((first & FIRST(4)) ^ TEXT4('B', 'Y', 'E', ' ')),
+		.headless = is_zero(first),
 	};
 }
 

@@ -224,11 +224,11 @@ def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     if before.record.settings.patience == plan.settings.patience:
         names.append("waiting_for")
     if _same_wans(record, before):
-        names += ["wans", "reports"] if plan.settings.rtcp_timeout else ["wans"]
+        names.append("wans")
         if before.maps["peers"].max_entries == compiler.peers_entries(plan.settings.max_peers):
-            names.append("peers")
+            names += ["peers", "reports"] if plan.settings.rtcp_timeout else ["peers"]
     if plan.settings.flip_hold:
-        names += ["dialogs", "holding", "segments", "cut_lines"]
+        names += compiler.SIP_MAPS
     return {name: before.maps[name].fd for name in names if name in before.maps}
 
 

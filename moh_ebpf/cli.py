@@ -194,7 +194,7 @@ RTCP_TIMEOUT = typer.Option(
     None,
     metavar="DURATION",
     show_default=False,
-    help="How long RTCP speaks for RTP that is silent; 0s: never. Default: 15s.",
+    help="How long RTCP keeps an endpoint known when its RTP stops; 0s: never. Default: 15s.",
 )
 MAX_PEERS = typer.Option(
     None,
@@ -307,9 +307,13 @@ def _tell(report: "Report", dry_run: bool) -> None:
         _tell_place("would detach" if dry_run else "detached", place, "from")
     typer.echo(report.settings.leaves_as())
     if report.settings.flip_hold:
-        ports = ", ".join(map(str, report.settings.sip_ports))
-        many = "s" if len(report.settings.sip_ports) > 1 else ""
-        typer.echo(f"the sendonly of a hold leaves as sendrecv (SIP on port{many} {ports})")
+        typer.echo(f"the sendonly of a hold leaves as sendrecv ({_sip_that_is_read(report)})")
+
+
+def _sip_that_is_read(report: "Report") -> str:
+    ports, networks = report.settings.sip_ports, report.settings.sip_from
+    text = f"SIP on port{'s' if len(ports) > 1 else ''} {', '.join(map(str, ports))}"
+    return f"{text}, with {', '.join(map(str, networks))} alone" if networks else text
 
 
 def _tell_place(verb: str, place: "Place", preposition: str) -> None:

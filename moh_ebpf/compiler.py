@@ -23,13 +23,15 @@ from typing import Any
 from moh_ebpf import features, layout, libbpf
 from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
-from moh_ebpf.peers import LONGEST_DEAF_HOLD_SECONDS
+from moh_ebpf.peers import GOES_ON_SECONDS, LONGEST_DEAF_HOLD_SECONDS
 from moh_ebpf.registry import Role
 from moh_ebpf.settings import MOST_INTERFACES, Settings
 
 _INCLUDE = Path("/usr/include")
 _CAP_SYS_ADMIN = 21  # linux/capability.h
 _LOCAL_FREE_TARGET = 128  # kernel/bpf/bpf_lru_list.c
+# What is known of SIP, with --flip-hold.
+SIP_MAPS = ["dialogs", "holding", "segments", "segments_back", "cut_lines", "cut_lines_back"]
 
 _BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
 _OTHER_BCC = (
@@ -97,7 +99,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     names = ["peers", "counters", "settings", "events", "waiting_for", "others", "wans"]
     names += ["reports"] * bool(plan.settings.rtcp_timeout)
     names += ["providers"] * bool(plan.settings.provider)
-    names += ["dialogs", "holding", "segments", "cut_lines"] * plan.settings.flip_hold
+    names += SIP_MAPS * plan.settings.flip_hold
     names += ["sip_networks"] * bool(plan.settings.flip_hold and plan.settings.sip_from)
     maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
     loaded = Loaded(module, programs, maps)
@@ -202,6 +204,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         "TIMEOUT_NS": f"{round(settings.timeout * 1e9)}ULL",
         "MAX_PEERS": settings.max_peers,
         "MAX_WANS": MOST_INTERFACES,
+        "GOES_ON_NS": f"{round(GOES_ON_SECONDS * 1e9)}ULL",
         "LONGEST_DEAF_HOLD_NS": f"{round(LONGEST_DEAF_HOLD_SECONDS * 1e9)}ULL",
         "LRU_SPARE": _lru_spare(),
         "SETTINGS_SIZE": settings_size,

@@ -45,8 +45,8 @@ _LOOK_SECONDS = 0.2
 _AT_ONCE = 10_000_000
 # Endpoints whose end is followed, at most.
 _MOST_KNOWN = 20_000
-# RTCP takes over from RTP that is forgotten within that many ns (GOES_ON_NS in bpf/config.h).
-_GRACE = 100_000_000
+# RTCP may take over from RTP that expired so lately, in ns.
+_GRACE = round(peers.GOES_ON_SECONDS * 1e9)
 # Is it still attached, and are these its maps? In seconds.
 _CHECK_SECONDS = 1.0
 
@@ -284,13 +284,17 @@ class _Known:
 
 
 class Found(NamedTuple):
-    """What a peer's entry says: its struct heard; when it was seen last, as if by RTP, and when its
-    state began, in ns of CLOCK_MONOTONIC; by what it is known."""
+    """What a peer's entry says, times in ns of CLOCK_MONOTONIC.
+
+    Its struct heard; when RTP would have been seen last that expires when this does; when its state
+    began; by what it is known; and when that was heard last, if it was no RTP.
+    """
 
     heard: bytes
     last_seen: int
     since: int
     evidence: Evidence = Evidence.RTP
+    last_report: int | None = None
 
 
 def _found_in(record: Record) -> Found:
@@ -503,7 +507,8 @@ class Story:
         known.due, known.evidence = now_known.due, now_known.evidence
         if self._has_ended(found, now):
             del self._known[key]
-            lasted = max(0, found.last_seen - found.since)
+            last = found.last_seen if found.last_report is None else found.last_report
+            lasted = max(0, last - found.since)
             yield from self._end(key, known, "expired", known.due - _GRACE, lasted)
         else:
             heapq.heappush(self._due, (known.due, key))
@@ -738,7 +743,7 @@ class _Maps:
 
     def found(self, values: tuple[Any, ...]) -> Found | None:
         """The same, of an unpacked struct peer."""
-        heard, last_seen, since, told, _, by_rtcp, rtcp_at, *_ = values
+        heard, last_seen, since, told, _, _, _, by_rtcp, rtcp_at, *_ = values
         settings = self.attached.record.settings
         timeout = _timeout(settings)
         heard, until, evidence = peers.known(
@@ -747,7 +752,8 @@ class _Maps:
             timeout=timeout,
             rtcp_timeout=round(settings.rtcp_timeout * _SECOND),
         )
-        return Found(heard, until - timeout, since, evidence) if told else None
+        last_report = rtcp_at if evidence is Evidence.RTCP else None
+        return Found(heard, until - timeout, since, evidence, last_report) if told else None
 
     def unwritten(self) -> int:
         """How many events had no room in the ring since this was asked."""

@@ -75,6 +75,8 @@ PEER_FIELDS = (
     "since",
     "told",
     "moved",
+    "moved_ssrc",
+    "moved_sequence",
     "by_rtcp",
     "rtcp_at",
     "longest_gap",
@@ -86,15 +88,16 @@ PEER_FIELDS = (
     "out_last",
     "out_first",
     "out_from",
-    "new_from",
+    "out_before",
     "new_since",
+    "new_last",
     "hop_checked",
     "hop_dst",
     "hop_src",
     "out_rtp",
 )
 PEER = struct.Struct(
-    f"={HEARD.size}s4Q{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s4Q{RTP.size}s"
+    f"={HEARD.size}s4Q4sI{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s5Q{RTP.size}s"
 )
 
 # struct event, in its order; times are ns, address and port in network byte order.
@@ -115,7 +118,7 @@ EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBBQ")
 # many were dropped, when the first one passed (0: none), WAITING_ flags; of the last packet UCM's
 # struct endpoint, SSRC (network byte order), the sequence number after it, payload type.
 WAITING = struct.Struct(f"=5Q{ENDPOINT.size}s4s2H")
-WAITING_RTCP = 2
+WAITING_NO_MEDIA = 2 | 4  # of RTCP alone, or of a flow that is not RTP
 
 # struct wan, in its order; times are ns of CLOCK_MONOTONIC, 0: never.
 WAN_FIELDS = ("learn_at", "open_at", "stale_from", "blind_since")
@@ -132,8 +135,8 @@ PREFIX = struct.Struct("=I4s")
 
 # struct counters, in its order, and the one meaning of each.
 COUNTERS = {
-    "learned_moh": "endpoints that became known, or known again, by RTP to the phantom port",
-    "learned_two": "endpoints that became known, or known again, by RTP to another port",
+    "learned_moh": "endpoints told of that became known, or known again, on hold",
+    "learned_two": "endpoints told of that became known, or known again, in a two-way call",
     "moh_to_two": "endpoints that went from hold to a two-way call",
     "two_to_moh": "endpoints that went from a two-way call on hold",
     "learn_failed": "inbound packets whose endpoint could not be stored (no memory)",
@@ -149,7 +152,7 @@ COUNTERS = {
     "routed_elsewhere": "hold music whose route leaves by no WAN: left to the stack",
     "passed_blind": "UCM's packets to endpoints not heard, as learn is blind on the WAN: passed",
     "passed_unheard": "UCM's packets to endpoints not heard for longer than the patience: passed",
-    "passed_no_rtp": "UCM's packets that looked like RTP, of a flow that is none: passed",
+    "passed_no_rtp": "UCM's packets that looked like RTP, and whose flow is not RTP: passed",
     "passed_anothers": "packets to a phantom port that were another host's connection: passed",
     "held_back": "UCM's packets from a new port, to an endpoint in a call: dropped, 0.2 s at most",
     "fragments": "UDP fragments to or from us: never touched, for they carry no ports",
@@ -161,7 +164,7 @@ COUNTERS = {
     "rtp_out_late": "UCM's RTP that came after its successors, or twice",
     "sip_flipped": "SDP of UCM's whose hold was turned from sendonly into sendrecv",
     "sip_restored": "SDP of the provider's for such a hold, turned from sendrecv into recvonly",
-    "sip_split": "SDP left as it is: its direction, or what that is of, is not in one packet",
+    "sip_split": "SIP left as it is: the direction of its SDP may be where it cannot be read",
     "sip_undirected": "answers to a hold that have no direction, which means sendrecv: left as is",
     "events_unread": "events for which there was no room, for nobody reads them",
 }
@@ -170,8 +173,8 @@ RETIRED_COUNTERS = ("dropped_no_route",)
 
 COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
-# struct sip_segment and struct sip_context (bpf/sip.h), which no command reads.
-SIP = struct.Struct("=4s4s2s2sI128sQ5I12B8B")
+# struct sip_segment, sip_context and sip_holds (bpf/sip.h), which no command reads.
+SIP = struct.Struct("=4s4s2s2sI128sQ5I12B8B2Q")
 
 # Names this layout in an attachment's record: maps of another are neither read nor shared.
 _ALL = [

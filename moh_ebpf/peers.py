@@ -27,6 +27,8 @@ OPEN_SECONDS = 10.0
 # An MOH state counts no longer than that after learn has fallen silent: longer than from one
 # OPTIONS of a quiet trunk to the next.
 LONGEST_DEAF_HOLD_SECONDS = 90.0
+# RTCP takes over without a change from RTP that expired so lately.
+GOES_ON_SECONDS = 0.1
 
 
 class Known(NamedTuple):
@@ -91,8 +93,8 @@ class Peer(NamedTuple):
 
     def is_silent(self, phantom_port: int) -> bool:
         """Dead air: on hold, no music has been sent to it for SILENT_SECONDS, or, in a two-way
-        call, one direction has been silent so long. Endpoints of RTCP are none of media; one that
-        is forgotten is taken for one that UCM still sends to."""
+        call, one direction has been silent so long. Endpoints that send only RTCP are not counted;
+        one that is forgotten is taken for one that UCM still sends to."""
         if self.expired:
             return self.age >= SILENT_SECONDS
         outbound = min(self.since, math.inf if self.out_age is None else self.out_age)
@@ -250,7 +252,7 @@ def decode(
     longest_ago = now - (math.inf if math.isinf(forgotten_for) else round(forgotten_for / _NS))
     peers = []
     for (address, port), values in entries:
-        heard, last_seen, began, is_told, _, by_rtcp, rtcp_at, gap, *rest = values
+        heard, last_seen, began, is_told, _, _, _, by_rtcp, rtcp_at, gap, *rest = values
         if not (is_told or untold):
             continue
         heard, until, evidence = known(

@@ -194,7 +194,7 @@ class Attached:
             )
             for endpoint, wait in waits:
                 _, last, _, _, flags, *_ = wait
-                if now - last < SILENT_SECONDS * 1e9 and not flags & layout.WAITING_RTCP:
+                if now - last < SILENT_SECONDS * 1e9 and not flags & layout.WAITING_NO_MEDIA:
                     yield endpoint, wait
 
     def _decoded(

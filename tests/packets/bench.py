@@ -56,7 +56,16 @@ _SKB_GSO_SIZE = 44
 COMPLETE = 1 << 2
 
 # The times that a struct peer has.
-_TIMES = ("last_seen", "since", "moved", "rtcp_at", "out_last", "new_since", "hop_checked")
+_TIMES = (
+    "last_seen",
+    "since",
+    "moved",
+    "rtcp_at",
+    "out_last",
+    "new_since",
+    "new_last",
+    "hop_checked",
+)
 
 # The programs' own clock, to the tick (linux/time.h): an age set by it is the one they see.
 _CLOCK_MONOTONIC_COARSE = 6
@@ -176,9 +185,10 @@ class Bench:
         values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, peer.wan)
         values["told"] = int(peer.told)
         values["by_rtcp"] = bytes(layout.HEARD.size)
-        values["new_from"] = bytes(layout.ENDPOINT.size)
+        values["moved_ssrc"] = bytes(4)
+        values["out_before"] = bytes(layout.ENDPOINT.size)
         values["out_from"] = (
-            layout.ENDPOINT.pack(*_packed(peer.source)) if peer.source else values["new_from"]
+            layout.ENDPOINT.pack(*_packed(peer.source)) if peer.source else values["out_before"]
         )
         values["last_seen"] = values["since"] = now - int(peer.age * 1e9)
         libbpf.update(

@@ -141,10 +141,14 @@ class Peer:
     told: bool = False
     sent: bool = False  # RTP was sent to it in its present state, since it is told of
     out_last: float = -math.inf
-    moved: float = -math.inf  # it turned to another public address or port
-    source: Endpoint | None = None  # UCM's, that sends to it
-    new_source: Endpoint | None = None
+    # When it turned to another public address or port, and SSRC and number of the packet.
+    moved: float = -math.inf
+    moved_with: tuple[bytes, int] = b"", 0
+    source: Endpoint | None = None  # UCM's, that sends to it in a call
+    source_before: Endpoint | None = None
+    # Since when UCM has sent from ports that are not known, and the last time.
     new_since: float = -math.inf
+    new_last: float = -math.inf
     by_rtcp: tuple[str, Endpoint] | None = None
     rtcp_at: float = -math.inf
 
@@ -263,17 +267,26 @@ class Model:
         elif not self.is_live(peer) and not self._is_kept_by_rtcp(peer):
             peer = self.peers[datagram.source] = self._relearned(peer, state, public)
         else:
-            before = peer.by_rtcp[0] if peer.by_rtcp else peer.state
-            if (peer.state, peer.public) != (state, public):
-                peer.moved = self.now
-            peer.state, peer.public, peer.by_rtcp = state, public, None
-            if before != state:
-                peer.sent = False
-                self._count_change(peer, state)
+            self._turn(peer, datagram, state)
         peer.inbound = (peer.inbound[0] + 1, peer.inbound[1] + datagram.length)
         peer.in_stream.hear(datagram)
         self._tell(peer, state)
         peer.last_seen = self.now
+
+    def _turn(self, peer: Peer, datagram: Datagram, state: str) -> None:
+        """What an endpoint says that is known; nothing, if it is a packet of before it turned to
+        another port that comes after the first one there."""
+        before, public = peer.by_rtcp[0] if peer.by_rtcp else peer.state, datagram.destination
+        ssrc, number = peer.moved_with
+        is_before = ssrc == datagram.ssrc and 0 < (number - datagram.sequence) % 65536 < 100
+        if is_before and self.now - peer.moved < 0.2:
+            return
+        if peer.public != public:
+            peer.moved, peer.moved_with = self.now, (datagram.ssrc, datagram.sequence)
+        peer.state, peer.public, peer.by_rtcp = state, public, None
+        if before != state:
+            peer.sent = False
+            self._count_change(peer, state)
 
     def _count_change(self, peer: Peer, state: str) -> None:
         self.counters["two_to_moh" if state == MOH else "moh_to_two"] += peer.told
@@ -281,7 +294,12 @@ class Model:
     def _relearned(self, peer: Peer, state: str, public: Endpoint) -> Peer:
         is_told = peer.told and self.now - self._until(peer) < 10
         self.counters[f"learned_{state.lower()}"] += is_told
-        return Peer(state, public, self.now, told=is_told, moved=peer.moved)
+        fresh = Peer(state, public, self.now, told=is_told, moved=peer.moved)
+        fresh.moved_with = peer.moved_with
+        fresh.new_since, fresh.new_last = peer.new_since, peer.new_last
+        if peer.public == public:
+            fresh.source, fresh.source_before = peer.source, peer.source_before
+        return fresh
 
     def _tell(self, peer: Peer, state: str) -> None:
         """Who is on hold, or sent to by UCM; if it is RTP."""
@@ -319,8 +337,9 @@ class Model:
             return self._put_on_hold(datagram, peer) or Known(peer.state, peer.public, peer)
         if not datagram.is_rtcp:
             return self._known_by_rtcp(datagram, peer)
-        beside = self.peers.get((address, port - 1))
-        if beside and self.is_live(beside):
+        has_own = self._has_own_rtp((address, port))
+        beside = peer if has_own else self.peers.get((address, port - 1))
+        if not has_own and beside and self.is_live(beside):
             assert beside.state
             assert beside.public
             return Known(beside.state, (beside.public[0], beside.public[1] + 1), beside)
@@ -329,40 +348,70 @@ class Model:
 
     def _put_on_hold(self, datagram: Datagram, peer: Peer) -> Known | None:
         """A call whose RTP has stopped, as RTCP to a phantom port has said since: asked for if UCM
-        sends from another port than before, or RTCP has said so before."""
+        sends from another port than the provider sends to, or RTCP has said so before."""
         assert peer.public
-        is_other = datagram.kind == "rtp" and peer.source != datagram.source
-        is_other &= datagram.source[1] != peer.public[1]
         if datagram.is_rtcp or self.now - peer.last_seen < 0.1:
             return None
+        is_other = datagram.kind == "rtp" and datagram.source[1] != peer.public[1]
         if not (peer.by_rtcp or (peer.state == TWO and is_other)):
             return None
         return self._known_by_rtcp(datagram, peer, only=MOH)
+
+    def _has_own_rtp(self, endpoint: Endpoint) -> bool:
+        """Then it has rtcp-mux, and its RTCP is not that of the port below."""
+        peer = self.peers.get(endpoint)
+        if peer is None:
+            return False
+        return self._is_kept_by_rtcp(peer) or (
+            peer.public is not None and self.now - peer.last_seen < 90
+        )
 
     def _report(self, endpoint: Endpoint) -> Report | None:
         report = self.reports.get(endpoint)
         return report if report and self.now - report.at < self.rtcp_timeout else None
 
-    def _known_by_rtcp(
-        self, datagram: Datagram, peer: Peer | None, only: str | None = None
-    ) -> Known | None:
-        address, port = datagram.destination
-        muxed, beside = self._report((address, port)), self._report((address, port + 1))
-        report = muxed or beside
-        if report is None or (only and report.state != only):
+    def _report_of(self, endpoint: Endpoint) -> Report | None:
+        """The later one of its own and of that of the port above, with the port of its RTP."""
+        address, port = endpoint
+        muxed, above = self._report(endpoint), self._report((address, port + 1))
+        if above and (self._has_own_rtp((address, port + 1)) or (muxed and muxed.at > above.at)):
+            above = None
+        report = above or muxed
+        if report is None:
             return None
         its_address, its_port = report.public
         if report.state == MOH:
             its_port -= (its_port - self.port) % 2
-        elif not muxed:
+        elif above:
             its_port -= 1
-        is_later = peer is None or report.at > peer.last_seen
-        if not is_later and not (peer and peer.state == report.state == MOH):
+        return Report(report.state, (its_address, its_port), report.at)
+
+    def _is_of_another_call(self, endpoint: Endpoint, peer: Peer | None, report: Report) -> bool:
+        """It came before UCM began to send here, after a silence of 5 s."""
+        if peer is None or peer.out_last == -math.inf or self.now - peer.out_last < 5:
+            return False
+        wait = self.waits.get(endpoint)
+        return wait is None or self.now - wait.last > 10 or wait.first > report.at
+
+    def _known_by_rtcp(
+        self, datagram: Datagram, peer: Peer | None, only: str | None = None
+    ) -> Known | None:
+        report = self._report_of(datagram.destination)
+        if report is None or (only and report.state != only):
             return None
+        if self._is_of_another_call(datagram.destination, peer, report):
+            return None
+        public = report.public
+        if peer and report.at <= peer.last_seen:
+            if peer.state != report.state:
+                return None
+            assert peer.public
+            public = peer.public
+        its_port = public[1]
         is_its_source = its_port == datagram.source[1] or (peer and peer.source == datagram.source)
         if report.state == TWO and not is_its_source:
             return None
-        known = Known(report.state, (its_address, its_port), peer)
+        known = Known(report.state, public, peer)
         self._note_by_rtcp(datagram.destination, known, report.at)
         return known
 
@@ -374,6 +423,11 @@ class Model:
         if not self._is_kept_by_rtcp(peer) or peer.by_rtcp != (known.state, known.public):
             before = peer.by_rtcp[0] if peer.by_rtcp else peer.state
             was_known = self.now - self._until(peer) < 0.1
+            if not was_known:
+                peer.told = peer.told and self.now - self._until(peer) < 10
+                peer.inbound = peer.outbound = (0, 0)
+                peer.in_stream, peer.out_stream = Stream(), Stream()
+                peer.out_last = -math.inf
             peer.by_rtcp = known.state, known.public
             if was_known and before != known.state:
                 self._count_change(peer, known.state)
@@ -384,33 +438,49 @@ class Model:
         peer.rtcp_at = at
 
     def _is_of_the_call(self, known: Known, datagram: Datagram) -> bool:
-        """From the port that UCM sends from; a new one in a call is to wait."""
+        """From the port that UCM sends from, or did before; a new one is to wait."""
         peer = known.peer
         if peer is None or peer.source == datagram.source or datagram.kind != "rtp":
             return True
-        if (
-            known.state == TWO
-            and datagram.source[1] != known.public[1]
-            and self.now - peer.moved >= 0.2
-            and self.now - self.learned < 0.8
-        ):
-            if peer.new_source != datagram.source:
-                peer.new_source, peer.new_since = datagram.source, self.now
+        if peer.source_before != datagram.source:
+            wait = self.waits.get(datagram.destination)
+            has_passed = wait and wait.passed and self.now - wait.last < 10
+            if not (
+                has_passed and wait and wait.flow and wait.flow[0] == datagram.source
+            ) and self._is_to_wait(known, peer, datagram):
                 return False
-            if self.now - peer.new_since < 0.2:
-                return False
-        if known.state == TWO and peer.new_source == datagram.source:
-            self.waits.pop(datagram.destination, None)
-        peer.new_source, peer.source = peer.source, datagram.source
+            self._settle(datagram.destination, TWO)
+        peer.source_before, peer.source = peer.source, datagram.source
         return True
+
+    def _is_to_wait(self, known: Known, peer: Peer, datagram: Datagram) -> bool:
+        """All new ports of an endpoint wait for 0.2 s together, until none has sent for 0.4 s."""
+        if (
+            datagram.source[1] == known.public[1]
+            or self.now - peer.moved < 0.2
+            or self.now - self.learned >= 0.8
+        ):
+            return False
+        if self.now - peer.new_last >= 0.4:
+            peer.new_since = self.now
+        peer.new_last = self.now
+        return self.now - peer.new_since < 0.2
+
+    def _settle(self, endpoint: Endpoint, state: str) -> None:
+        """The end of a wait, unless the call has passed before it was heard."""
+        wait = self.waits.get(endpoint)
+        if wait and (state == MOH or not wait.passed):
+            del self.waits[endpoint]
 
     def _hold_back(self, datagram: Datagram, peer: Peer) -> int:
         self.counters["held_back"] += 1
         wait = self.waits.get(datagram.destination)
         if wait and wait.first >= peer.new_since:
             wait.last = self.now
-        else:
-            self.waits[datagram.destination] = Wait(self.now, self.now)
+            return SHOT
+        fresh = self.waits[datagram.destination] = Wait(self.now, self.now)
+        if wait:
+            fresh.passed, fresh.flow, fresh.is_no_rtp = wait.passed, wait.flow, wait.is_no_rtp
         return SHOT
 
     def enforce(self, frame: bytes) -> tuple[int, bytes]:
@@ -427,8 +497,7 @@ class Model:
             verdict = self._unheard(datagram)
             self.counters["passed_unnatted"] += verdict == UNSPEC
             return verdict, frame
-        is_of_the_call = self._is_of_the_call(known, datagram)
-        if known.state == TWO and not is_of_the_call:
+        if known.state == TWO and not self._is_of_the_call(known, datagram):
             assert known.peer
             return self._hold_back(datagram, known.peer), frame
         self._sent(known, datagram)
@@ -454,11 +523,10 @@ class Model:
             return UNSPEC, frame
         if known is None:
             return self._unheard(datagram), frame
-        is_of_the_call = self._is_of_the_call(known, datagram)
-        if known.state == TWO and not is_of_the_call and self.leaves_by_wan(address):
-            assert known.peer
-            return self._hold_back(datagram, known.peer), frame
         if known.state == TWO:
+            if not self._is_of_the_call(known, datagram) and self.leaves_by_wan(address):
+                assert known.peer
+                return self._hold_back(datagram, known.peer), frame
             self._sent(known, datagram)
             self.counters["passed_two"] += 1
             return UNSPEC, frame
@@ -520,8 +588,8 @@ class Model:
     def _is_stale_for(self, peer: Peer | None, waited: float) -> bool:
         if self.now - self.learned < 0.8:
             return False
-        fell_silent_with_learn = peer and self.learned - peer.last_seen < self.timeout
-        is_call = fell_silent_with_learn and peer and peer.state == TWO
+        state = peer and (peer.by_rtcp[0] if peer.by_rtcp else peer.state)
+        is_call = peer and state == TWO and self.learned < self._until(peer)
         return is_call or waited > 1.0 or self.blind
 
     def _wait(self, datagram: Datagram) -> Wait:
@@ -575,9 +643,7 @@ class Model:
         self._tell(peer, known.state)
         if not datagram.is_rtcp and peer.told and not peer.sent:
             peer.sent = True
-            wait = self.waits.get(datagram.destination)
-            if wait and (known.state == MOH or not wait.passed):
-                del self.waits[datagram.destination]
+            self._settle(datagram.destination, known.state)
 
 
 def rewrite(frame: bytes, datagram: Datagram, source: tuple[IPv4Address, int], hops: int) -> bytes:

@@ -40,6 +40,7 @@ def test_a_fax_over_all_of_its_numbers(programs: Bench, role: Role, what: str, d
             packet = udp(FAX, PROVIDER, udptl(each, data(each)))
             verdicts.append(programs.run(role, packet)[0])
     assert verdicts.count(SHOT) <= 1, what
+    assert programs.waits() == [], "no media wait"
     counters = programs.counters()
     assert counters["passed_no_rtp"] > 1000
     assert counters.get("dropped_unidentified", 0) <= 1

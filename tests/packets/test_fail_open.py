@@ -453,3 +453,14 @@ def test_its_next_packet_begins_it_anew(shared_firewall: Firewall) -> None:
         programs.set_learned(100)
         programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:4000", rtp(2)))
         assert programs.run(Role.BYPASS, music())[0] == REDIRECT
+
+
+@pytest.mark.parametrize("role", [Role.ENFORCE, Role.BYPASS])
+def test_a_call_known_by_rtcp_loses_nothing_with_learn(programs: Bench, role: Role) -> None:
+    programs.set_learned()
+    report = b"\x81\xc9\0\7" + bytes(28)
+    programs.run(Role.LEARN, udp("203.0.113.10:21001", f"{PUBLIC}:24577", report))
+    assert programs.send(role, 1, 2) == [UNSPEC] * 2
+    programs.age_all(15.1)
+    assert programs.send(role, 3) == [UNSPEC]
+    assert programs.counters()["passed_blind"] == 1

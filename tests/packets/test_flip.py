@@ -3,7 +3,7 @@
 import errno
 import itertools
 import re
-import sys
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +14,8 @@ from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from moh_ebpf import layout, libbpf
+from moh_ebpf import compiler, layout, libbpf
+from moh_ebpf.clock import kernel_ns
 from moh_ebpf.registry import Role
 from tests.packets.bench import COMPLETE, UNSPEC, Bench, bench
 from tests.support.firewall import PUBLIC, UCM, firewall
@@ -22,6 +23,7 @@ from tests.support.firewall import PUBLIC, UCM, firewall
 PROVIDER = "203.0.113.5"
 HOLD = ["m=audio 4000 RTP/AVP 0 101", "a=rtpmap:0 PCMU/8000", "a=ptime:20", "a=sendonly"]
 CALL = ["m=audio 24576 RTP/AVP 0", "a=rtpmap:0 PCMU/8000", "a=sendrecv"]
+HOLDS = struct.Struct("=2Q")  # struct sip_holds: how many, the last one in ns
 ANSWER = ["m=audio 30000 RTP/AVP 0", "a=sendrecv"]
 
 
@@ -40,8 +42,8 @@ def sip(loaded: Bench) -> Bench:
 def forget(loaded: Bench) -> None:
     """As if no packet had come yet: the same connection may begin anew."""
     loaded.clear()
-    libbpf.update(loaded._loaded.maps["holding"], layout.index(0), bytes(8))
-    for name in ("dialogs", "segments", "cut_lines"):
+    set_holding(loaded, 0)
+    for name in set(compiler.SIP_MAPS) - {"holding"}:
         each = loaded._loaded.maps[name]
         for keys, _ in list(libbpf.entries(each)):
             for at in range(0, len(keys), each.key_size):
@@ -50,7 +52,8 @@ def forget(loaded: Bench) -> None:
 
 def test_layout(loaded: Bench) -> None:
     maps = loaded._loaded.maps
-    assert maps["segments"].key_size + maps["segments"].value_size == layout.SIP.size
+    sizes = maps["segments"].key_size, maps["segments"].value_size, maps["holding"].value_size
+    assert sum(sizes) == layout.SIP.size
 
 
 def message(
@@ -376,8 +379,15 @@ def test_who_hangs_up_holds_no_more(sip: Bench) -> None:
 
 
 def holding(sip: Bench) -> int:
-    value = libbpf.lookup(sip._loaded.maps["holding"], layout.index(0))
-    return int.from_bytes(value, sys.byteorder)
+    number, _ = HOLDS.unpack(libbpf.lookup(sip._loaded.maps["holding"], layout.index(0)))
+    return number
+
+
+def set_holding(sip: Bench, number: int, age: float = 0.0) -> None:
+    """So many dialogs on hold, the last one since `age` seconds."""
+    last = (kernel_ns() - int(age * 1e9)) % 2**64  # perhaps before the machine's start
+    holds = HOLDS.pack(number, last)
+    libbpf.update(sip._loaded.maps["holding"], layout.index(0), holds)
 
 
 def test_dialogs_on_hold_are_counted(sip: Bench) -> None:
@@ -396,7 +406,7 @@ def test_dialogs_on_hold_are_counted(sip: Bench) -> None:
 def test_nothing_is_read_while_nobody_is_on_hold(sip: Bench) -> None:
     """FIELD's H10: a segment that is read leaves what the next one is to know."""
     answer = message(ANSWER, start="SIP/2.0 200 OK")[:300]
-    segments = sip._loaded.maps["segments"]
+    segments = sip._loaded.maps["segments_back"]
 
     def known() -> int:
         return sum(len(keys) for keys, _ in libbpf.entries(segments))
@@ -413,7 +423,7 @@ def test_networks_that_sip_comes_from(sip: Bench) -> None:
     for network, is_listed in (("203.0.113.0/29", True), ("203.0.113.8/29", False)):
         with bench(sip.firewall, flip_hold=True, sip_from=[network]) as made:
             assert (flip(made, out_udp(hold)) == flipped(hold)) is is_listed
-            libbpf.update(made._loaded.maps["holding"], layout.index(0), b"\1" + bytes(7))
+            set_holding(made, 1)
             assert (b"recvonly" in restore(made, in_udp(answer))) is is_listed
 
 
@@ -711,12 +721,50 @@ def test_a_body_without_a_line_end_before_the_next_message(sip: Bench) -> None:
     assert not restores(sip, "i: B")
 
 
-def test_an_sdp_without_a_line_end_before_the_next_message(sip: Bench) -> None:
-    """The next message's first line is none then, but its Call-ID is."""
+@pytest.mark.parametrize("method", ["OPTIONS", "INVITE", "BYE"])
+def test_an_sdp_without_a_line_end_before_the_next_message(sip: Bench, method: str) -> None:
+    """The next message's first line is not seen then, but its Call-ID is: it may end the hold."""
+    hold = message(HOLD, call_id="i: B")
+    flip(sip, out_udp(hold))
+    other = message([], start=f"{method} sip:x SIP/2.0", call_id="i: B")
+    flip(sip, out_tcp(message(CALL, call_id="i: A")[:-2] + other))
+    assert not restores(sip, "i: B")
+    text = flip(sip, out_tcp(message(CALL, call_id="i: A")[:-2] + hold, 90000))
+    assert text.endswith(flipped(hold))
+    assert restores(sip, "i: B")
+
+
+@pytest.mark.parametrize("start", ["SIP/2.0 488 Not Acceptable Here", "BYE sip:x SIP/2.0"])
+def test_a_provider_s_body_without_a_line_end(sip: Bench, start: str) -> None:
     flip(sip, out_udp(message(HOLD, call_id="i: B")))
-    call, other = message(CALL, call_id="i: A")[:-2], message([], start="OPTIONS sip:x SIP/2.0",
-                                                              call_id="i: B")  # fmt: skip
-    flip(sip, out_tcp(call + other))
+    answer = message(ANSWER, start="SIP/2.0 200 OK", call_id="i: A")[:-2]
+    restore(sip, in_tcp(answer + message([], start=start, call_id="i: B")))
+    assert holding(sip) == 0
+
+
+def test_what_anybody_sends_pushes_out_no_line_of_ucm_s(sip: Bench) -> None:
+    """UCM's word is cut, and sent again in one piece: who has the first half takes only the rest of
+    it, so it must stay as it is."""
+    hold = message(HOLD)
+    at = hold.index(b"a=sendonly") + 7
+    flip(sip, out_udp(message(HOLD, call_id="i: B")))  # somebody is on hold, so that learn reads
+    flip(sip, out_tcp(hold[:at]))
+    flip(sip, out_tcp(hold[at:], 1000 + at))
+    for number in range(3 * 4096):
+        address = f"198.18.{number >> 8 & 255}.{number & 255}"
+        noise = IP(src=address, dst=PUBLIC) / TCP(sport=5060, dport=5060, seq=1, flags="PA")
+        sip.run(Role.LEARN, sip.firewall.wan.frame(noise / Raw(b"SIP/2.0 200 OK\r\nab")))
+    assert flip(sip, out_tcp(hold)) == hold
+
+
+@pytest.mark.parametrize(("age", "is_read"), [(3.9 * 3600, True), (4.1 * 3600, False)])
+def test_a_hold_whose_end_was_not_seen(sip: Bench, age: float, is_read: bool) -> None:
+    """It does not keep learn reading for ever."""
+    flip(sip, out_udp(message(HOLD, call_id="i: A")))
+    set_holding(sip, 3, age)
+    assert restores(sip, "i: A") is is_read
+    flip(sip, out_udp(message(HOLD, call_id="i: B")))
+    assert holding(sip) == (4 if is_read else 1)
     assert restores(sip, "i: B")
 
 

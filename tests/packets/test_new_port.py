@@ -1,5 +1,7 @@
 """A new source port of UCM's to an endpoint in a call: held back, until it is known what it is."""
 
+import time
+
 import pytest
 
 from moh_ebpf.layout import Kind, State
@@ -72,7 +74,7 @@ def test_it_is_held_back_for_a_while_only(
     assert found == verdict
 
 
-def test_what_a_call_has_waited_is_none_of_its_hold_s(call: Bench) -> None:
+def test_what_a_call_has_waited_is_not_told_of_its_hold(call: Bench) -> None:
     assert call.send(Role.BYPASS, 1, source=MUSIC) == [SHOT]
     call.age_all(0.25)
     call.set_learned()
@@ -91,6 +93,9 @@ def test_two_streams_to_one_endpoint_both_go_on(call: Bench) -> None:
     for number in range(2, 30):
         assert call.send(Role.BYPASS, number, source=MUSIC) == [UNSPEC]
         assert call.send(Role.BYPASS, number, source=VOICE) == [UNSPEC]
+    call.age_all(1)
+    call.set_learned()
+    assert call.send(Role.BYPASS, 30, source=MUSIC) == [UNSPEC]
     assert call.counters()["held_back"] == 1
 
 
@@ -129,3 +134,108 @@ def test_what_leaves_by_no_wan_is_not_ours(programs: Bench) -> None:
     inside = "10.10.10.77:21000"
     programs.set_peer(inside, PeerState(State.TWO, CALL, source=VOICE))
     assert programs.send(Role.BYPASS, 1, source=MUSIC, to=inside) == [UNSPEC]
+
+
+@pytest.mark.parametrize("ports", [(50000, 50000, 50000, 50000), (50000, 9999, 9998, 50000)])
+@pytest.mark.parametrize("role", BOTH)
+def test_a_call_that_has_passed_unheard_goes_on(
+    shared_firewall: Firewall, role: Role, ports: tuple[int, ...]
+) -> None:
+    """Of a provider that is heard once in some seconds, wherever NAT moves ports to, or somebody
+    forges it."""
+    with bench(shared_firewall, timeout="1s") as programs:
+        programs.set_learned()
+        assert programs.send(role, 1, source=VOICE) == [SHOT]
+        programs.age_all(3.1)
+        programs.set_learned()
+        verdicts = programs.send(role, 2, source=VOICE)
+        for number, port in enumerate(ports):
+            programs.learn(f"{PUBLIC}:{port}", number)
+            programs.age_all(0.3)  # since it has turned
+            programs.set_learned()
+            verdicts += programs.send(role, number + 3, source=VOICE)
+            programs.age_all(2.5)
+            programs.set_learned()
+            verdicts += programs.send(role, number + 3, source=VOICE)
+        assert SHOT not in verdicts
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_a_pause_forgets_no_port(shared_firewall: Firewall, role: Role) -> None:
+    """Comfort noise comes more seldom than --timeout."""
+    with bench(shared_firewall, timeout="1s") as programs:
+        programs.set_learned()
+        programs.set_peer(PROVIDER, PeerState(State.TWO, f"{PUBLIC}:50000", source=VOICE))
+        for number in range(4):
+            programs.age_all(1.5)
+            programs.set_learned()
+            programs.learn(f"{PUBLIC}:50000", number)
+            assert programs.send(role, number, source=VOICE) == [UNSPEC]
+        assert "held_back" not in programs.counters()
+
+
+def test_new_ports_wait_together(programs: Bench) -> None:
+    """Somebody who pretends to be UCM, or three streams of UCM's: no port waits for longer."""
+    programs.set_peer(PROVIDER, PeerState(State.TWO, f"{PUBLIC}:50000", source=VOICE))
+    verdicts: dict[str, list[int]] = {VOICE: [], MUSIC: [], OTHER: []}
+    for number in range(100):
+        for source, shown in verdicts.items():
+            programs.set_learned()
+            shown += programs.send(Role.BYPASS, number, source=source)
+        programs.age_all(0.02)
+    assert SHOT not in verdicts[VOICE]
+    assert 1 <= verdicts[MUSIC].count(SHOT) <= 11
+    assert verdicts[OTHER].count(SHOT) <= 11
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_the_port_of_a_hold_is_not_the_call_s(call: Bench, role: Role) -> None:
+    """A second hold from the port of the first one."""
+    call.learn(HOLD, 3)
+    call.send(role, 1, 2, source=MUSIC)
+    call.learn(f"{PUBLIC}:24600", 4)
+    assert call.send(role, 1, source=f"{UCM}:24600") == [UNSPEC]
+    call.age_all(0.5)
+    call.set_learned()
+    assert call.send(role, 3, source=MUSIC) == [SHOT]
+
+
+@pytest.mark.parametrize("quality", [True, False])
+@pytest.mark.parametrize("role", BOTH)
+def test_a_late_packet_of_the_call_ends_no_hold(
+    shared_firewall: Firewall, role: Role, quality: bool
+) -> None:
+    """Two flows may go two ways: what was sent before the first packet to 4000 comes after it."""
+    with bench(shared_firewall, quality=quality) as call:
+        music, paused = [UNSPEC], True
+        while paused:
+            begun = time.monotonic()
+            call.clear()
+            call.set_learned()
+            call.learn(CALL, 65533, 65534)
+            call.send(role, 1, 2, source=VOICE)
+            call.learn(HOLD, 0)
+            call.learn(CALL, 65535)
+            music = call.send(role, 1, source=MUSIC)
+            (peer,) = call.all_peers()
+            paused = time.monotonic() - begun > 0.15
+        assert peer.public == HOLD
+        assert music == [REDIRECT if role is Role.BYPASS else UNSPEC]
+        # Another stream's numbers say nothing of this one's.
+        call.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:24600", rtp(65535, ssrc=8)))
+        assert call.all_peers()[0].public == f"{PUBLIC}:24600"
+        call.age_all(0.25)
+        call.run(Role.LEARN, udp(PROVIDER, CALL, rtp(65534, ssrc=8)))
+        assert call.all_peers()[0].public == CALL, "it may have begun to count anew"
+
+
+def test_another_wan_is_no_other_port(shared_firewall: Firewall) -> None:
+    """What a provider sends comes in by two WANs in turn, and the next hold is held back still."""
+    with bench(shared_firewall, wan=["wan", "lan"], lan=[]) as programs:
+        for wan in (0, 1):
+            programs.set_learned(wan=wan)
+        programs.set_peer(PROVIDER, PeerState(State.TWO, CALL, source=VOICE))
+        for number, interface in enumerate(("lan", "wan", "lan", "wan")):
+            packet = udp(PROVIDER, CALL, rtp(number))
+            programs.run(Role.LEARN, packet, interface)
+        assert programs.send(Role.ENFORCE, 1, source=MUSIC) == [SHOT]

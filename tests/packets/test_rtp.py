@@ -107,6 +107,18 @@ def test_the_sums_over_all_streams(programs: Bench) -> None:
     }  # fmt: skip
 
 
+def test_what_nobody_is_told_of_is_no_figure(programs: Bench) -> None:
+    """Anybody can send numbers. From the first packet of UCM's on, all of its stream counts."""
+    numbers = [1, 2, 3, 1000, 3000]
+    for number in numbers:
+        programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:24576", media(number)))
+    assert programs.rtp_counters() == {}
+    play(programs, media(1))
+    assert programs.rtp_counters() == {"rtp_in_expected": 3000, "rtp_in_lost": 2995}
+    programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:24576", media(3002)))
+    assert programs.rtp_counters() == {"rtp_in_expected": 3002, "rtp_in_lost": 2996}
+
+
 def test_two_streams_that_take_turns(programs: Bench) -> None:
     """As of two sources of one endpoint: each is believed, though none follows itself at once."""
     turns = [media(number, ssrc=ssrc) for number in range(1, 20) for ssrc in (7, 8)]

@@ -27,9 +27,10 @@ _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x1, 0x1000
 
 
-def rtp(sequence: int = 1, payload_type: int = 0, size: int = 160) -> bytes:
+def rtp(sequence: int = 1, payload_type: int = 0, size: int = 160, ssrc: int = 7) -> bytes:
     """An RTP packet (RFC 3550): 12 bytes of header, then G.711 silence."""
-    return struct.pack("!BBHII", 0x80, payload_type, sequence, sequence * 160, 7) + b"\xff" * size
+    header = struct.pack("!BBHII", 0x80, payload_type, sequence, sequence * 160, ssrc)
+    return header + b"\xff" * size
 
 
 def udp(source: str, destination: str, payload: bytes | None = None, **ip: object) -> Packet:

@@ -31,7 +31,8 @@ def entry(
     heard = layout.HEARD.pack(socket.inet_aton(public), struct.pack("!H", public_port), state, wan)
     streams = dict.fromkeys(("in_rtp", "out_rtp"), bytes(layout.RTP.size))
     words = {"by_rtcp": bytes(layout.HEARD.size)}
-    words |= dict.fromkeys(("out_from", "new_from"), bytes(layout.ENDPOINT.size))
+    words |= {"moved_ssrc": bytes(4)}
+    words |= dict.fromkeys(("out_from", "out_before"), bytes(layout.ENDPOINT.size))
     times = {"last_seen": NOW, "since": NOW, "told": 1}
     values = dict.fromkeys(layout.PEER_FIELDS, 0) | streams | words | times | fields
     return key, layout.PEER.pack(heard, *[values[name] for name in layout.PEER_FIELDS[1:]])

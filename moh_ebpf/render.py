@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.segment import Segment
 from rich.style import Style
 
-from moh_ebpf.layout import COUNTERS, State
+from moh_ebpf.layout import COUNTERS, Evidence, State
 from moh_ebpf.peers import Peer, PeerRate, by_interest
 from moh_ebpf.rtp import Rtp, estimated_mos
 
@@ -228,8 +228,9 @@ class Row(NamedTuple):
 
 
 def _state(row: Row) -> str:
-    """MOH or TWO; in parentheses when forgotten."""
-    return f"({row.peer.state.name})" if row.peer.expired else row.peer.state.name
+    """MOH or TWO; with a star when known by RTCP, in parentheses when forgotten."""
+    text = row.peer.state.name + "*" * (row.peer.identified is Evidence.RTCP)
+    return f"({text})" if row.peer.expired else text
 
 
 def _state_style(row: Row) -> Style:

@@ -58,6 +58,14 @@ def short(told: list[Event]) -> list[tuple[object, ...]]:
     return [(each.event, each.before, each.after, each.lasted) for each in told]
 
 
+def test_a_hold_by_rtcp_has_lasted_until_its_last_report() -> None:
+    """It expires 15 s after that."""
+    found = Found(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND)
+    story = Story(lambda key: found, SECOND, {0: "eth1"})
+    story.know(KEY, found)
+    assert short(list(story.due(round(40.2 * SECOND)))) == [("expired", State.MOH, None, 5)]
+
+
 def test_a_call_that_is_put_on_hold_and_resumed(peers: Peers) -> None:
     told = peers.told(
         record(10, Kind.LEARNED, State.TWO),

@@ -8,7 +8,7 @@ import pytest
 from rich.segment import Segment
 
 from moh_ebpf import peers
-from moh_ebpf.layout import COUNTERS, State
+from moh_ebpf.layout import COUNTERS, Evidence, State
 from moh_ebpf.peers import Peer, PeerRate, Rates, Snapshot
 from moh_ebpf.render import WATCH_COLUMNS, Line
 from moh_ebpf.rtp import Rtp
@@ -171,6 +171,13 @@ def test_what_is_missing_is_said_even_on_a_small_terminal() -> None:
     for width, height in ((120, 40), (60, 12), (60, 4)):
         lines = view(many(50), width, height, description=WITHOUT_BYPASS)
         assert lines[1].startswith("MISSING: bypass on eth0")
+
+
+def test_who_is_known_by_rtcp_has_a_star() -> None:
+    by_rtcp = peer(1, identified=Evidence.RTCP)
+    expired = peer(2, expired=True, age=16.0, identified=Evidence.RTCP)
+    lines = view([by_rtcp, expired])
+    assert [line.split()[1] for line in lines[5:7]] == ["MOH*", "(MOH*)"]
 
 
 def test_the_forgotten_are_last_in_parentheses_and_not_counted() -> None:

@@ -83,8 +83,10 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
  * that the provider does not know of yet: a round trip. */
 #define NEW_SOURCE_NS 200000000ULL
 
-/* UCM sends nothing to an endpoint for so long only between two calls. */
+/* UCM sends nothing to an endpoint for so long between two calls, and the reports of the first one
+ * come no later than that after UCM's last packet. */
 #define CALL_OVER_NS 5000000000ULL
+#define LAST_REPORT_NS 1000000000ULL
 
 /* A dialog whose end is not seen is forgotten. UCM refreshes a session each half hour by default
  * (RFC 4028), with the SDP of its hold. */

@@ -93,6 +93,7 @@ struct peer {
 	u64 out_before;	 /* the one before that */
 	u64 new_since;	 /* since when UCM has sent from others, not known to belong here yet */
 	u64 new_last;	 /* the last packet from such a one */
+	u64 new_held;	 /* packets of theirs that were dropped */
 	u64 hop_checked; /* when the next hop was looked up, and HOP_SUM of its words */
 	u64 hop_dst;	 /* struct hop_dst */
 	u64 hop_src;	 /* struct hop_src */

@@ -435,7 +435,8 @@ static inline void forget_dialog(struct sip_message *message)
 	bool counts = is_dialog_held(message, tick_ns());
 	struct sip_holds *holds = all_holds();
 
-	if (message->call_id && !dialogs.delete(&message->call_id) && counts && holds)
+	if (message->call_id && !dialogs.delete(&message->call_id) && counts && holds &&
+	    holds->number)
 		__sync_fetch_and_add(&holds->number, -1);
 }
 
@@ -638,16 +639,18 @@ static inline void tell_wan(struct counters *count, u8 kind, u8 index, u64 now, 
 	tell(count, &event);
 }
 
-/*
- * A call that has passed before it was heard passes at once in its next pause, too. What it has
- * lost does not count for the next hold.
- */
-static inline void settle_wait(struct endpoint *endpoint, struct waiting *waiting, u8 state)
+/* How long UCM's packets were held back, and how many, before the first one that goes out. */
+static inline void tell_wait(struct event *event, struct peer *peer, struct waiting *waiting,
+			     u64 now)
 {
-	if (waiting && state == STATE_TWO && waiting->passed)
-		waiting->packets = 0;
-	else if (waiting)
-		waiting_for.delete(endpoint);
+	if (peer->new_held && (s64)(now - peer->new_last) < (s64)LONGEST_PAUSE_NS) {
+		event->lasted = elapsed(peer->new_since, now);
+		event->dropped = peer->new_held;
+	} else if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS &&
+		   waiting->packets) {
+		event->lasted = elapsed(waiting->first, waiting->passed ?: now);
+		event->dropped = waiting->packets;
+	}
 }
 
 /* The first packet that goes out in the present state ends the wait. */
@@ -665,15 +668,18 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 		.before = heard.state,
 		.evidence = evidence,
 	};
-	bool has_passed;
 
 	peer->out_first = now;
-	if (waiting && (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS && waiting->packets) {
-		has_passed = waiting->passed && (s64)(waiting->passed - waiting->first) >= 0;
-		event.lasted = elapsed(waiting->first, has_passed ? waiting->passed : now);
-		event.dropped = waiting->packets;
-	}
-	settle_wait(&endpoint, waiting, heard.state);
+	tell_wait(&event, peer, waiting, now);
+	peer->new_held = 0;
+	/*
+	 * A call that has passed before it was heard passes at once in its next pause, too. What it
+	 * has lost does not count for the next hold.
+	 */
+	if (waiting && heard.state == STATE_TWO && waiting->passed)
+		waiting->packets = 0;
+	else if (waiting)
+		waiting_for.delete(&endpoint);
 	if (heard.state == STATE_MOH)
 		tell(count, &event);
 }
@@ -808,7 +814,11 @@ static inline u64 known_until(struct peer *peer)
 /* What is known of it, or was; all 0: it was never heard. */
 static inline struct heard latest_of(struct peer *peer)
 {
-	return peer->by_rtcp ? heard_by_word(peer->by_rtcp) : heard_of(peer);
+#ifdef RTCP_TIMEOUT_NS
+	if (peer->by_rtcp)
+		return heard_by_word(peer->by_rtcp);
+#endif
+	return heard_of(peer);
 }
 
 static inline u8 state_of(struct peer *peer)
@@ -831,6 +841,15 @@ static inline void count_anew(struct peer *peer, u64 now)
 	peer->out_rtp = (struct rtp){};
 }
 
+/* Does it send to another public address or port than before? By which WAN is no matter. */
+static inline bool has_turned(struct peer *peer, struct heard heard)
+{
+	struct heard before = heard_of(peer);
+
+	return before.public_address != heard.public_address ||
+	       before.public_port != heard.public_port;
+}
+
 /*
  * An endpoint that was forgotten and speaks again is new. Its longest gap is kept, and, if it
  * speaks as before, UCM's ports: then it may be the same call. After a short pause, readers are
@@ -848,7 +867,7 @@ static inline void relearn(struct peer *peer, struct counters *count, struct pac
 		tell_heard(count, source_of(packet), EVENT_LEARNED, heard, now, before, lasted,
 			   BY_RTP);
 	}
-	if (peer->heard != heard_word(heard)) {
+	if (has_turned(peer, heard)) {
 		peer->out_from = 0;
 		peer->out_before = 0;
 	}
@@ -869,10 +888,9 @@ static inline void count_change(struct counters *count, u8 state)
 static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
 				struct heard heard, u64 now)
 {
-	struct heard last = heard_of(peer);
 	u8 before = state_of(peer);
 
-	if (last.public_address != heard.public_address || last.public_port != heard.public_port) {
+	if (has_turned(peer, heard)) {
 		peer->moved = now;
 		peer->moved_ssrc = packet->rtp.ssrc;
 		peer->moved_sequence = bpf_ntohs(packet->rtp.sequence);
@@ -920,7 +938,7 @@ static inline void hear_again(struct __sk_buff *skb, struct counters *count, str
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
 	note_inbound(skb, count, peer, packet, now);
 	if (!peer->told)
-		tell_of(count, peer, source_of(packet), heard, BY_RTP, now);
+		tell_of(count, peer, source_of(packet), heard_of(peer), BY_RTP, now);
 	*(volatile u64 *)&peer->last_seen = now;
 }
 
@@ -1181,17 +1199,19 @@ static inline __be16 rtp_port(struct heard heard, bool is_muxed)
 	return bpf_htons(is_muxed ? port : port - 1);
 }
 
-/* An endpoint that sends RTP itself has rtcp-mux: its reports are not those of the port below. */
+/* An endpoint with RTP of its own, or with reports of its own that count, has rtcp-mux: its reports
+ * are not those of the port below. */
 static inline bool has_own_rtp(struct endpoint endpoint, u64 now)
 {
 	struct peer *peer = peers.lookup(&endpoint);
 
-	return peer && (is_kept_by_rtcp(peer, now) || (peer->heard && !is_stale_peer(peer, now)));
+	return peer && peer->told &&
+	       (is_kept_by_rtcp(peer, now) || (s64)(now - peer->last_seen) < (s64)RTCP_TIMEOUT_NS);
 }
 
 /*
- * Is a report of before UCM began to send to this endpoint, after a silence? Then it may be of
- * another call, for which the provider had the same port.
+ * Is a report of before UCM began to send to this endpoint, after a silence? Then it may be the
+ * last one of another call, for which the provider had the same port.
  */
 static inline bool is_of_another_call(struct known *known, struct packet *packet, u64 now)
 {
@@ -1199,7 +1219,8 @@ static inline bool is_of_another_call(struct known *known, struct packet *packet
 	struct peer *peer = known->peer;
 	struct waiting *waiting;
 
-	if (!peer || !peer->out_last || (s64)(now - peer->out_last) < (s64)CALL_OVER_NS)
+	if (!peer || !peer->out_last || (s64)(now - peer->out_last) < (s64)CALL_OVER_NS ||
+	    (s64)(known->at - peer->out_last) > (s64)LAST_REPORT_NS)
 		return false;
 	waiting = waiting_for.lookup(&endpoint);
 	return !waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS ||
@@ -1359,15 +1380,20 @@ static inline bool is_to_wait(struct peer *peer, struct packet *packet, struct h
 	wan = wan_at(heard.wan);
 	if (wan && is_stale(wan, now, STALE_NS))
 		return false;
-	if ((s64)(now - peer->new_last) >= 2 * (s64)NEW_SOURCE_NS)
+	if ((s64)(now - peer->new_last) >= 2 * (s64)NEW_SOURCE_NS) {
 		peer->new_since = now;
+		peer->new_held = 0;
+	}
 	peer->new_last = now;
 	return (s64)(now - peer->new_since) < (s64)NEW_SOURCE_NS;
 }
 
 /* Have packets from this port passed before the endpoint was heard? Then they pass now, too. */
-static inline bool has_passed_unheard(struct waiting *waiting, struct packet *packet, u64 now)
+static inline bool has_passed_unheard(struct packet *packet, u64 now)
 {
+	struct endpoint endpoint = endpoint_below(packet, 0);
+	struct waiting *waiting = waiting_for.lookup(&endpoint);
+
 	return waiting && waiting->passed && waiting->from == sender_of(packet) &&
 	       (s64)(now - waiting->last) < (s64)LONGEST_PAUSE_NS;
 }
@@ -1387,21 +1413,30 @@ static inline void note_sender(struct peer *peer, struct packet *packet)
 static inline bool is_of_the_call(struct peer *peer, struct packet *packet, struct heard heard,
 				  u64 now)
 {
-	struct endpoint endpoint = endpoint_below(packet, 0);
 	u64 from = sender_of(packet);
-	struct waiting *waiting;
 
 	if (peer->out_from == from || !packet->has_rtp)
 		return true;
 	if (peer->out_before != from) {
-		waiting = waiting_for.lookup(&endpoint);
-		if (!has_passed_unheard(waiting, packet, now) &&
-		    is_to_wait(peer, packet, heard, now))
+		if (!has_passed_unheard(packet, now) && is_to_wait(peer, packet, heard, now))
 			return false;
-		settle_wait(&endpoint, waiting, STATE_TWO);
+		/* What a port of the call has waited does not count for the next hold. */
+		peer->new_held = 0;
 	}
 	note_sender(peer, packet);
 	return true;
+}
+
+/*
+ * Has UCM sent from there in this call? A port that had to wait is the call's only if the endpoint
+ * has been heard since: otherwise the call may have been put on hold.
+ */
+static inline bool is_known_source(struct peer *peer, struct packet *packet)
+{
+	u64 from = sender_of(packet);
+
+	return (peer->out_from == from || peer->out_before == from) &&
+	       (s64)(peer->last_seen - peer->new_since) >= (s64)NEW_SOURCE_NS;
 }
 
 /*
@@ -1475,7 +1510,8 @@ static inline u8 stale_wan(struct peer *peer, u8 by_route, u64 waited, u64 now)
 	if (peer && state_of(peer)) {
 		heard = latest_of(peer);
 		wan = wan_at(heard.wan);
-		if (wan && !is_stale(wan, now, STALE_NS) && !is_stale_peer(peer, now))
+		if (wan && !is_stale(wan, now, STALE_NS) &&
+		    (s64)(now - last_word(peer)) < (s64)LONGEST_DEAF_HOLD_NS)
 			return NO_WAN;
 		if (wan && is_stale(wan, now, STALE_NS) &&
 		    (s64)(wan->learn_at - known_until(peer)) < 0 &&
@@ -1629,31 +1665,11 @@ static inline int drop_failed(struct counters *count)
 	return TC_ACT_SHOT;
 }
 
-/*
- * A packet of a call's endpoint that may be of a hold: dropped, until it is known. What is dropped
- * so is told with the hold's music.
- */
-static inline int hold_back(struct counters *count, struct peer *peer, struct packet *packet,
-			    u64 now)
+/* A packet of a call's endpoint that may be of a hold: dropped, and told with the hold's music. */
+static inline int hold_back(struct counters *count, struct peer *peer)
 {
-	struct endpoint endpoint = endpoint_below(packet, 0);
-	struct waiting *waiting = waiting_for.lookup(&endpoint);
-	struct waiting fresh = {};
-
 	count->held_back++;
-	if (!waiting || (s64)(waiting->first - peer->new_since) < 0) {
-		/* It is kept that the call has passed before it was heard. */
-		if (waiting)
-			fresh = *waiting;
-		fresh.first = now;
-		fresh.last = now;
-		fresh.packets = 1;
-		fresh.flags &= ~(u64)WAITING_RTCP;
-		waiting_for.update(&endpoint, &fresh);
-		return TC_ACT_SHOT;
-	}
-	waiting->last = now;
-	__sync_fetch_and_add(&waiting->packets, 1);
+	__sync_fetch_and_add(&peer->new_held, 1);
 	return TC_ACT_SHOT;
 }
 
@@ -1708,7 +1724,7 @@ static inline void note_by_rtcp(struct counters *count, struct packet *packet, s
 static inline bool is_of_the_report(struct known *known, struct packet *packet)
 {
 	return known->heard.state == STATE_MOH || packet->sport == known->heard.public_port ||
-	       (known->peer && known->peer->out_from == sender_of(packet));
+	       (known->peer && is_known_source(known->peer, packet));
 }
 
 static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
@@ -1751,7 +1767,7 @@ static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct
 			   struct packet *packet, u64 now)
 {
 	if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now))
-		return hold_back(count, known->peer, packet, now);
+		return hold_back(count, known->peer);
 	count->passed_unnatted++;
 	if (!IS_LAN(skb->ingress_ifindex)) {
 		count->passed_two++;
@@ -2045,7 +2061,7 @@ static inline int send_two(struct __sk_buff *skb, struct counters *count, struct
 
 	if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now) &&
 	    is_forwarded(route_as_stack(skb, packet, &fib)) && WAN_INDEX(fib.ifindex) != NO_WAN)
-		return hold_back(count, known->peer, packet, now);
+		return hold_back(count, known->peer);
 	count->passed_two++;
 	count_outbound(skb, count, known, packet, now);
 	return TC_ACT_UNSPEC;

@@ -316,8 +316,10 @@ class Story:
         timeout_ns: int,
         interfaces: dict[int, str],
         renew: Callable[[], bool] = lambda: False,
+        rtcp_timeout_ns: int = 0,
     ) -> None:
-        self._lookup, self._timeout, self.interfaces = lookup, timeout_ns, interfaces
+        self._lookup, self.interfaces = lookup, interfaces
+        self._timeout, self._rtcp_timeout = timeout_ns, rtcp_timeout_ns
         self._renew, self._is_renewed = renew, False
         self._known: dict[Key, _Known] = {}
         # A heap with one entry for each that is known; what is due may have moved on since.
@@ -328,13 +330,13 @@ class Story:
         # What CLOCK_MONOTONIC's 0 is in ns of the epoch.
         self.epoch = 0
 
-    def go_on(self, timeout_ns: int) -> None:
-        """What is known stays; the timeout is another."""
+    def go_on(self, timeout_ns: int, rtcp_timeout_ns: int = 0) -> None:
+        """What is known stays; the timeouts are others."""
         for known in self._known.values():
             known.due += timeout_ns - self._timeout
         self._due = [(known.due, key) for key, known in self._known.items()]
         heapq.heapify(self._due)
-        self._timeout = timeout_ns
+        self._timeout, self._rtcp_timeout = timeout_ns, rtcp_timeout_ns
 
     def know(self, key: Key, found: Found) -> None:
         """An endpoint that was there before the first record: no event, but its end will be one."""
@@ -427,7 +429,7 @@ class Story:
         if known and not record.before:  # nobody has looked for it since
             yield from self._end(key, known, "evicted", record.time, None)
         elif known:
-            forgotten = known.since + record.lasted + self._timeout
+            forgotten = self._forgotten(known, record)
             if forgotten > record.time:
                 return  # two CPUs have found it forgotten, and both have told
             yield from self._end(key, known, "expired", forgotten, record.lasted)
@@ -438,6 +440,13 @@ class Story:
         if made.state is State.MOH:
             hold = self._event("hold", record.time, key, made, None, made.state)
             self._wait_for_music(key, record.time, hold)
+
+    def _forgotten(self, known: _Known, record: Record) -> int:
+        """When it was. It may be known by RTP again, in the same state, without a record."""
+        last = known.since + record.lasted
+        by_rtcp = last + self._rtcp_timeout
+        is_by_rtcp = known.evidence is Evidence.RTCP and by_rtcp <= record.time
+        return by_rtcp if is_by_rtcp else last + self._timeout
 
     def _changed(self, key: Key, known: _Known | None, record: Record) -> Iterator[Event]:
         made = self._found(_found_in(record))
@@ -636,8 +645,10 @@ class Reader:
             maps = stack.enter_context(_Maps(attached))
             if history and ring.was_full:  # nobody has told of those that had no room
                 maps.unwritten_before = 0
-            timeout, names = _timeout(attached.record.settings), attached.wan_names()
-            story = Story(maps.look_up, timeout, names, self._renew)
+            settings, names = attached.record.settings, attached.wan_names()
+            story = Story(
+                *(maps.look_up, _timeout(settings), names, self._renew, _rtcp_timeout(settings))
+            )
             before, self._close = self._close, stack.pop_all().close
         before()
         self._ring, self._maps, self._story, self._joins = ring, maps, story, True
@@ -677,7 +688,8 @@ class Reader:
         if now == self._attached:
             return False
         self._maps.replace(attached)
-        self._story.go_on(_timeout(attached.record.settings))
+        settings = attached.record.settings
+        self._story.go_on(_timeout(settings), _rtcp_timeout(settings))
         self._attached = now
         return True
 
@@ -750,7 +762,7 @@ class _Maps:
             *(heard, last_seen, by_rtcp, rtcp_at),
             now=kernel_ns(),
             timeout=timeout,
-            rtcp_timeout=round(settings.rtcp_timeout * _SECOND),
+            rtcp_timeout=_rtcp_timeout(settings),
         )
         last_report = rtcp_at if evidence is Evidence.RTCP else None
         return Found(heard, until - timeout, since, evidence, last_report) if told else None
@@ -774,6 +786,11 @@ def _copied(fd: int, stack: ExitStack) -> int:
 def _timeout(settings: Settings) -> int:
     """In ns."""
     return round(settings.timeout * _SECOND)
+
+
+def _rtcp_timeout(settings: Settings) -> int:
+    """In ns; 0: RTCP says nothing."""
+    return round(settings.rtcp_timeout * _SECOND)
 
 
 def follow(

@@ -91,13 +91,14 @@ PEER_FIELDS = (
     "out_before",
     "new_since",
     "new_last",
+    "new_held",
     "hop_checked",
     "hop_dst",
     "hop_src",
     "out_rtp",
 )
 PEER = struct.Struct(
-    f"={HEARD.size}s4Q4sI{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s5Q{RTP.size}s"
+    f"={HEARD.size}s4Q4sI{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s6Q{RTP.size}s"
 )
 
 # struct event, in its order; times are ns, address and port in network byte order.

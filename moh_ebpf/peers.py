@@ -56,7 +56,8 @@ def known(
     """RTP, or the RTCP that has decided since about what UCM sent; where that is forgotten, RTP, as
     long as that is not. Times are ns, those of a struct peer."""
     until, rtcp_until = last_seen + timeout, rtcp_at + rtcp_timeout
-    if by_rtcp[_STATE] and (now < rtcp_until or until <= now or not heard[_STATE]):
+    counts = rtcp_timeout and (now < rtcp_until or until <= now)
+    if by_rtcp[_STATE] and (counts or not heard[_STATE]):
         return Known(by_rtcp, rtcp_until, Evidence.RTCP)
     return Known(heard, until, Evidence.RTP)
 

@@ -360,15 +360,20 @@ class Model:
     def _has_own_rtp(self, endpoint: Endpoint) -> bool:
         """Then it has rtcp-mux, and its RTCP is not that of the port below."""
         peer = self.peers.get(endpoint)
-        if peer is None:
+        if peer is None or not peer.told:
             return False
-        return self._is_kept_by_rtcp(peer) or (
-            peer.public is not None and self.now - peer.last_seen < 90
-        )
+        return self._is_kept_by_rtcp(peer) or self.now - peer.last_seen < self.rtcp_timeout
 
     def _report(self, endpoint: Endpoint) -> Report | None:
         report = self.reports.get(endpoint)
         return report if report and self.now - report.at < self.rtcp_timeout else None
+
+    @staticmethod
+    def _is_known_source(datagram: Datagram, peer: Peer | None) -> bool:
+        """A port of the call's; heard since, if it had to wait."""
+        if peer is None or datagram.source not in (peer.source, peer.source_before):
+            return False
+        return peer.last_seen - peer.new_since >= 0.2
 
     def _report_of(self, endpoint: Endpoint) -> Report | None:
         """The later one of its own and of that of the port above, with the port of its RTP."""
@@ -387,8 +392,11 @@ class Model:
         return Report(report.state, (its_address, its_port), report.at)
 
     def _is_of_another_call(self, endpoint: Endpoint, peer: Peer | None, report: Report) -> bool:
-        """It came before UCM began to send here, after a silence of 5 s."""
+        """It came before UCM began to send here, after a silence of 5 s, and no later than 1 s
+        after UCM's last packet."""
         if peer is None or peer.out_last == -math.inf or self.now - peer.out_last < 5:
+            return False
+        if report.at - peer.out_last > 1:
             return False
         wait = self.waits.get(endpoint)
         return wait is None or self.now - wait.last > 10 or wait.first > report.at
@@ -408,7 +416,7 @@ class Model:
             assert peer.public
             public = peer.public
         its_port = public[1]
-        is_its_source = its_port == datagram.source[1] or (peer and peer.source == datagram.source)
+        is_its_source = its_port == datagram.source[1] or self._is_known_source(datagram, peer)
         if report.state == TWO and not is_its_source:
             return None
         known = Known(report.state, public, peer)
@@ -449,7 +457,6 @@ class Model:
                 has_passed and wait and wait.flow and wait.flow[0] == datagram.source
             ) and self._is_to_wait(known, peer, datagram):
                 return False
-            self._settle(datagram.destination, TWO)
         peer.source_before, peer.source = peer.source, datagram.source
         return True
 
@@ -466,21 +473,8 @@ class Model:
         peer.new_last = self.now
         return self.now - peer.new_since < 0.2
 
-    def _settle(self, endpoint: Endpoint, state: str) -> None:
-        """The end of a wait, unless the call has passed before it was heard."""
-        wait = self.waits.get(endpoint)
-        if wait and (state == MOH or not wait.passed):
-            del self.waits[endpoint]
-
-    def _hold_back(self, datagram: Datagram, peer: Peer) -> int:
+    def _hold_back(self) -> int:
         self.counters["held_back"] += 1
-        wait = self.waits.get(datagram.destination)
-        if wait and wait.first >= peer.new_since:
-            wait.last = self.now
-            return SHOT
-        fresh = self.waits[datagram.destination] = Wait(self.now, self.now)
-        if wait:
-            fresh.passed, fresh.flow, fresh.is_no_rtp = wait.passed, wait.flow, wait.is_no_rtp
         return SHOT
 
     def enforce(self, frame: bytes) -> tuple[int, bytes]:
@@ -498,8 +492,7 @@ class Model:
             self.counters["passed_unnatted"] += verdict == UNSPEC
             return verdict, frame
         if known.state == TWO and not self._is_of_the_call(known, datagram):
-            assert known.peer
-            return self._hold_back(datagram, known.peer), frame
+            return self._hold_back(), frame
         self._sent(known, datagram)
         if known.state == TWO:
             self.counters["passed_two"] += 1
@@ -525,8 +518,7 @@ class Model:
             return self._unheard(datagram), frame
         if known.state == TWO:
             if not self._is_of_the_call(known, datagram) and self.leaves_by_wan(address):
-                assert known.peer
-                return self._hold_back(datagram, known.peer), frame
+                return self._hold_back(), frame
             self._sent(known, datagram)
             self.counters["passed_two"] += 1
             return UNSPEC, frame
@@ -643,7 +635,9 @@ class Model:
         self._tell(peer, known.state)
         if not datagram.is_rtcp and peer.told and not peer.sent:
             peer.sent = True
-            self._settle(datagram.destination, known.state)
+            wait = self.waits.get(datagram.destination)
+            if wait and (known.state == MOH or not wait.passed):
+                del self.waits[datagram.destination]
 
 
 def rewrite(frame: bytes, datagram: Datagram, source: tuple[IPv4Address, int], hops: int) -> bytes:

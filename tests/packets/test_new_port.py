@@ -85,6 +85,17 @@ def test_what_a_call_has_waited_is_not_told_of_its_hold(call: Bench) -> None:
     assert (music.dropped, music.lasted) == (0, 0)
 
 
+def test_what_was_held_back_long_ago_is_told_no_more(call: Bench) -> None:
+    assert call.send(Role.BYPASS, 1, source=MUSIC) == [SHOT]
+    call.age_all(9)
+    call.learn(CALL, 3)
+    call.age_all(9)
+    call.learn(HOLD, 4)
+    assert call.send(Role.BYPASS, 1, source=OTHER) == [REDIRECT]
+    (music,) = [each for each in call.events() if each.kind == Kind.MUSIC]
+    assert (music.dropped, music.lasted) == (0, 0)
+
+
 def test_two_streams_to_one_endpoint_both_go_on(call: Bench) -> None:
     """They take turns, and no packet of either is held back once both are known."""
     assert call.send(Role.BYPASS, 1, source=MUSIC) == [SHOT]
@@ -198,6 +209,26 @@ def test_the_port_of_a_hold_is_not_the_call_s(call: Bench, role: Role) -> None:
     call.age_all(0.5)
     call.set_learned()
     assert call.send(role, 3, source=MUSIC) == [SHOT]
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_what_is_held_back_takes_nothing_from_a_call_that_passed(
+    shared_firewall: Firewall, role: Role
+) -> None:
+    """It passed before it was heard, and does so at once in its next pause."""
+    with bench(shared_firewall, timeout="1s") as programs:
+        programs.set_learned()
+        assert programs.send(role, 1, source=VOICE) == [SHOT]
+        programs.age_all(3.1)
+        programs.set_learned()
+        assert programs.send(role, 2, source=VOICE) == [UNSPEC]
+        programs.learn(f"{PUBLIC}:50000", 1)
+        programs.age_all(0.3)
+        programs.set_learned()
+        assert programs.send(role, 1, source=MUSIC) == [SHOT]
+        programs.age_all(1)
+        programs.set_learned()
+        assert programs.send(role, 3, source=VOICE) == [UNSPEC]
 
 
 @pytest.mark.parametrize("quality", [True, False])

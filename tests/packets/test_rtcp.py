@@ -150,13 +150,13 @@ def test_the_later_of_two_reports(quiet: Bench, first: str, last: str) -> None:
 def test_reports_of_a_call_beside(quiet: Bench, role: Role, age: float) -> None:
     """With rtcp-mux, another call may have the port above: its reports are its own."""
     quiet.set_peer(PROVIDER, PeerState(State.TWO, CALL, age=11))
-    quiet.set_peer(BESIDE, PeerState(State.MOH, HOLD, age=age))
+    quiet.set_peer(BESIDE, PeerState(State.MOH, HOLD, age=age, told=True))
     report(quiet, HOLD, BESIDE)
     assert leaves(quiet, role, f"{UCM}:24576") == "dropped"
     assert leaves(quiet, role, MUSIC, BESIDE) == HOLD
     # And UCM's RTCP there is not that of the port below.
     quiet.set_peer(PROVIDER, PeerState(State.MOH, HOLD))
-    quiet.set_peer(BESIDE, PeerState(State.TWO, f"{PUBLIC}:27000", age=11))
+    quiet.set_peer(BESIDE, PeerState(State.TWO, f"{PUBLIC}:27000", age=11, told=True))
     report(quiet, f"{PUBLIC}:27000", BESIDE)
     assert leaves(quiet, role, f"{UCM}:27000", BESIDE, REPORT) == "as it is"
 
@@ -176,6 +176,54 @@ def test_a_report_of_the_call_before(
         assert leaves(quiet, role, f"{UCM}:26000") == expected
     report(quiet, f"{PUBLIC}:4001")
     assert leaves(quiet, role, f"{UCM}:26000") == HOLD
+
+
+@pytest.mark.parametrize("role", BOTH)
+@pytest.mark.parametrize(("age", "told"), [(11, False), (16, True)])
+def test_noise_and_calls_long_past_are_no_call_beside(
+    quiet: Bench, role: Role, age: float, told: bool
+) -> None:
+    """One forged packet from the port above must not take a hold's reports away."""
+    quiet.set_peer(BESIDE, PeerState(State.TWO, f"{PUBLIC}:9999", age=age, told=told))
+    report(quiet, f"{PUBLIC}:4001")
+    assert leaves(quiet, role, MUSIC) == HOLD
+
+
+@pytest.mark.parametrize("role", BOTH)
+def test_a_pause_of_ucm_s_in_a_hold(quiet: Bench, role: Role) -> None:
+    """Reports since UCM's last packet are of the present hold, however long that is silent."""
+    report(quiet, f"{PUBLIC}:4001")
+    assert leaves(quiet, role, MUSIC) == HOLD
+    quiet.age_all(6)
+    report(quiet, f"{PUBLIC}:4001")
+    quiet.age_all(2)
+    quiet.set_learned()
+    assert leaves(quiet, role, f"{UCM}:26000") == HOLD
+
+
+@pytest.mark.parametrize("role", BOTH)
+@pytest.mark.parametrize(("goes_on", "expected"), [(False, "dropped"), (True, "as it is")])
+def test_a_port_that_passed_by_waiting_is_no_proof(
+    quiet: Bench, role: Role, goes_on: bool, expected: str
+) -> None:
+    """The music of a hold that is not known of passes after 0.2 s. The reports of the call before
+    must not keep it going when the call's RTP expires; they do if the call went on meanwhile."""
+    moved = f"{PUBLIC}:50000"
+    quiet.set_peer(PROVIDER, PeerState(State.TWO, moved, age=1, source=f"{UCM}:24576"))
+    assert leaves(quiet, role, MUSIC) == "dropped"
+    quiet.age_all(0.3)
+    quiet.set_learned()
+    assert leaves(quiet, role, MUSIC) == "as it is"
+    report(quiet, f"{PUBLIC}:50001")
+    quiet.age_reports(3)
+    if goes_on:
+        quiet.learn(moved, 1)
+    quiet.age_all(7)
+    quiet.set_learned()
+    assert leaves(quiet, role, MUSIC) == "as it is"
+    quiet.age_all(3.1)
+    quiet.set_learned()
+    assert leaves(quiet, role, MUSIC) == expected
 
 
 @pytest.mark.parametrize("role", BOTH)

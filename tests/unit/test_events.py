@@ -66,6 +66,15 @@ def test_a_hold_by_rtcp_has_lasted_until_its_last_report() -> None:
     assert short(list(story.due(round(40.2 * SECOND)))) == [("expired", State.MOH, None, 5)]
 
 
+def test_a_hold_by_rtcp_whose_endpoint_speaks_again() -> None:
+    story = Story(lambda key: None, SECOND, {0: "eth1"}, rtcp_timeout_ns=15 * SECOND)
+    story.know(KEY, Found(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND))
+    again = record(40.05, Kind.LEARNED, State.TWO, before=State.MOH, lasted=5)
+    expired, new = story.tell(again)
+    assert (expired.event, expired.time, expired.lasted) == ("expired", 40, 5)
+    assert (new.event, new.time) == ("new", pytest.approx(40.05))
+
+
 def test_a_call_that_is_put_on_hold_and_resumed(peers: Peers) -> None:
     told = peers.told(
         record(10, Kind.LEARNED, State.TWO),

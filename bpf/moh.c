@@ -1210,21 +1210,15 @@ static inline bool has_own_rtp(struct endpoint endpoint, u64 now)
 }
 
 /*
- * Is a report of before UCM began to send to this endpoint, after a silence? Then it may be the
- * last one of another call, for which the provider had the same port.
+ * May a report be the last one of a call that is over? UCM has sent nothing to this endpoint since,
+ * and the provider may have the same port for the next call.
  */
-static inline bool is_of_another_call(struct known *known, struct packet *packet, u64 now)
+static inline bool is_of_another_call(struct known *known, u64 now)
 {
-	struct endpoint endpoint = endpoint_below(packet, 0);
 	struct peer *peer = known->peer;
-	struct waiting *waiting;
 
-	if (!peer || !peer->out_last || (s64)(now - peer->out_last) < (s64)CALL_OVER_NS ||
-	    (s64)(known->at - peer->out_last) > (s64)LAST_REPORT_NS)
-		return false;
-	waiting = waiting_for.lookup(&endpoint);
-	return !waiting || (s64)(now - waiting->last) > (s64)LONGEST_PAUSE_NS ||
-	       (s64)(waiting->first - known->at) > 0;
+	return peer && peer->out_last && (s64)(now - peer->out_last) >= (s64)CALL_OVER_NS &&
+	       (s64)(known->at - peer->out_last) <= (s64)LAST_REPORT_NS;
 }
 
 /* The later one of the endpoint's own report and that of the port above. */
@@ -1254,7 +1248,7 @@ static inline void ask_reports(struct known *known, struct packet *packet, u64 n
 	find_report(known, packet, now);
 	if (!known->evidence)
 		return;
-	if (is_of_another_call(known, packet, now))
+	if (is_of_another_call(known, now))
 		known->evidence = 0;
 	if (!peer || (s64)(known->at - peer->last_seen) > 0)
 		return;

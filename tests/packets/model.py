@@ -391,15 +391,11 @@ class Model:
             its_port -= 1
         return Report(report.state, (its_address, its_port), report.at)
 
-    def _is_of_another_call(self, endpoint: Endpoint, peer: Peer | None, report: Report) -> bool:
-        """It came before UCM began to send here, after a silence of 5 s, and no later than 1 s
-        after UCM's last packet."""
-        if peer is None or peer.out_last == -math.inf or self.now - peer.out_last < 5:
+    def _is_of_another_call(self, peer: Peer | None, report: Report) -> bool:
+        """UCM has sent nothing here for 5 s, and nothing later than 1 s before the report."""
+        if peer is None or peer.out_last == -math.inf:
             return False
-        if report.at - peer.out_last > 1:
-            return False
-        wait = self.waits.get(endpoint)
-        return wait is None or self.now - wait.last > 10 or wait.first > report.at
+        return self.now - peer.out_last >= 5 and report.at - peer.out_last <= 1
 
     def _known_by_rtcp(
         self, datagram: Datagram, peer: Peer | None, only: str | None = None
@@ -407,7 +403,7 @@ class Model:
         report = self._report_of(datagram.destination)
         if report is None or (only and report.state != only):
             return None
-        if self._is_of_another_call(datagram.destination, peer, report):
+        if self._is_of_another_call(peer, report):
             return None
         public = report.public
         if peer and report.at <= peer.last_seen:

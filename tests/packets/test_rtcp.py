@@ -100,6 +100,7 @@ ORDER = [
     ("it began since the call's last RTP", (State.TWO, 11), (4001, 5), HOLD),
     ("it ended by RTP", (State.TWO, 11), (4001, 13), "dropped"),
     ("the call's RTCP is older than its RTP", (State.TWO, 11), (24577, 13), "dropped"),
+    ("the call's RTCP is older than a hold's RTP", (State.MOH, 11), (24577, 13), "dropped"),
     ("a hold ended by RTCP, before music", (State.MOH, 12), (24577, 5), "dropped"),
 ]
 
@@ -134,6 +135,9 @@ def test_an_older_report_that_says_the_same(quiet: Bench, role: Role) -> None:
     assert leaves(quiet, role, f"{UCM}:24576") == "as it is"
     assert leaves(quiet, role, MUSIC) == "dropped"
     assert quiet.all_peers()[0].public == CALL
+    report(quiet, f"{PUBLIC}:4001")
+    quiet.age_reports(13)
+    assert leaves(quiet, role, f"{UCM}:24576") == "dropped", "it says otherwise"
 
 
 @pytest.mark.parametrize(("first", "last"), [(PROVIDER, BESIDE), (BESIDE, PROVIDER)])

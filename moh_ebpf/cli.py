@@ -194,7 +194,7 @@ RTCP_TIMEOUT = typer.Option(
     None,
     metavar="DURATION",
     show_default=False,
-    help="How long RTCP keeps an endpoint known when its RTP stops; 0s: never. Default: 15s.",
+    help="How long a silent endpoint stays known after its last RTCP; 0s: never. Default: 15s.",
 )
 MAX_PEERS = typer.Option(
     None,

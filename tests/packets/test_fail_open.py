@@ -2,6 +2,7 @@
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
@@ -314,7 +315,7 @@ def test_a_call_that_is_heard_now_and_then_passes(programs: Bench) -> None:
         assert programs.run(Role.BYPASS, music())[0] == UNSPEC
         programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:24576", rtp(number)))
         assert programs.run(Role.BYPASS, music())[0] == UNSPEC
-        programs.set_peer(PROVIDER, forgotten(TWO, 10.2))
+        programs.set_peer(PROVIDER, replace(forgotten(TWO, 10.2), told=True))
         programs.age_waiting(4)
         programs.set_learned()
     assert programs.counters()["dropped_unidentified"] == 1

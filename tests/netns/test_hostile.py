@@ -6,6 +6,7 @@ The oracle (tests/packets/model.py) says of each what learn must make of it.
 import json
 import re
 import subprocess
+import time
 from random import Random
 
 from moh_ebpf.tc import Hook
@@ -81,8 +82,9 @@ def test_hostile_packets_at_the_wan(fw: Firewall) -> None:
         counter(fw, "wan", Hook.EGRESS, 9000) as left,
     ):
         fw.namespace.nft(QUIET)
-        fw.attach("--timeout", "60m")  # the model's time stands still
+        fw.attach("--timeout", "60m")  # the model's time is about the kernel's
         for number in range(PACKETS):
+            expected.now = time.monotonic()
             if number % BURST == 0:
                 rounds += 1
                 for endpoint in LIVE:
@@ -92,7 +94,7 @@ def test_hostile_packets_at_the_wan(fw: Firewall) -> None:
                     fw.wan.send_frame(frame)
                 for frame in played:
                     fw.lan.send_frame(frame)
-            frame = hostile(random, packet(random, inbound=True))
+            frame = hostile(random, packet(random, inbound=True, late=False))
             frame = to_us + frame[6:]
             shown, vid = untag(frame)
             verdict = model.UNSPEC if vid else expected.learn(shown)[0]

@@ -3,6 +3,7 @@
 import struct
 
 import pytest
+from scapy.layers.inet import UDP
 
 from moh_ebpf.registry import Role
 from tests.packets.bench import SHOT, UNSPEC, Bench
@@ -16,6 +17,14 @@ BOTH = [Role.ENFORCE, Role.BYPASS]
 def udptl(number: int, data: bytes) -> bytes:
     """T.38's UDPTL: a sequence number, the primary packet with its length, no redundancy."""
     return struct.pack("!HB", number % 65536, len(data)) + data + b"\0\0"
+
+
+def fax_headers(programs: Bench, role: Role, size: int) -> bytes:
+    """All before the payload. Its checksum is 0, which is none; scapy takes longer than a run."""
+    wire = programs.firewall.lan if role is Role.BYPASS else programs.firewall.wan
+    packet = udp(FAX, PROVIDER, bytes(size))
+    packet[UDP].chksum = 0
+    return bytes(wire.frame(packet))[:-size]
 
 
 def named(value: object) -> str:
@@ -34,10 +43,11 @@ FAXES = [
 def test_a_fax_over_all_of_its_numbers(programs: Bench, role: Role, what: str, data) -> None:
     """One packet is held back at most, where it begins to look like RTP."""
     verdicts = []
-    for number in range(0x7F80, 0xC080, 5):
+    headers = fax_headers(programs, role, len(udptl(0, data(0))))
+    for number in range(0x7F80, 0xC080, 11):
         programs.set_learned()
-        for each in (number, number + 1, number + 2):
-            packet = udp(FAX, PROVIDER, udptl(each, data(each)))
+        for each in range(number, number + 3):
+            packet = headers + udptl(each, data(each))
             verdicts.append(programs.run(role, packet)[0])
     assert verdicts.count(SHOT) <= 1, what
     assert programs.waits() == [], "no media wait"

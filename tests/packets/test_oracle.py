@@ -44,8 +44,10 @@ LISTED = [IPv4Network("203.0.113.0/24"), IPv4Network("192.168.0.0/16")]
 STEPS = [*[0.0] * 12, 4.0, 6.2, 10.3, 100.0]
 
 
-def packet(random: Random, inbound: bool) -> bytes:
-    """A frame of RTP between a provider and us; one time in three something about it is odd."""
+def packet(random: Random, inbound: bool, late: bool = True) -> bytes:
+    """A frame of RTP between a provider and us; one time in three something about it is odd. Unless
+    `late` is wanted, each port has a stream of its own: no packet is overtaken by one to another.
+    """
     if inbound:
         source, destination = random.choice(PROVIDERS), random.choice(PUBLIC_ADDRESSES)
         sport, dport = random.choice(PROVIDER_PORTS), random.choice(PUBLIC_PORTS)
@@ -65,6 +67,7 @@ def packet(random: Random, inbound: bool) -> bytes:
     first, second = odd.get("first byte", 0x80), odd.get("second byte", random.choice([0, 0, 200]))
     # A stream's packets follow each other, or not; RTCP has its length there: 3 is too long.
     sequence, ssrc = random.choice([1, 1, 2, 2, 3, 9]), random.choice([7, 7, 7, 8])
+    ssrc = ssrc if late else dport
     header = bytes([first, second, 0, sequence]) + bytes(4) + ssrc.to_bytes(4, "big")
     payload = header + bytes(odd.get("payload", 0))
     payload = payload[: odd.get("payload end")]

@@ -8,6 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
@@ -58,6 +59,18 @@ def flow(packet: Packet) -> tuple[str, str]:
     )
 
 
+@contextmanager
+def in_order() -> Iterator[None]:
+    """What this thread sends meanwhile comes after all that was sent so before: on a busy machine,
+    each CPU hands packets on when it likes, so all go by one."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Wire:
     """The outside end of a veth, without addresses: what comes out is seen, nothing is answered."""
 
@@ -101,7 +114,7 @@ class Wire:
             if _Stream in packet:
                 self._go_on(packet)
             framed = packet if Ether in packet else self.frame(packet)
-            self._socket.send(bytes(framed))
+            self.send_frame(bytes(framed))
 
     def _go_on(self, packet: Packet) -> None:
         stream = packet[IP].src, packet[UDP].sport, packet[IP].dst
@@ -129,7 +142,8 @@ class Wire:
 
     def send_frame(self, frame: bytes) -> None:
         """Put one frame on the wire that is made already: for many of them."""
-        self._socket.send(frame)
+        with in_order():
+            self._socket.send(frame)
 
     def frame(self, packet: Packet) -> Packet:
         return Ether(src=self.mac, dst=self.firewall_mac) / packet
@@ -142,7 +156,10 @@ class Wire:
         token = os.urandom(8)
         with self._firewall.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as last:
             last.bind((self.interface, 0))
-            last.send(bytes(Ether(dst=self.mac, src=self.firewall_mac, type=_TOKEN_TYPE)) + token)
+            with in_order():
+                last.send(
+                    bytes(Ether(dst=self.mac, src=self.firewall_mac, type=_TOKEN_TYPE)) + token
+                )
         return list(self._until(token))
 
     def _until(self, token: bytes) -> Iterator[Packet]:

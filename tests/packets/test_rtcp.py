@@ -261,7 +261,7 @@ def test_another_phantom_port_is_no_other_state(quiet: Bench) -> None:
 
 def test_a_call_of_long_ago_is_told_of_anew(quiet: Bench) -> None:
     """One report and one packet are no call."""
-    quiet.set_peer(PROVIDER, PeerState(State.TWO, CALL, age=3600, told=True))
+    quiet.set_peer(PROVIDER, PeerState(State.TWO, CALL, age=40, told=True))
     report(quiet, f"{PUBLIC}:4001")
     quiet.send(Role.BYPASS, 1, source=MUSIC)
     assert quiet.events() == []

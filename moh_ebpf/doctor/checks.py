@@ -688,8 +688,10 @@ def _moved_ports(facts: Facts) -> Findings:
 def _anothers(facts: Facts) -> Findings:
     """Other hosts on a phantom port, outside. Learn consumes what may teach, unless bypass has seen
     the host send from that same port inside, or enforce has seen it come by no LAN."""
-    ends = [each for each in facts.anothers if _ends_in_learn(facts, each)]
-    others = [each for each in facts.anothers if each not in ends]
+    ends: list[Entry] = []
+    others: list[Entry] = []
+    for each in facts.anothers:
+        (ends if _ends_in_learn(facts, each) else others).append(each)
     for found, level, says in (
         (ends, Level.WARNING, ": RTP that answers it ends in learn"),
         (

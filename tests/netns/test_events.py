@@ -1,7 +1,6 @@
 """`moh-ebpf events`: what happens on a firewall, as it happens."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.flood import spoofed
 from tests.support.service import CONFIG, service
 from tests.support.waiting import PATIENCE_SECONDS, until
-from tests.support.wire import udp
+from tests.support.wire import on_one_cpu, udp
 
 HOLD, CALL = f"{PUBLIC}:4000", f"{PUBLIC}:24576"
 MUSIC = udp(f"{UCM}:24576", PROVIDER)
@@ -161,17 +160,6 @@ def test_a_hold_without_music(fw: Firewall, tmp_path: Path) -> None:
         put_on_hold(fw)
         hold = reader.wait_for("new", "hold")[1]
     assert (hold["time_to_music"], hold["dropped_before"]) == (None, None)
-
-
-@contextmanager
-def on_one_cpu() -> Iterator[None]:
-    """What we send is handled by the CPU that we send it on."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 def test_evicted(fw: Firewall, tmp_path: Path) -> None:

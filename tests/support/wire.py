@@ -60,9 +60,9 @@ def flow(packet: Packet) -> tuple[str, str]:
 
 
 @contextmanager
-def in_order() -> Iterator[None]:
-    """What this thread sends meanwhile comes after all that was sent so before: on a busy machine,
-    each CPU hands packets on when it likes, so all go by one."""
+def on_one_cpu() -> Iterator[None]:
+    """What this thread sends meanwhile is handled by one CPU, always the same, and so in order: on
+    a busy machine, each CPU hands packets on when it likes."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -142,7 +142,7 @@ class Wire:
 
     def send_frame(self, frame: bytes) -> None:
         """Put one frame on the wire that is made already: for many of them."""
-        with in_order():
+        with on_one_cpu():
             self._socket.send(frame)
 
     def frame(self, packet: Packet) -> Packet:
@@ -156,7 +156,7 @@ class Wire:
         token = os.urandom(8)
         with self._firewall.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as last:
             last.bind((self.interface, 0))
-            with in_order():
+            with on_one_cpu():
                 last.send(
                     bytes(Ether(dst=self.mac, src=self.firewall_mac, type=_TOKEN_TYPE)) + token
                 )

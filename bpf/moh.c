@@ -1274,12 +1274,11 @@ static inline void ask_reports(struct known *known, struct packet *packet, u64 n
 
 /*
  * RTCP goes where its RTP does, to the same port or to the next, from the same port of ours or from
- * the next. Where RTP is not heard, it goes as the endpoint's own RTCP has come.
+ * the next. Where RTP is not heard, it goes as the endpoint's own RTCP has come, and counts for the
+ * peer that has its RTP.
  */
 static inline void know_rtcp(struct known *known, struct packet *packet, u64 now)
 {
-	if (is_heard(known, endpoint_below(packet, 0), now))
-		return;
 	if (!has_own_rtp(endpoint_below(packet, 0), now) &&
 	    is_heard(known, endpoint_below(packet, 1), now))
 		known->heard.public_port = next_port(known->heard.public_port, 1);
@@ -1300,28 +1299,27 @@ static inline bool is_in_doubt(struct known *known, struct packet *packet)
 }
 
 /* A report between two packets of a call is late, and says nothing. */
-static inline void ask_for_hold(struct known *known, struct packet *packet, u64 now)
+static inline bool needs_no_report(struct known *known, struct packet *packet, u64 now)
 {
-	struct known by_rtcp = { .peer = known->peer };
-
-	if ((s64)(now - known->peer->last_seen) < (s64)GOES_ON_NS)
-		return;
-	ask_reports(&by_rtcp, packet, now);
-	if (by_rtcp.evidence && by_rtcp.heard.state == STATE_MOH)
-		*known = by_rtcp;
+	return !is_in_doubt(known, packet) || (s64)(now - known->peer->last_seen) < (s64)GOES_ON_NS;
 }
 
 static inline struct known destination(struct packet *packet, u64 now)
 {
-	struct known known = {};
+	struct known known = {}, by_rtcp;
+	bool heard = is_heard(&known, endpoint_below(packet, 0), now);
 
-	if (packet->is_rtcp)
-		know_rtcp(&known, packet, now);
-	else if (!is_heard(&known, endpoint_below(packet, 0), now))
-		ask_reports(&known, packet, now);
-	else if (is_in_doubt(&known, packet))
-		ask_for_hold(&known, packet, now);
-	return known;
+	if (packet->is_rtcp) {
+		if (!heard)
+			know_rtcp(&known, packet, now);
+		return known;
+	}
+	if (heard && needs_no_report(&known, packet, now))
+		return known;
+	by_rtcp = (struct known){ .peer = known.peer };
+	ask_reports(&by_rtcp, packet, now);
+	/* A call that is heard is on hold by now, if anything has changed. */
+	return !heard || (by_rtcp.evidence && by_rtcp.heard.state == STATE_MOH) ? by_rtcp : known;
 }
 
 static inline void note_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
@@ -1622,14 +1620,16 @@ static inline int judge_unheard(struct __sk_buff *skb, struct counters *count,
 	struct waiting *waiting = wait_of(packet, now);
 	u64 waited = waiting ? elapsed(waiting->first, now) : 0;
 	struct peer *peer = peers.lookup(&endpoint);
-	u8 stale = stale_wan(peer, index, waited, now);
+	u8 stale;
 
+	/* RTCP whose endpoint says nothing itself is judged as the RTP one port below. */
+	if (packet->is_rtcp && (!peer || !state_of(peer)))
+		peer = peers.lookup(&below);
+	stale = stale_wan(peer, index, waited, now);
 	if (waiting && packet->has_rtp && is_no_rtp(skb, waiting, packet)) {
 		count->passed_no_rtp += counts;
 		return TC_ACT_UNSPEC;
 	}
-	if (stale == NO_WAN && packet->is_rtcp)
-		stale = stale_wan(peers.lookup(&below), index, waited, now);
 	if (stale != NO_WAN) {
 		note_stale(count, stale, now);
 		note_open(stale, now);
@@ -1650,6 +1650,12 @@ static inline int judge_unheard(struct __sk_buff *skb, struct counters *count,
 	if (waiting && !waiting->passed)
 		waiting->passed = now;
 	return TC_ACT_UNSPEC;
+}
+
+/* What is not RTP, or goes elsewhere, passes where nothing is known of its destination. */
+static inline bool may_be_dropped(enum kind kind, struct packet *packet)
+{
+	return kind == KIND_RTP && may_be_provider(packet->daddr);
 }
 
 /* The rewrite ran out of memory: what is half changed must not leave. */
@@ -1724,17 +1730,10 @@ static inline bool is_of_the_report(struct known *known, struct packet *packet)
 static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
 				  struct known *known, u64 now)
 {
-	if (packet->is_rtcp) {
-		struct endpoint endpoint = endpoint_below(packet, 0);
-
-		if (!has_own_rtp(endpoint, now))
-			endpoint = endpoint_below(packet, 1);
-		known->peer = peers.lookup(&endpoint);
-	} else if (is_of_the_report(known, packet)) {
+	if (is_of_the_report(known, packet))
 		note_by_rtcp(count, packet, known, now);
-	} else {
+	else
 		known->evidence = 0;
-	}
 }
 #else
 static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
@@ -1748,34 +1747,36 @@ static inline struct known identify(struct counters *count, struct packet *packe
 {
 	struct known known = destination(packet, now);
 
-	if (known.evidence == BY_RTCP)
+	if (known.evidence == BY_RTCP && !packet->is_rtcp)
 		decide_by_rtcp(count, packet, &known, now);
 	return known;
 }
 
 /*
- * A two-way packet that bypass has let through is counted there already. If it is still
- * UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
+ * To an endpoint in a call. A packet that bypass has let through is counted there already. If it is
+ * still UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
  */
-static inline int pass_two(struct __sk_buff *skb, struct counters *count, struct known *known,
-			   struct packet *packet, u64 now)
+static inline bool pass_two(struct __sk_buff *skb, struct counters *count)
 {
-	if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now))
-		return hold_back(count, known->peer);
 	count->passed_unnatted++;
-	if (!IS_LAN(skb->ingress_ifindex)) {
-		count->passed_two++;
-		count_outbound(skb, count, known, packet, now);
-	}
-	return TC_ACT_UNSPEC;
+	if (IS_LAN(skb->ingress_ifindex))
+		return false;
+	count->passed_two++;
+	return true;
 }
 
-static inline int rewrite_here(struct __sk_buff *skb, struct counters *count, struct known *known,
-			       struct packet *packet, u64 now)
+static inline int judge_known_at_wan(struct __sk_buff *skb, struct counters *count,
+				     struct known *known, struct packet *packet, u64 now)
 {
-	if (rewrite_source(skb, packet, &known->heard, 0, NO_LINK))
-		return drop_failed(count);
-	count->rewritten++;
+	if (known->heard.state == STATE_MOH) {
+		if (rewrite_source(skb, packet, &known->heard, 0, NO_LINK))
+			return drop_failed(count);
+		count->rewritten++;
+	} else if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now)) {
+		return hold_back(count, known->peer);
+	} else if (!pass_two(skb, count)) {
+		return TC_ACT_UNSPEC;
+	}
 	count_outbound(skb, count, known, packet, now);
 	return TC_ACT_UNSPEC;
 }
@@ -1826,13 +1827,11 @@ int moh_enforce(struct __sk_buff *skb)
 
 	now = clock_ns();
 	known = identify(count, &packet, now);
-	if (!known.evidence && (kind != KIND_RTP || !may_be_provider(packet.daddr)))
+	if (!known.evidence && !may_be_dropped(kind, &packet))
 		return TC_ACT_UNSPEC;
 	if (!known.evidence)
 		return judge_unheard_at_wan(skb, count, &packet, now);
-	if (known.heard.state == STATE_TWO)
-		return pass_two(skb, count, &known, &packet, now);
-	return rewrite_here(skb, count, &known, &packet, now);
+	return judge_known_at_wan(skb, count, &known, &packet, now);
 }
 
 static inline int leave_to_stack(struct counters *count)
@@ -1854,21 +1853,6 @@ static inline int refuse_too_big(struct counters *count, struct packet *packet)
 		return leave_to_stack(count);
 	count->dropped_too_big++;
 	return TC_ACT_SHOT;
-}
-
-/* Not heard, at the LAN: it is ours if it would leave by a WAN. */
-static inline int judge_unheard_at_lan(struct __sk_buff *skb, struct counters *count,
-				       struct packet *packet, u64 now)
-{
-	struct bpf_fib_lookup fib;
-	long route;
-
-	if (!may_be_provider(packet->daddr))
-		return TC_ACT_UNSPEC;
-	route = route_as_stack(skb, packet, &fib);
-	if (!is_forwarded(route) || WAN_INDEX(fib.ifindex) == NO_WAN)
-		return TC_ACT_UNSPEC;
-	return judge_unheard(skb, count, packet, WAN_INDEX(fib.ifindex), true, now);
 }
 
 /* How a packet leaves. */
@@ -1996,69 +1980,89 @@ static inline int find_route(struct __sk_buff *skb, struct counters *count, stru
 	return TC_ACT_REDIRECT;
 }
 
-static inline void count_bypassed(struct __sk_buff *skb, struct counters *count,
-				  struct known *known, struct packet *packet, u64 now)
+/* The rewrite, and what else ip_forward() does to a packet besides routing it. */
+static inline long rewrite_for(struct __sk_buff *skb, struct packet *packet, struct heard *heard,
+			       struct way *way)
 {
-	count->rewritten++;
-	count->bypassed++;
-	count_outbound(skb, count, known, packet, now);
-}
-
-/* The rewrite, what else ip_forward() does to a packet besides routing it, and off it goes. */
-static inline int send_out(struct __sk_buff *skb, struct counters *count, struct known *known,
-			   struct packet *packet, u64 now, struct way *way)
-{
-	u32 l3 = packet->l3;
-	struct link_header link = l3 == ETH_HLEN ? way->link : NO_LINK;
+	struct link_header link = packet->l3 == ETH_HLEN ? way->link : NO_LINK;
 	bool takes_link = LINK_HEADER(way->wan) || FINDS_HEADER(way->wan);
 
 	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
-		return drop_failed(count);
+		return -1;
 	skb->priority = tos_priority(packet->tos);
-	if (rewrite_source(skb, packet, &known->heard, 1, link))
+	if (rewrite_source(skb, packet, heard, 1, link))
+		return -1;
+	if (!packet->l3 && takes_link && add_link_header(skb, &way->link))
+		return -1;
+	if (FINDS_HEADER(skb->ifindex) && packet->l3 > ETH_HLEN)
+		return shorten_link_header(skb, packet->l3);
+	return 0;
+}
+
+/* Hold music is rewritten, and has its way out: TC_ACT_REDIRECT. */
+static inline int prepare_moh(struct __sk_buff *skb, struct counters *count, struct known *known,
+			      struct packet *packet, u64 now, struct way *way)
+{
+	struct peer *peer = known->peer;
+	struct heard heard = known->heard;
+	int verdict;
+
+	if (packet->ttl <= 1)
+		return leave_to_stack(count);
+	if (!keep_hop(peer, heard, wire_length(skb, packet), now, way) &&
+	    !renew_hop(skb, peer, packet, heard, now, way)) {
+		verdict = find_route(skb, count, peer, packet, heard, now, way);
+		if (verdict != TC_ACT_REDIRECT)
+			return verdict;
+	}
+	if (rewrite_for(skb, packet, &known->heard, way))
 		return drop_failed(count);
-	if (!l3 && takes_link && add_link_header(skb, &way->link))
-		return drop_failed(count);
-	if (FINDS_HEADER(skb->ifindex) && l3 > ETH_HLEN && shorten_link_header(skb, l3))
-		return drop_failed(count);
-	count_bypassed(skb, count, known, packet, now);
+	count->rewritten++;
+	count->bypassed++;
+	return TC_ACT_REDIRECT;
+}
+
+static inline int send_out(struct way *way, u32 l3)
+{
 	if (is_redirected(l3, way->wan, &way->link))
 		return bpf_redirect(way->wan, 0);
 	return way->hop.family ? redirect_neigh(way->wan, &way->hop, sizeof(way->hop), 0)
 			       : redirect_neigh(way->wan, NULL, 0, 0);
 }
 
-static inline int send_moh(struct __sk_buff *skb, struct counters *count, struct known *known,
-			   struct packet *packet, u64 now)
+static inline int judge_known_at_lan(struct __sk_buff *skb, struct counters *count,
+				     struct known *known, struct packet *packet, u64 now)
 {
-	struct peer *peer = known->peer;
-	struct heard heard = known->heard;
+	bool is_moh = known->heard.state == STATE_MOH;
 	struct way way = {};
 	int verdict;
 
-	if (packet->ttl <= 1)
-		return leave_to_stack(count);
-	if (!keep_hop(peer, heard, wire_length(skb, packet), now, &way) &&
-	    !renew_hop(skb, peer, packet, heard, now, &way)) {
-		verdict = find_route(skb, count, peer, packet, heard, now, &way);
+	if (is_moh) {
+		verdict = prepare_moh(skb, count, known, packet, now, &way);
 		if (verdict != TC_ACT_REDIRECT)
 			return verdict;
+	} else {
+		count->passed_two++;
 	}
-	return send_out(skb, count, known, packet, now, &way);
+	count_outbound(skb, count, known, packet, now);
+	return is_moh ? send_out(&way, packet->l3) : TC_ACT_UNSPEC;
 }
 
-/* Only a packet that would leave by a WAN is held back. Others are not ours. */
-static inline int send_two(struct __sk_buff *skb, struct counters *count, struct known *known,
-			   struct packet *packet, u64 now)
+/* The WAN that a packet would leave by as the stack forwards it; NO_WAN: by none. */
+static inline u8 wan_by_route(struct __sk_buff *skb, struct packet *packet)
 {
 	struct bpf_fib_lookup fib;
 
-	if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now) &&
-	    is_forwarded(route_as_stack(skb, packet, &fib)) && WAN_INDEX(fib.ifindex) != NO_WAN)
-		return hold_back(count, known->peer);
-	count->passed_two++;
-	count_outbound(skb, count, known, packet, now);
-	return TC_ACT_UNSPEC;
+	return is_forwarded(route_as_stack(skb, packet, &fib)) ? WAN_INDEX(fib.ifindex) : NO_WAN;
+}
+
+/* May it have to wait: not heard yet, or from a port that may be of a hold? */
+static inline bool may_wait(struct known *known, struct packet *packet, u64 now)
+{
+	if (!known->evidence)
+		return true;
+	return known->heard.state == STATE_TWO && known->peer &&
+	       !is_of_the_call(known->peer, packet, known->heard, now);
 }
 
 /*
@@ -2072,6 +2076,7 @@ int moh_bypass(struct __sk_buff *skb)
 	struct counters *count;
 	struct known known;
 	u64 now;
+	u8 wan;
 
 	/* As ip_forward(): what a promiscuous interface overhears is not for us to forward. */
 	if (kind == KIND_OTHER || skb->pkt_type != PACKET_HOST)
@@ -2091,11 +2096,16 @@ int moh_bypass(struct __sk_buff *skb)
 
 	now = clock_ns();
 	known = identify(count, &packet, now);
-	if (!known.evidence && kind != KIND_RTP)
+	if (!known.evidence && !may_be_dropped(kind, &packet))
 		return TC_ACT_UNSPEC;
-	if (!known.evidence)
-		return judge_unheard_at_lan(skb, count, &packet, now);
-	if (known.heard.state == STATE_MOH)
-		return send_moh(skb, count, &known, &packet, now);
-	return send_two(skb, count, &known, &packet, now);
+	/* Only what would leave by a WAN waits. The rest is not ours. */
+	if (may_wait(&known, &packet, now)) {
+		wan = wan_by_route(skb, &packet);
+		if (wan != NO_WAN)
+			return known.evidence ? hold_back(count, known.peer)
+					      : judge_unheard(skb, count, &packet, wan, true, now);
+		if (!known.evidence)
+			return TC_ACT_UNSPEC;
+	}
+	return judge_known_at_lan(skb, count, &known, &packet, now);
 }

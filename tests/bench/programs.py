@@ -153,8 +153,9 @@ class Programs:
 
 
 def _set_peers(ours: Bench) -> None:
-    ours.set_peer(MOH_PEER, PeerState(State.MOH, UCM_ENDPOINT, told=True))
-    ours.set_peer(TWO_PEER, PeerState(State.TWO, UCM_ENDPOINT, told=True))
+    """Known to readers, who are told no more of a packet to them."""
+    for endpoint, state in ((MOH_PEER, State.MOH), (TWO_PEER, State.TWO)):
+        ours.set_peer(endpoint, PeerState(state, UCM_ENDPOINT, told=True, sent=True))
     ours.set_learned()  # nothing is stale, so that what is not identified is dropped
 
 

@@ -127,6 +127,7 @@ class PeerState:
     wan: int = 0
     source: str | None = None  # UCM's endpoint that has sent to it
     told: bool = False  # readers know of it
+    sent: bool = False  # the first packet to it has gone out
 
 
 class Bench:
@@ -184,6 +185,7 @@ class Bench:
         values["in_rtp"] = values["out_rtp"] = bytes(layout.RTP.size)
         values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, peer.wan)
         values["told"] = int(peer.told)
+        values["out_first"] = now * peer.sent
         values["by_rtcp"] = bytes(layout.HEARD.size)
         values["moved_ssrc"] = bytes(4)
         values["out_before"] = bytes(layout.ENDPOINT.size)

@@ -555,8 +555,10 @@ class Model:
         if datagram.kind == "rtp" and self._is_no_rtp(wait, datagram):
             self.counters["passed_no_rtp"] += 1
             return UNSPEC
-        endpoints = [(address, port), *([(address, port - 1)] if datagram.is_rtcp else [])]
-        if any(self._is_stale_for(self.peers.get(each), waited) for each in endpoints):
+        peer = self.peers.get((address, port))
+        if datagram.is_rtcp and not (peer and (peer.by_rtcp or peer.state)):
+            peer = self.peers.get((address, port - 1))
+        if self._is_stale_for(peer, waited):
             self._pass_stale()
             self.counters["passed_blind"] += 1
         elif waited >= self.patience:

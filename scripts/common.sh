@@ -28,3 +28,27 @@ require_root() {
     local command="scripts/${0##*/} ${*:2}"
     [[ $EUID -eq 0 ]] || fail "$1 takes root; try: sudo ${command% }"
 }
+
+done_checks=() failed_checks=()
+
+# check NAME COMMAND...: run it, and go on also if it fails.
+check() {
+    local name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    done_checks+=("$name")
+    "$@" || failed_checks+=("$name")
+}
+
+# What came of all checks; ends with status 1 if one has failed.
+report_checks() {
+    ((${#failed_checks[@]} == 0)) || fail "failed: $(in_line "${failed_checks[@]}")"
+    printf '\nAll is well: %s.\n' "$(in_line "${done_checks[@]}")"
+}
+
+# in_line WORD...: the words with commas between them.
+in_line() {
+    printf '%s' "$1"
+    shift
+    (($# == 0)) || printf ', %s' "$@"
+}

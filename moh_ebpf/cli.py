@@ -4,12 +4,13 @@ What a verb needs is imported when it runs: `--help` loads neither BCC nor netli
 """
 
 import errno
+import inspect
 import io
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from moh_ebpf import __version__, settings
+from moh_ebpf import __version__, parsers, settings
 from moh_ebpf.errors import (
     NOT_PERMITTED,
     ExitStatus,
@@ -150,82 +151,37 @@ def common(
         raise typer.Exit
 
 
-# The settings, as options of attach and doctor.
-WAN = typer.Option([], metavar="IF…", help="Interfaces towards the provider.")
-LAN = typer.Option([], metavar="IF…", help="Interfaces UCM's packets come in by.")
-UCM = typer.Option([], metavar="ADDR…", help="Addresses of UCM's media.")
-PUBLIC = typer.Option(
-    [],
-    metavar="ADDR…",
-    show_default=False,
-    help="Addresses the provider sends to. Default: those of the WANs.",
-)
-PORT = typer.Option(
-    None,
-    metavar="PORT",
-    show_default=False,
-    help="The phantom port, the first of six. Default: 4000.",
-)
-RTP_PORTS = typer.Option(
-    None,
-    metavar="LOW-HIGH",
-    show_default=False,
-    help="UCM's RTP source ports. Default: 16384-32767.",
-)
-PROVIDER = typer.Option(
-    [],
-    metavar="CIDR…",
-    show_default=False,
-    help="Networks that may be learned. Default: any global address.",
-)
-TIMEOUT = typer.Option(
-    None,
-    metavar="DURATION",
-    show_default=False,
-    help="When a silent endpoint is forgotten. Default: 1s.",
-)
-PATIENCE = typer.Option(
-    None,
-    metavar="DURATION",
-    show_default=False,
-    help="How long UCM's RTP is held back from an endpoint not heard, or never. Default: 3s.",
-)
-RTCP_TIMEOUT = typer.Option(
-    None,
-    metavar="DURATION",
-    show_default=False,
-    help="How long a silent endpoint stays known after its last RTCP; 0s: never. Default: 15s.",
-)
-MAX_PEERS = typer.Option(
-    None,
-    metavar="N",
-    show_default=False,
-    help="The most endpoints remembered. Default: 65536.",
-)
-QUALITY = typer.Option(
-    None,
-    "--quality/--no-quality",
-    show_default=False,
-    help="Keep loss and jitter of each stream. Default: yes.",
-)
-FLIP_HOLD = typer.Option(
-    None,
-    "--flip-hold/--no-flip-hold",
-    show_default=False,
-    help="Turn the sendonly of a hold into sendrecv. Default: no.",
-)
-SIP_PORTS = typer.Option(
-    [],
-    metavar="PORT…",
-    show_default=False,
-    help="Ports of SIP, for --flip-hold. Default: 5060.",
-)
-SIP_FROM = typer.Option(
-    [],
-    metavar="CIDR…",
-    show_default=False,
-    help="Networks SIP comes from, for --flip-hold. Default: any.",
-)
+def _setting_option(name: str) -> inspect.Parameter:
+    """Of a setting: None and an empty list are not given."""
+    row, default = settings.ROWS[name], settings.default_text(name)
+    kind: type = list[str] if row.is_list else bool if row.is_switch else str
+    option = typer.Option(
+        [] if row.is_list else None,
+        settings.option(name) + (f"/--no-{name.replace('_', '-')}" if row.is_switch else ""),
+        metavar=row.metavar or None,
+        show_default=False,
+        help=row.help + (f" Default: {default}." if default else ""),
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=option, annotation=kind
+    )
+
+
+def _with_settings(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with an option for each setting; it gets the values by name, as `options`."""
+    own = [each for each in inspect.signature(verb).parameters.values() if each.name != "options"]
+    offered = [*map(_setting_option, settings.ROWS), *own]
+
+    def with_settings(**given: Any) -> None:
+        options = {name: given.pop(name) for name in settings.ROWS}
+        verb(options=options, **given)
+
+    with_settings.__name__, with_settings.__doc__ = verb.__name__, verb.__doc__
+    with_settings.__annotations__ = {each.name: each.annotation for each in offered}
+    with_settings.__signature__ = inspect.Signature(offered)  # type: ignore[attr-defined]
+    return with_settings
+
+
 CONFIG = typer.Option(
     None,
     metavar="FILE",
@@ -235,43 +191,13 @@ CONFIG = typer.Option(
 
 
 @app.command(cls=_ListsOfWords)
+@_with_settings
 def attach(
-    wan: list[str] = WAN,
-    lan: list[str] = LAN,
-    ucm: list[str] = UCM,
-    public: list[str] = PUBLIC,
-    port: str = PORT,
-    rtp_ports: str = RTP_PORTS,
-    provider: list[str] = PROVIDER,
-    timeout: str = TIMEOUT,
-    patience: str = PATIENCE,
-    rtcp_timeout: str = RTCP_TIMEOUT,
-    max_peers: str = MAX_PEERS,
-    quality: bool = QUALITY,
-    flip_hold: bool = FLIP_HOLD,
-    sip_ports: list[str] = SIP_PORTS,
-    sip_from: list[str] = SIP_FROM,
+    options: dict[str, Any],
     config: Path = CONFIG,
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
 ) -> None:
     """Compile the programs and attach them; over an attached set, replace it without a gap."""
-    options = {
-        "wan": wan,
-        "lan": lan,
-        "ucm": ucm,
-        "public": public,
-        "port": port,
-        "rtp_ports": rtp_ports,
-        "provider": provider,
-        "timeout": timeout,
-        "patience": patience,
-        "rtcp_timeout": rtcp_timeout,
-        "max_peers": max_peers,
-        "quality": quality,
-        "flip_hold": flip_hold,
-        "sip_ports": sip_ports,
-        "sip_from": sip_from,
-    }
     chosen = settings.from_both(config, options)
 
     from moh_ebpf import attachment
@@ -421,22 +347,9 @@ def status(as_json: bool = JSON) -> None:
 
 
 @app.command(cls=_ListsOfWords)
+@_with_settings
 def doctor(
-    wan: list[str] = WAN,
-    lan: list[str] = LAN,
-    ucm: list[str] = UCM,
-    public: list[str] = PUBLIC,
-    port: str = PORT,
-    rtp_ports: str = RTP_PORTS,
-    provider: list[str] = PROVIDER,
-    timeout: str = TIMEOUT,
-    patience: str = PATIENCE,
-    rtcp_timeout: str = RTCP_TIMEOUT,
-    max_peers: str = MAX_PEERS,
-    quality: bool = QUALITY,
-    flip_hold: bool = FLIP_HOLD,
-    sip_ports: list[str] = SIP_PORTS,
-    sip_from: list[str] = SIP_FROM,
+    options: dict[str, Any],
     config: Path = CONFIG,
     seconds: str = typer.Option(
         "2s", "--for", metavar="DURATION", help="How long to look at calls, if attached."
@@ -447,24 +360,7 @@ def doctor(
 
     Without settings, those of what is attached are looked at, else those of /etc/moh-ebpf.toml.
     """
-    options = {
-        "wan": wan,
-        "lan": lan,
-        "ucm": ucm,
-        "public": public,
-        "port": port,
-        "rtp_ports": rtp_ports,
-        "provider": provider,
-        "timeout": timeout,
-        "patience": patience,
-        "rtcp_timeout": rtcp_timeout,
-        "max_peers": max_peers,
-        "quality": quality,
-        "flip_hold": flip_hold,
-        "sip_ports": sip_ports,
-        "sip_from": sip_from,
-    }
-    looking = settings.duration("--for", seconds)
+    looking = parsers.duration("--for", seconds)
     if looking > 3600:
         raise UsageError(f"--for {seconds} is out of range, 0s to 60m")
 
@@ -516,7 +412,7 @@ def show_events(
     """State changes as they happen, a line each: new, hold, resume, expired, evicted."""
     from moh_ebpf import events
 
-    end = settings.duration("--for", seconds) if seconds else math.inf
+    end = parsers.duration("--for", seconds) if seconds else math.inf
     events.follow(
         (lambda each: json.dumps(each.to_json())) if as_json else events.line, end, history=history
     )
@@ -527,7 +423,7 @@ def watch(
     interval: str = typer.Option("1s", metavar="DURATION", help="Time between two views."),
 ) -> None:
     """Show states, rates and counters live. ? shows the keys, q or Ctrl-C ends it."""
-    seconds = settings.duration("--interval", interval)
+    seconds = parsers.duration("--interval", interval)
     if not 0.1 <= seconds <= 3600:
         raise UsageError(f"--interval {interval} is out of range, 100ms to 60m")
 

@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.segment import Segment
 from rich.style import Style
 
+from moh_ebpf import settings
 from moh_ebpf.layout import COUNTERS, Evidence, State
 from moh_ebpf.peers import Peer, PeerRate, by_interest
 from moh_ebpf.rtp import Rtp, estimated_mos
@@ -43,8 +44,6 @@ TROUBLE = (
     "passed_unheard",
     "routed_elsewhere",
 )
-
-EMPTY_SETTINGS = {"lan": "none", "provider": "any global address", "sip_from": "anywhere"}
 
 
 @dataclass(frozen=True)
@@ -469,21 +468,12 @@ def _missing(description: Description) -> list[Line]:
     return [[Segment(f"MISSING: {', '.join(places)}; attach again to put it back", ALARM)]]
 
 
-def _explained_settings(settings: Mapping[str, Any]) -> list[tuple[Line, Segment]]:
-    names = max(map(len, settings))
+def _explained_settings(shown: Mapping[str, Any]) -> list[tuple[Line, Segment]]:
+    names = max(map(len, shown))
     return [
-        ([Segment(f"{name:<{names}}  ")], Segment(setting_text(name, value)))
-        for name, value in settings.items()
+        ([Segment(f"{name:<{names}}  ")], Segment(settings.text(name, value)))
+        for name, value in shown.items()
     ]
-
-
-def setting_text(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or EMPTY_SETTINGS.get(name, "")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    is_duration = name in ("timeout", "patience", "rtcp_timeout") and not isinstance(value, str)
-    return f"{value:g}s" if is_duration else str(value)
 
 
 def _explained_counters(counters: Mapping[str, int]) -> list[tuple[Line, Segment]]:

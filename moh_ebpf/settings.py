@@ -7,16 +7,17 @@ A setting has one name everywhere: `--rtp-ports` on the command line is `rtp_por
 import itertools
 import math
 import os
-import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from moh_ebpf import parsers
 from moh_ebpf.errors import UsageError
+from moh_ebpf.parsers import Parser, PortRange, list_of
 
 # An LRU hash of this many peers takes about 6 GiB of kernel memory.
 MOST_PEERS = 1 << 24
@@ -24,51 +25,86 @@ MOST_INTERFACES = 64
 MOST_ADDRESSES = 256
 MOST_PROVIDERS = 65536
 MOST_SIP_PORTS = 16
-TIMEOUT_SECONDS = (0.05, 3600.0)
-LONGEST_PATIENCE_SECONDS = 3600.0
-NEVER = "never"
 # Of a config: many times what all that it may hold takes.
 MOST_BYTES = 1 << 24
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
-
 
 @dataclass(frozen=True)
-class PortRange:
-    """UDP ports from `low` to `high`, both included."""
+class Row:
+    """What a setting is besides its name, type and default. `unset` says what holds without it
+    where that is no value, `shown` what status shows then, if that is another word."""
 
-    low: int
-    high: int
+    parse: Parser
+    metavar: str
+    help: str
+    unset: str = ""
+    shown: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.low}-{self.high}"
+    @property
+    def is_list(self) -> bool:
+        return self.metavar.endswith("…")
 
-    def __contains__(self, port: int) -> bool:
-        return self.low <= port <= self.high
+    @property
+    def is_switch(self) -> bool:
+        return not self.metavar
+
+
+def _setting(
+    parse: Parser, metavar: str, help: str, *, default: Any = MISSING, unset: str = "",
+    shown: str = "",
+) -> Any:  # fmt: skip
+    return field(default=default, metadata={"row": Row(parse, metavar, help, unset, shown)})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `attach` is told. `timeout`, `patience` and `rtcp_timeout` are in seconds; `patience`
-    inf: never over; `rtcp_timeout` 0: RTCP says nothing; `public` empty: the WANs' own addresses;
-    `sip_from` empty: any address; `provider` empty: any address that is not private, loopback,
-    link-local or multicast."""
+    """What `attach` is told, a row each: options, manual pages, the TOML reader and status read it.
 
-    wan: tuple[str, ...]
-    ucm: tuple[IPv4Address, ...]
-    lan: tuple[str, ...] = ()
-    public: tuple[IPv4Address, ...] = ()
-    port: int = 4000
-    rtp_ports: PortRange = PortRange(16384, 32767)
-    provider: tuple[IPv4Network, ...] = ()
-    timeout: float = 1.0
-    patience: float = 3.0
-    rtcp_timeout: float = 15.0
-    max_peers: int = 65536
-    quality: bool = True
-    flip_hold: bool = False
-    sip_ports: tuple[int, ...] = (5060,)
-    sip_from: tuple[IPv4Network, ...] = ()
+    `timeout`, `patience` and `rtcp_timeout` are in seconds; `patience` inf: never over;
+    `rtcp_timeout` 0: RTCP says nothing; `public` empty: the WANs' own addresses; `sip_from` empty:
+    any address; `provider` empty: any address that is not private, loopback, link-local or
+    multicast.
+    """
+
+    # fmt: off
+    wan: tuple[str, ...] = _setting(
+        list_of(parsers.interface, MOST_INTERFACES), "IF…", "Interfaces towards the provider.")
+    ucm: tuple[IPv4Address, ...] = _setting(
+        list_of(parsers.address, MOST_ADDRESSES), "ADDR…", "Addresses of UCM's media.")
+    lan: tuple[str, ...] = _setting(
+        list_of(parsers.interface, MOST_INTERFACES), "IF…", "Interfaces UCM's packets come in by.",
+        default=(), shown="none")
+    public: tuple[IPv4Address, ...] = _setting(
+        list_of(parsers.address, MOST_ADDRESSES), "ADDR…", "Addresses the provider sends to.",
+        default=(), unset="those of the WANs")
+    port: int = _setting(
+        parsers.port, "PORT", "The phantom port, the first of six.", default=4000)
+    rtp_ports: PortRange = _setting(
+        parsers.port_range, "LOW-HIGH", "UCM's RTP source ports.", default=PortRange(16384, 32767))
+    provider: tuple[IPv4Network, ...] = _setting(
+        list_of(parsers.network, MOST_PROVIDERS), "CIDR…", "Networks that may be learned.",
+        default=(), unset="any global address")
+    timeout: float = _setting(
+        parsers.timeout, "DURATION", "When a silent endpoint is forgotten.", default=1.0)
+    patience: float = _setting(
+        parsers.patience, "DURATION",
+        "How long UCM's RTP is held back from an endpoint not heard, or never.", default=3.0)
+    rtcp_timeout: float = _setting(
+        parsers.rtcp_timeout, "DURATION",
+        "How long a silent endpoint stays known after its last RTCP; 0s: never.", default=15.0)
+    max_peers: int = _setting(
+        parsers.whole(1, MOST_PEERS), "N", "The most endpoints remembered.", default=65536)
+    quality: bool = _setting(
+        parsers.switch, "", "Keep loss and jitter of each stream.", default=True)
+    flip_hold: bool = _setting(
+        parsers.switch, "", "Turn the sendonly of a hold into sendrecv.", default=False)
+    sip_ports: tuple[int, ...] = _setting(
+        list_of(parsers.port, MOST_SIP_PORTS), "PORT…", "Ports of SIP, for --flip-hold.",
+        default=(5060,))
+    sip_from: tuple[IPv4Network, ...] = _setting(
+        list_of(parsers.network, MOST_PROVIDERS), "CIDR…",
+        "Networks SIP comes from, for --flip-hold.", default=(), unset="any", shown="anywhere")
+    # fmt: on
 
     @property
     def phantom_ports(self) -> tuple[int, ...]:
@@ -79,7 +115,7 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON types, under the same names; `from_values` reads them back."""
-        patience = NEVER if math.isinf(self.patience) else self.patience
+        patience = parsers.NEVER if math.isinf(self.patience) else self.patience
         values = asdict(self) | {"rtp_ports": str(self.rtp_ports), "patience": patience}
         return {
             name: [each if isinstance(each, int) else str(each) for each in value]
@@ -92,6 +128,31 @@ class Settings:
         """In words: the source of hold music at the WAN."""
         sources = ", ".join(f"{address}:{self.port}" for address in self.public)
         return f"hold music leaves as {sources}"
+
+
+# By the settings' names.
+ROWS: dict[str, Row] = {each.name: each.metadata["row"] for each in fields(Settings)}
+DEFAULTS: dict[str, Any] = {
+    each.name: each.default for each in fields(Settings) if each.default is not MISSING
+}
+
+
+def text(name: str, value: Any) -> str:
+    """A setting's value as people read it, from its own type or as to_json has it."""
+    row = ROWS[name]
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or row.shown or row.unset
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if row.metavar == "DURATION" and not isinstance(value, str):
+        return f"{value:g}s"
+    return str(value)
+
+
+def default_text(name: str) -> str:
+    """What holds where a setting is not given, as the help has it; empty: nothing does."""
+    default = DEFAULTS.get(name)
+    return ROWS[name].unset or (text(name, default) if default not in (None, ()) else "")
 
 
 def load_file(path: Path) -> Settings:
@@ -113,7 +174,7 @@ def _in_file(path: Path | str, more: str = "") -> str:
     return f"--config {path}{more}: "
 
 
-def _option(name: str) -> str:
+def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
@@ -147,7 +208,7 @@ def load_config(path: Path, opener: Callable[[str, int], int] | None = None) -> 
         hint = '; text stands in quotes: wan = ["eth1"]' if "Invalid value" in str(error) else ""
         raise UsageError(f"{where}not valid TOML: {error}{hint}") from error
     named = {key.replace("-", "_"): value for key, value in values.items()}
-    known = [field.name for field in fields(Settings)]
+    known = list(ROWS)
     for key in values:
         if key.replace("-", "_") not in known:
             raise UsageError(f"{where}there is no setting {key!r}; there are {', '.join(known)}")
@@ -179,14 +240,14 @@ def from_both(config: Path | None, options: Mapping[str, Any]) -> Settings:
     over = given(options)
     if config is None:
         return _settings(over, "")
-    names = ", ".join(map(_option, over))
+    names = ", ".join(map(option, over))
     return _settings(load_config(config) | over, _in_file(config, names and f" with {names}"))
 
 
 def _parsed(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Errors begin with `where` they stand. What is parsed already stays as it is."""
     return {
-        name: _PARSERS[name](where + _option(name), value)
+        name: ROWS[name].parse(where + option(name), value)
         for name, value in values.items()
         if value is not None
     }
@@ -219,150 +280,6 @@ def _check_together(settings: Settings, where: str) -> None:
                 f"{where}--port {settings.port}: the phantom ports (RTP {settings.port}, RTCP "
                 f"{settings.port + 1}) must lie outside --rtp-ports {settings.rtp_ports}"
             )
-
-
-def _items(value: Any) -> list[Any]:
-    """A list setting's items: a list of them, or one; commas separate within a string."""
-    values = value if isinstance(value, list | tuple) else [value]
-    return [
-        item
-        for value in values
-        for item in (re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else [value])
-    ]
-
-
-def _unique(
-    option: str, value: Any, parse: Callable[[str, Any], Any], most: int
-) -> tuple[Any, ...]:
-    items = tuple(dict.fromkeys(parse(option, item) for item in _items(value)))
-    if len(items) > most:
-        raise UsageError(f"{option}: {len(items)} are too many, {most} is the most")
-    return items
-
-
-def _interface(option: str, value: Any) -> str:
-    # The kernel's rule (dev_valid_name) is no '/', ':' or white space, and at most 15 bytes; an
-    # altname may have 127.
-    if not isinstance(value, str) or not re.fullmatch(r"[^\s/:]{1,127}", value):
-        raise UsageError(f"{option}: {value!r} is no interface name; `ip link` lists them")
-    return value
-
-
-def _address(option: str, value: Any) -> IPv4Address:
-    try:
-        if not isinstance(value, str | IPv4Address):
-            raise ValueError
-        address = IPv4Address(value)
-    except ValueError:
-        raise UsageError(f"{option}: {value!r} is no IPv4 address, such as 198.51.100.2") from None
-    if address.is_multicast or address.is_unspecified or int(address) == 0xFFFFFFFF:
-        raise UsageError(f"{option}: {address} is no host's address")
-    return address
-
-
-def _network(option: str, value: Any) -> IPv4Network:
-    try:
-        if not isinstance(value, str | IPv4Network):
-            raise ValueError
-        network = IPv4Network(value, strict=False)
-    except ValueError:
-        raise UsageError(
-            f"{option}: {value!r} is no IPv4 prefix; write it as 203.0.113.0/24"
-        ) from None
-    try:
-        return IPv4Network(value)
-    except ValueError:
-        raise UsageError(f"{option}: {value!r} has host bits set; write it as {network}") from None
-
-
-def _whole(option: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,20}", str(value), re.ASCII):
-        raise UsageError(f"{option}: {value!r} is no whole number")
-    if not low <= int(value) <= high:
-        raise UsageError(f"{option}: {value} is out of range, {low} to {high}")
-    return int(value)
-
-
-def _port(option: str, value: Any) -> int:
-    return _whole(option, value, 1, 65534)
-
-
-def _port_range(option: str, value: Any) -> PortRange:
-    match = re.fullmatch(r"(\d{1,5})\s*[-:]\s*(\d{1,5})", str(value).strip(), re.ASCII)
-    if isinstance(value, bool) or not match:
-        raise UsageError(f"{option}: {value!r} is no range of ports; write it as 16384-32767")
-    low, high = (_whole(option, part, 1, 65535) for part in match.groups())
-    if low > high:
-        raise UsageError(f"{option}: {value!r} ends before it begins; write it as {high}-{low}")
-    return PortRange(low, high)
-
-
-def duration(option: str, value: Any) -> float:
-    """Seconds from `1s`, `500ms`, `1.5s`, `1m` or a bare number of seconds. Raises UsageError."""
-    if isinstance(value, float) and 0 <= value < math.inf:
-        return value  # as text it may have an exponent
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)", str(value).strip(), re.ASCII)
-    if isinstance(value, bool) or not match:
-        raise UsageError(f"{option}: {value!r} is no duration; write it as 1s, 500ms, 1.5s or 1m")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _switch(option: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{option}: {value!r} is neither true nor false; write true or false")
-    return value
-
-
-def _timeout(option: str, value: Any) -> float:
-    seconds = duration(option, value)
-    low, high = TIMEOUT_SECONDS
-    if not low <= seconds <= high:
-        raise UsageError(f"{option}: {value} is out of range, 50ms to 60m")
-    return seconds
-
-
-def _patience(option: str, value: Any) -> float:
-    if value in (NEVER, math.inf):
-        return math.inf
-    try:
-        seconds = duration(option, value)
-    except UsageError:
-        raise UsageError(
-            f"{option}: {value!r} is no duration; write it as 3s or 500ms, or as never"
-        ) from None
-    if seconds > LONGEST_PATIENCE_SECONDS:
-        raise UsageError(f"{option}: {value} is out of range, 0s to 60m, or never")
-    return seconds
-
-
-def _rtcp_timeout(option: str, value: Any) -> float:
-    try:
-        seconds = duration(option, value)
-    except UsageError as error:
-        raise UsageError(f"{error}; 0s turns it off") from None
-    low, high = TIMEOUT_SECONDS
-    if seconds and not low <= seconds <= high:
-        raise UsageError(f"{option}: {value} is out of range, 50ms to 60m, or 0s: never")
-    return seconds
-
-
-_PARSERS: dict[str, Callable[[str, Any], Any]] = {
-    "wan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
-    "lan": lambda option, value: _unique(option, value, _interface, MOST_INTERFACES),
-    "ucm": lambda option, value: _unique(option, value, _address, MOST_ADDRESSES),
-    "public": lambda option, value: _unique(option, value, _address, MOST_ADDRESSES),
-    "provider": lambda option, value: _unique(option, value, _network, MOST_PROVIDERS),
-    "port": _port,
-    "rtp_ports": _port_range,
-    "timeout": _timeout,
-    "patience": _patience,
-    "rtcp_timeout": _rtcp_timeout,
-    "max_peers": lambda option, value: _whole(option, value, 1, MOST_PEERS),
-    "quality": _switch,
-    "flip_hold": _switch,
-    "sip_ports": lambda option, value: _unique(option, value, _port, MOST_SIP_PORTS),
-    "sip_from": lambda option, value: _unique(option, value, _network, MOST_PROVIDERS),
-}
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from moh_ebpf.doctor.findings import Finding, Level
 from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 from moh_ebpf.errors import NOT_PERMITTED
 from moh_ebpf.layout import State
+from moh_ebpf.parsers import TIMEOUT_SECONDS
 from moh_ebpf.peers import Wait
 from moh_ebpf.registry import Place, Role
-from moh_ebpf.settings import TIMEOUT_SECONDS, Settings
+from moh_ebpf.settings import Settings
 
 # A pause this near to the timeout will be longer than it some day.
 _NEAR = 0.8

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from rich.segment import Segment
 from rich.style import Style
 
+from moh_ebpf import settings
 from moh_ebpf.layout import COUNTERS, State
 from moh_ebpf.peers import PeerRate, Rates, Snapshot
 from moh_ebpf.render import (
@@ -37,7 +38,6 @@ from moh_ebpf.render import (
     fine_time,
     length,
     rate_text,
-    setting_text,
     table,
     troubles,
     whole_time,
@@ -159,9 +159,9 @@ def _interfaces(description: Description) -> Line:
     return [Segment("  ".join(f"{name} ({', '.join(each)})" for name, each in roles.items()))]
 
 
-def _settings(settings: Mapping[str, Any]) -> Line:
+def _settings(shown: Mapping[str, Any]) -> Line:
     """What may be long, and be cut, last."""
-    text = {name: setting_text(name, value) for name, value in settings.items()}
+    text = {name: settings.text(name, value) for name, value in shown.items()}
     return [
         Segment(
             f"port {text['port']}  timeout {text['timeout']}  "
@@ -274,7 +274,7 @@ def _nobody(frame: Frame, view: View, width: int) -> list[Line]:
     if frame.snapshot.peers:
         text = f"None of {len(frame.snapshot.peers)} endpoints passes the filter; Esc drops it."
     else:
-        timeout = setting_text("timeout", frame.description["settings"]["timeout"])
+        timeout = settings.text("timeout", frame.description["settings"]["timeout"])
         text = (
             f"No endpoint is known: within the last {timeout}, none has sent RTP to a public "
             "address. A call shows here with the provider's first packet."

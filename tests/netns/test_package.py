@@ -5,12 +5,11 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from moh_ebpf import __version__, settings
+from moh_ebpf import __version__
 from tests.support.documents import broken_links
 from tests.support.firewall import UCM, Firewall
 
@@ -65,14 +64,6 @@ def test_control(package: Path) -> None:
     # An upgrade must not stop what runs, and only a removal does (see postinst and prerm).
     assert "invoke stop" not in (package / "DEBIAN/postinst").read_text()
     assert not (package / "DEBIAN/preinst").exists()
-
-
-def test_example_config_has_every_setting() -> None:
-    text = (ROOT / "scripts/debian/moh-ebpf.toml").read_text()
-    assert tomllib.loads(text) == {}
-    values = tomllib.loads(re.sub(r"^#(?=\w+ =)", "", text, flags=re.MULTILINE))
-    assert settings.from_values(values)
-    assert set(values) == set(settings.Settings.__dataclass_fields__)
 
 
 def test_runs_where_it_was_unpacked(package: Path, fw: Firewall) -> None:

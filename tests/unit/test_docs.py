@@ -90,12 +90,25 @@ def test_every_verb_and_its_options_are_in_the_readme(verb: str) -> None:
 
 
 def test_defaults_in_the_readme_are_those_of_the_code() -> None:
-    written = {re.findall(r"--([\w-]+)", row[0])[0]: row[1] for row in tables(README, "option")}
-    default = settings.Settings(wan=("wan",), ucm=())
-    assert written["port"] == str(default.port)
-    assert written["rtp-ports"] == str(default.rtp_ports)
-    assert written["timeout"] == f"{default.timeout:g}s"
-    assert written["max-peers"] == str(default.max_peers)
+    written = {re.findall(r"`(--[\w-]+)", row[0])[0]: row[1] for row in tables(README, "option")}
+    del written["--config"], written["--dry-run"], written["--no-quality"]
+    assert written == {
+        settings.option(name): settings.default_text(name) or row.shown or "required"
+        for name, row in settings.ROWS.items()
+        if name != "quality"
+    }
+
+
+def test_the_shipped_config_has_each_setting_with_its_default() -> None:
+    """All lines are commented out: with those that must be given, it is a config."""
+    shipped = (ROOT / "scripts/debian/moh-ebpf.toml").read_text()
+    assert tomllib.loads(shipped) == {}
+    chosen = settings.from_values(
+        tomllib.loads(re.sub(r"^#(?=\w+ =)", "", shipped, flags=re.MULTILINE))
+    )
+    assert set(re.findall(r"^#(\w+) =", shipped, re.MULTILINE)) == set(settings.ROWS)
+    for name, default in settings.DEFAULTS.items():
+        assert getattr(chosen, name) == default or default == (), name  # a list has an example
 
 
 def test_the_keys_of_watch_are_those_of_its_help() -> None:

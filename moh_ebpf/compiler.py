@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_ebpf import features, layout, libbpf
+from moh_ebpf.counters import COUNTERS
 from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
 from moh_ebpf.peers import GOES_ON_SECONDS, LONGEST_DEAF_HOLD_SECONDS
@@ -294,10 +295,10 @@ def _import_bcc() -> Any:
 
 
 def _check_layout(module: Any) -> None:
-    """The C fields must be those that layout.py names: a shifted one would lie quietly."""
+    """The C fields must be those that the Python names: a shifted one would lie quietly."""
     names = [name for name, _ in module[b"counters"].sLeaf._fields_]
     peer = [name for name, _ in module[b"peers"].Leaf._fields_]
-    if names != list(layout.COUNTERS) or peer != list(layout.PEER_FIELDS):
+    if names != list(COUNTERS) or peer != list(layout.PEER_FIELDS):
         raise MohError("bpf/layout.h and moh_ebpf/layout.py differ: reinstall moh-ebpf")
 
 

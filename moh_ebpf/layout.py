@@ -1,4 +1,4 @@
-"""The Python side of bpf/layout.h: the maps' keys and values, and what each counter counts.
+"""The Python side of bpf/layout.h: the maps' keys and values.
 
 tests/packets/test_layout.py compares the two field by field; compiler.py refuses to go on
 where the counters differ.
@@ -7,6 +7,8 @@ where the counters differ.
 import struct
 import zlib
 from enum import IntEnum
+
+from moh_ebpf.counters import COUNTERS
 
 
 class Kind(IntEnum):
@@ -133,46 +135,6 @@ def index(number: int) -> bytes:
 
 # struct prefix: length in bits, address in network byte order.
 PREFIX = struct.Struct("=I4s")
-
-# struct counters, in its order, and the one meaning of each.
-COUNTERS = {
-    "learned_moh": "endpoints told of that became known, or known again, on hold",
-    "learned_two": "endpoints told of that became known, or known again, in a two-way call",
-    "moh_to_two": "endpoints that went from hold to a two-way call",
-    "two_to_moh": "endpoints that went from a two-way call on hold",
-    "learn_failed": "inbound packets whose endpoint could not be stored (no memory)",
-    "consumed": "inbound packets to the phantom ports, which end at the firewall",
-    "rewritten": "hold music packets given their public source, by bypass or enforce",
-    "bypassed": "hold music packets that bypass sent straight to the WAN",
-    "passed_two": "UCM's packets to endpoints in a two-way call",
-    "passed_unnatted": "two-way packets seen leaving a WAN with UCM's own address",
-    "dropped_unidentified": "UCM's packets to endpoints not known (yet): dropped",
-    "dropped_too_big": "hold music too long for the WAN, without DF: dropped",
-    "dropped_failed": "hold music whose rewrite failed (no memory): dropped",
-    "left_to_stack": "hold music the firewall itself must answer: TTL over, not forwarded",
-    "routed_elsewhere": "hold music whose route leaves by no WAN: left to the stack",
-    "passed_blind": "UCM's packets to endpoints not heard, as learn is blind on the WAN: passed",
-    "passed_unheard": "UCM's packets to endpoints not heard for longer than the patience: passed",
-    "passed_no_rtp": "UCM's packets that looked like RTP, and whose flow is not RTP: passed",
-    "passed_anothers": "packets to a phantom port that were another host's connection: passed",
-    "held_back": "UCM's packets from a new port, to an endpoint in a call: dropped, 0.2 s at most",
-    "fragments": "UDP fragments to or from us: never touched, for they carry no ports",
-    "rtp_in_expected": "inbound RTP that its sequence numbers tell of, come or not",
-    "rtp_in_lost": "inbound RTP skipped in its sequence, whether it came late or not at all",
-    "rtp_in_late": "inbound RTP that came after its successors, or twice",
-    "rtp_out_expected": "UCM's RTP that its sequence numbers tell of, come or not",
-    "rtp_out_lost": "UCM's RTP skipped in its sequence, whether it came late or not at all",
-    "rtp_out_late": "UCM's RTP that came after its successors, or twice",
-    "sip_flipped": "SDP of UCM's whose hold was turned from sendonly into sendrecv",
-    "sip_restored": "SDP of the provider's for such a hold, turned from sendrecv into recvonly",
-    "sip_split": "SIP left as it is: the direction of its SDP may be where it cannot be read",
-    "sip_undirected": "answers to a hold that have no direction, which means sendrecv: left as is",
-    "events_unread": "events for which there was no room, for nobody reads them",
-}
-# Counters of earlier versions: what they counted no longer happens. Readers find them at 0.
-RETIRED_COUNTERS = ("dropped_no_route",)
-
-COUNTERS_VALUE = struct.Struct(f"={len(COUNTERS)}Q")
 
 # struct sip_segment, sip_context and sip_holds (bpf/sip.h), which no command reads.
 SIP = struct.Struct("=4s4s2s2sI128sQ5I12B8B2Q")

@@ -25,37 +25,32 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from moh_ebpf import __version__, layout, registry
+from moh_ebpf import __version__, registry
 from moh_ebpf.chronicle import Histogram, Sums
+from moh_ebpf.counters import COUNTERS, RETIRED
 from moh_ebpf.errors import MohError, NotAttachedError, UsageError
 from moh_ebpf.layout import State
 from moh_ebpf.peers import SILENT_SECONDS, Peer, Snapshot, Wan
 from moh_ebpf.registry import GONE, Attached
 from moh_ebpf.settings import Settings
 
-# Counters whose packets met with one of these verdicts, each with one only.
-VERDICTS = (
-    "consumed",
-    "rewritten",
-    "passed_two",
-    "dropped_unidentified",
-    "dropped_too_big",
-    "dropped_failed",
-    "left_to_stack",
-    "routed_elsewhere",
-    "passed_blind",
-    "passed_unheard",
-    "passed_no_rtp",
-    "passed_anothers",
-    "held_back",
-)
-CHANGES = ("learned_moh", "learned_two", "moh_to_two", "two_to_moh")
-SIP = ("flipped", "restored", "split", "undirected")
-# Sums over all streams → their counter for "in" or "out".
-RTP = {
-    "expected": ("rtp_{}_expected", "RTP packets that sequence numbers tell of, come or not."),
-    "lost": ("rtp_{}_lost", "RTP packets skipped in their sequence, late or not come at all."),
-    "late": ("rtp_{}_late", "RTP packets that came after their successors, or twice."),
+# The families whose counters share a metric: its help, and the label that tells them apart.
+SHARED = {
+    "packets": ("Packets of ours by what was done with them.", "verdict"),
+    "state_changes": ("Changes of an endpoint's state.", "change"),
+    "rtp_packets_expected": (
+        "RTP packets that sequence numbers tell of, come or not.",
+        "direction",
+    ),
+    "rtp_packets_lost": (
+        "RTP packets skipped in their sequence, late or not come at all.",
+        "direction",
+    ),
+    "rtp_packets_late": (
+        "RTP packets that came after their successors, or twice.",
+        "direction",
+    ),
+    "sip_packets": ("SIP by what was done with its direction.", "outcome"),
 }
 
 
@@ -103,7 +98,7 @@ _NOTHING = Facts(
     settings=Settings(wan=(), ucm=()),
     missing=0,
     programs=[Program(role="none", runs=1, seconds=0.0)],
-    snapshot=Snapshot(0.0, [], dict.fromkeys(layout.COUNTERS, 0)),
+    snapshot=Snapshot(0.0, [], dict.fromkeys(COUNTERS, 0)),
     unheard=[],
 )
 
@@ -187,33 +182,26 @@ def families(facts: Facts | None) -> Iterator[Any]:
         "Places where a program belongs and is not.",
         value=facts.missing,
     )
-    yield _counter("packets", "Packets of ours by what was done with them.", "verdict",
-                   {name: counters[name] for name in VERDICTS}
-                   | dict.fromkeys(layout.RETIRED_COUNTERS, 0))  # fmt: skip
-    yield _counter("state_changes", "Changes of an endpoint's state.", "change",
-                   {name: counters[name] for name in CHANGES})  # fmt: skip
-    for name, metric in (
-        ("bypassed", "bypassed_packets"),
-        ("passed_unnatted", "unnatted_packets"),
-        ("learn_failed", "learn_failures"),
-        ("fragments", "fragments"),
-        ("events_unread", "events_unread"),
-    ):
-        yield core.CounterMetricFamily(
-            f"moh_ebpf_{metric}", _sentence(layout.COUNTERS[name]), value=counters[name]
-        )
-    yield from _rtp(counters)
-    yield _counter("sip_packets", "SIP by what was done with its direction.", "outcome",
-                   {name: counters[f"sip_{name}"] for name in SIP})  # fmt: skip
+    yield from _counters(counters)
     yield from _peers(facts)
     yield from _wans(facts.snapshot.wans)
     yield from _run_time(facts.programs)
 
 
-def _rtp(counters: Mapping[str, int]) -> Iterator[Any]:
-    for name, (counter, help_text) in RTP.items():
-        values = {way: counters[counter.format(way)] for way in ("in", "out")}
-        yield _counter(f"rtp_packets_{name}", help_text, "direction", values)
+def _counters(values: Mapping[str, int]) -> Iterator[Any]:
+    """A family for each that the counters name, in their order."""
+    families: dict[str, Any] = {}
+    for each in COUNTERS.values():
+        help_text, label = SHARED.get(each.family, (_sentence(each.meaning), None))
+        if each.family not in families:
+            families[each.family] = _client().core.CounterMetricFamily(
+                f"moh_ebpf_{each.family}", help_text, labels=[label] if label else None
+            )
+        labels = [each.label or each.name] if label else []
+        families[each.family].add_metric(labels, values[each.name])
+    for name, family in RETIRED.items():
+        families[family].add_metric([name], 0)
+    yield from families.values()
 
 
 def _peers(facts: Facts) -> Iterator[Any]:
@@ -274,7 +262,7 @@ def _of_the_service(sums: Sums) -> Iterator[Any]:
         value=sums.interfaces_missing,
     )
     with sums.lock:
-        yield _counter("events", "Events, as moh-ebpf events has them.", "event", sums.events)
+        yield _labelled("events", "Events, as moh-ebpf events has them.", "event", sums.events)
         yield _histogram(
             "time_to_music",
             "From UCM's first packet dropped to the first one sent on, for each hold.",
@@ -314,7 +302,7 @@ def _build_info() -> Iterator[Any]:
     )
 
 
-def _counter(name: str, help_text: str, label: str, values: Mapping[str, int]) -> Any:
+def _labelled(name: str, help_text: str, label: str, values: Mapping[str, int]) -> Any:
     family = _client().core.CounterMetricFamily(f"moh_ebpf_{name}", help_text, labels=[label])
     for value, count in values.items():
         family.add_metric([value], count)

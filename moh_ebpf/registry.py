@@ -17,7 +17,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import layout, libbpf, peers, tc
+from moh_ebpf import counters, layout, libbpf, peers, tc
 from moh_ebpf.clock import kernel_ns
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.peers import LONGEST_DEAF_HOLD_SECONDS, SILENT_SECONDS, Peer, Snapshot, Wait, Wan
@@ -131,9 +131,9 @@ class Attached:
     def counters(self) -> dict[str, int]:
         """The counters, summed over the CPUs. Raises OSError."""
         per_cpu = libbpf.lookup_per_cpu(self.maps["counters"], _FIRST)
-        values = map(layout.COUNTERS_VALUE.unpack, per_cpu)
-        sums = dict(zip(layout.COUNTERS, map(sum, zip(*values, strict=True)), strict=True))
-        return sums | dict.fromkeys(layout.RETIRED_COUNTERS, 0)
+        values = map(counters.VALUE.unpack, per_cpu)
+        sums = dict(zip(counters.COUNTERS, map(sum, zip(*values, strict=True)), strict=True))
+        return sums | dict.fromkeys(counters.RETIRED, 0)
 
     def peers(self) -> Iterator[_Entry]:
         """Each peer's entry of the map. Raises OSError."""

@@ -17,7 +17,8 @@ from rich.segment import Segment
 from rich.style import Style
 
 from moh_ebpf import settings
-from moh_ebpf.layout import COUNTERS, Evidence, State
+from moh_ebpf.counters import COUNTERS
+from moh_ebpf.layout import Evidence, State
 from moh_ebpf.peers import Peer, PeerRate, by_interest
 from moh_ebpf.rtp import Rtp, estimated_mos
 
@@ -36,14 +37,6 @@ NOTICE = Style(color="yellow")
 STATES = {State.MOH: Style(color="magenta", bold=True), State.TWO: Style(color="green")}
 
 # Counters that ought not to grow, or not for long.
-TROUBLE = (
-    "dropped_",
-    "learn_failed",
-    "passed_unnatted",
-    "passed_blind",
-    "passed_unheard",
-    "routed_elsewhere",
-)
 
 
 @dataclass(frozen=True)
@@ -484,7 +477,7 @@ def _explained_counters(counters: Mapping[str, int]) -> list[tuple[Line, Segment
         value = counters[name]
         return [Segment(f"{name:<{names}}  {value:>{values}}  ", PLAIN if value else DIM)]
 
-    return [(line(name), Segment(meaning, DIM)) for name, meaning in COUNTERS.items()]
+    return [(line(name), Segment(each.meaning, DIM)) for name, each in COUNTERS.items()]
 
 
 # peers

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from moh_ebpf import network, registry
+from moh_ebpf.counters import COUNTERS
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.facts import Entry, Facts, Route, Target
@@ -1016,24 +1017,15 @@ def _unnatted(facts: Facts) -> Findings:
     )
 
 
-_FAILURES = {
-    "learn_failed": "a larger --max-peers: the map had no element to spare",
-    "dropped_failed": "free memory",
-    "routed_elsewhere": "ip route get ENDPOINT from UCM iif LAN; a rule by mark is not seen, one "
-    "by address or interface is: ip rule add from UCM lookup TABLE",
-    "dropped_too_big": "a larger MTU on the WAN, or a shorter packet time in UCM",
-}
-
-
 def _failures(facts: Facts) -> Findings:
-    for counter, remedy in _FAILURES.items():
-        grown, total = facts.grown(counter), facts.total(counter)
-        if total:
+    for name, counter in COUNTERS.items():
+        grown, total = facts.grown(name), facts.total(name)
+        if counter.remedy and total:
             yield (
                 Level.WARNING if grown else Level.NOTE,
-                f"{counter} grows" if grown else f"{counter} grew, but not while we looked",
-                f"{counter}: {total}, by {grown} in {facts.seconds:.1f} s",
-                remedy,
+                f"{name} grows" if grown else f"{name} grew, but not while we looked",
+                f"{name}: {total}, by {grown} in {facts.seconds:.1f} s",
+                counter.remedy,
             )
 
 

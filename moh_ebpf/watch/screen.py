@@ -18,7 +18,8 @@ from rich.segment import Segment
 from rich.style import Style
 
 from moh_ebpf import settings
-from moh_ebpf.layout import COUNTERS, State
+from moh_ebpf.counters import COUNTERS
+from moh_ebpf.layout import State
 from moh_ebpf.peers import PeerRate, Rates, Snapshot
 from moh_ebpf.render import (
     DIM,
@@ -26,7 +27,6 @@ from moh_ebpf.render import (
     PLAIN,
     STATES,
     TITLE,
-    TROUBLE,
     WATCH_COLUMNS,
     Description,
     Line,
@@ -410,7 +410,7 @@ def _counter_cells(counters: Mapping[str, int], rates: Mapping[str, float]) -> l
     """A cell for each counter, those that are not 0 first, and of them those that mean trouble."""
 
     def order(name: str) -> tuple[bool, bool]:
-        return not counters[name], not name.startswith(TROUBLE)
+        return not counters[name], not COUNTERS[name].is_trouble
 
     names = max(map(len, COUNTERS))
     values = max(7, *(len(str(value)) for value in counters.values()))
@@ -425,7 +425,7 @@ def _counter_cells(counters: Mapping[str, int], rates: Mapping[str, float]) -> l
 
 def _growth(name: str, rate: float) -> Segment:
     text = f"+{rate_text(rate)}/s" if rate else ""
-    return Segment(f" {text:<8}", NOTICE if name.startswith(TROUBLE) else PLAIN)
+    return Segment(f" {text:<8}", NOTICE if COUNTERS[name].is_trouble else PLAIN)
 
 
 def _joined(cells: Sequence[Line]) -> Line:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import termios
 
-from moh_ebpf import layout
+from moh_ebpf.counters import COUNTERS, RETIRED
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.terminal import ENTER, LEAVE, SHOW_CURSOR, terminal
 from tests.support.wire import udp
@@ -69,7 +69,7 @@ def test_status_json(fw: Firewall) -> None:
         {"interface": "wan", "hook": "egress", "role": "enforce"},
         {"interface": "lan", "hook": "ingress", "role": "bypass"},
     ]
-    assert list(shown["counters"]) == [*layout.COUNTERS, *layout.RETIRED_COUNTERS]
+    assert list(shown["counters"]) == [*COUNTERS, *RETIRED]
     (wan,) = shown["wans"]
     assert wan.pop("learn_age") < 3600
     assert wan == {"interface": "wan", "failing_open": False, "blind": False, "blind_for": None}

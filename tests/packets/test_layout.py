@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moh_ebpf import layout
+from moh_ebpf.counters import COUNTERS, VALUE
 from tests.packets.bench import Bench
 
 SOURCE = (Path(__file__).parents[2] / "bpf/layout.h").read_text()
@@ -54,8 +55,8 @@ def test_endpoint(programs: Bench) -> None:
 
 def test_counters(programs: Bench) -> None:
     leaf = table(programs, "counters").sLeaf
-    assert ctypes.sizeof(leaf) == layout.COUNTERS_VALUE.size
-    assert fields(leaf) == [(name, 8 * i, 8) for i, name in enumerate(layout.COUNTERS)]
+    assert ctypes.sizeof(leaf) == VALUE.size
+    assert fields(leaf) == [(name, 8 * i, 8) for i, name in enumerate(COUNTERS)]
 
 
 def test_event() -> None:

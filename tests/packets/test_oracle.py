@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
-from moh_ebpf import layout
+from moh_ebpf.counters import COUNTERS
 from moh_ebpf.registry import Role
 from tests.packets import model
 from tests.packets.bench import Bench, bench
@@ -157,7 +157,7 @@ class Pair:
 
     unreachable = frozenset({"learn_failed", "dropped_too_big", "dropped_failed"})
     unreachable |= {  # those of test_rtp.py, test_flip.py and test_events.py
-        name for name in layout.COUNTERS if name.startswith(("rtp_", "sip_", "events_"))
+        name for name in COUNTERS if name.startswith(("rtp_", "sip_", "events_"))
     }
 
     def __init__(self, programs: Bench, providers: list[IPv4Network]) -> None:
@@ -322,4 +322,4 @@ def test_the_sequences_reach_everything(pair: Pair) -> None:
             if not pair.was_held_up:
                 raise
         reached.update(pair.model.counters)
-    assert reached == set(layout.COUNTERS) - pair.unreachable
+    assert reached == set(COUNTERS) - pair.unreachable

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moh_ebpf import layout
+from moh_ebpf.counters import COUNTERS
 from moh_ebpf.doctor import CHECKS, Finding, Level, rules, worst
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor.checks import run
@@ -475,7 +476,7 @@ def test_flowtables_of_nft() -> None:
 def attached(seconds: float = 2, **counters: tuple[int, int]) -> Facts:
     """Attached, with counters before and after, looked at for so long."""
     before, after = (
-        Snapshot(time, [], {name: counters.get(name, (0, 0))[n] for name in layout.COUNTERS})
+        Snapshot(time, [], {name: counters.get(name, (0, 0))[n] for name in COUNTERS})
         for n, time in enumerate((1000, 1000 + seconds))
     )
     return replace(WELL, attached=SETTINGS, before=before, after=after)

@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from moh_ebpf import render
-from moh_ebpf.layout import COUNTERS, State
+from moh_ebpf.counters import COUNTERS
+from moh_ebpf.layout import State
 from tests.support.samples import DESCRIPTION, WITHOUT_BYPASS, peer
 
 COLOUR = {"force_terminal": True, "color_system": "truecolor"}
@@ -99,7 +100,7 @@ def test_status_shows_programs_settings_and_what_counters_count() -> None:
     assert ["timeout", "1s"] in words
     assert ["sip_ports", "5060"] in words
     assert ["provider", "any", "global", "address"] in words
-    assert ["rewritten", "12345", *COUNTERS["rewritten"].split()] in words
+    assert ["rewritten", "12345", *COUNTERS["rewritten"].meaning.split()] in words
     assert "MISSING" not in "".join(lines)
     assert lines == [line.rstrip() for line in lines]
 
@@ -135,7 +136,7 @@ def test_a_terminal_wraps_explanations_under_themselves() -> None:
     indent = lines[at].index("endpoints")
     assert max(map(len, lines)) <= 80
     assert lines[at + 1][:indent].isspace()
-    assert f"{lines[at][indent:]} {lines[at + 1][indent:]}" == COUNTERS["learned_moh"]
+    assert f"{lines[at][indent:]} {lines[at + 1][indent:]}" == COUNTERS["learned_moh"].meaning
 
 
 def test_status_of_nothing() -> None:

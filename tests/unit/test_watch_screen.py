@@ -8,7 +8,8 @@ import pytest
 from rich.segment import Segment
 
 from moh_ebpf import peers
-from moh_ebpf.layout import COUNTERS, Evidence, State
+from moh_ebpf.counters import COUNTERS
+from moh_ebpf.layout import Evidence, State
 from moh_ebpf.peers import Peer, PeerRate, Rates, Snapshot
 from moh_ebpf.render import WATCH_COLUMNS, Line
 from moh_ebpf.rtp import Rtp

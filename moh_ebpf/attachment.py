@@ -10,7 +10,18 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import __version__, compiler, features, layout, libbpf, misfits, network, registry, tc
+from moh_ebpf import (
+    __version__,
+    compiler,
+    features,
+    layout,
+    libbpf,
+    maps,
+    misfits,
+    network,
+    registry,
+    tc,
+)
 from moh_ebpf.clock import kernel_ns
 from moh_ebpf.compiler import Loaded, Plan
 from moh_ebpf.errors import MohError, UsageError
@@ -51,7 +62,7 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
         plan = make_plan(ipr, settings, {place.ifindex for place in before.filters})
         record = make_record(ipr, plan, before)
         refuse_foreign(ipr, record)
-        with closing(_load(plan, record, before.attached)) as loaded:
+        with closing(_load(plan, record, before.readable)) as loaded:
             report = Report(
                 record.places,
                 [place for place in record.places if place in before.filters],
@@ -62,11 +73,11 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
             if dry_run:
                 _rehearse(loaded)
                 return report
-            _carry_clocks(before.attached, loaded, record)
-            copied = _carry_over(before.attached, loaded, record, {})
+            _carry_clocks(before.readable, loaded, record)
+            copied = _carry_over(before.readable, loaded, record, {})
             _apply(ipr, _changes(ipr, record, loaded, before), before.filters)
             with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
-                _carry_over(before.attached, loaded, record, copied)
+                _carry_over(before.readable, loaded, record, copied)
             return report
 
 
@@ -208,11 +219,10 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
     with ExitStack() as stack:
         loaded = stack.enter_context(closing(compiler.load(plan, record.size(), adopt)))
         registry.write_record(loaded.maps["settings"], record)
-        networks = {"providers": plan.settings.provider, "sip_networks": plan.settings.sip_from}
-        for name in networks.keys() & loaded.maps.keys():
-            for prefix in networks[name]:
+        for row in maps.of(plan.settings):
+            for prefix in row.prefixes(plan.settings) if row.prefixes else ():
                 key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
-                libbpf.update(loaded.maps[name], key, b"\1")
+                libbpf.update(loaded.maps[row.name], key, b"\1")
         _bind_maps(loaded)
         stack.pop_all()
     return loaded
@@ -220,24 +230,27 @@ def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
 
 def _adopted(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     """The maps that the programs go on with, by name."""
-    names = ["counters", "events", "others"]
-    if before.record.settings.patience == plan.settings.patience:
-        names.append("waiting_for")
-    if _same_wans(record, before):
-        names.append("wans")
-        if before.maps["peers"].max_entries == compiler.peers_entries(plan.settings.max_peers):
-            names += ["peers", "reports"] if plan.settings.rtcp_timeout else ["peers"]
-    if plan.settings.flip_hold:
-        names += compiler.SIP_MAPS
-    return {name: before.maps[name].fd for name in names if name in before.maps}
+    room = before.maps["peers"].max_entries if "peers" in before.maps else 0
+    change = maps.Change(
+        before.record.settings,
+        plan.settings,
+        same_wans=_same_wans(record, before),
+        same_room=room == compiler.peers_entries(plan.settings.max_peers),
+    )
+    return {
+        row.name: before.maps[row.name].fd
+        for row in maps.of(plan.settings)
+        if row.name in before.maps and row.is_adopted(change)
+    }
 
 
 def _bind_maps(loaded: Loaded) -> None:
     """Not each program uses each map, so the kernel must be told that they belong together."""
     try:
         for fd in loaded.programs.values():
-            for name in loaded.maps.keys() - {"providers", "sip_networks"}:
-                libbpf.bind_map(fd, loaded.maps[name].fd)
+            for name, each in loaded.maps.items():
+                if maps.ROWS[name].prefixes is None:
+                    libbpf.bind_map(fd, each.fd)
     except OSError as error:
         lacks = features.lacking() if error.errno == errno.EINVAL else None
         raise MohError(lacks or str(error)) from error
@@ -249,10 +262,18 @@ def _same_wans(record: Record, before: Attached) -> bool:
     return record.wan[: len(before.record.wan)] == before.record.wan
 
 
+def _without(before: Attached | None, loaded: Loaded, name: str) -> Attached | None:
+    """The attachment before, if it has such a map and the programs do not go on with it."""
+    if before is None or name not in before.maps:
+        return None
+    return None if before.maps[name].id == loaded.maps[name].id else before
+
+
 def _carry_clocks(before: Attached | None, loaded: Loaded, record: Record) -> None:
     """Copy what is known of each WAN to its new index, if that is another map: a hold must not end
     because learn has not spoken to the new programs yet."""
-    if before is None or before.maps["wans"].id == loaded.maps["wans"].id:
+    before = _without(before, loaded, "wans")
+    if before is None:
         return
     for index, ifindex in enumerate(before.record.wan):
         if ifindex in record.wan:
@@ -267,7 +288,8 @@ def _carry_over(
     programs are swapped, and after, with what was `copied`, for what was learned meanwhile: what
     the new programs have heard since is later, and stays."""
     new = loaded.maps["peers"]
-    if before is None or before.maps["peers"].id == new.id:
+    before = _without(before, loaded, "peers")
+    if before is None:
         return {}
     live_since = kernel_ns() - round(before.record.settings.timeout * 1e9)
     carried = {}

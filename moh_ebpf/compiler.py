@@ -20,7 +20,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from moh_ebpf import features, layout, libbpf
+from moh_ebpf import features, layout, libbpf, maps
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.network import Interface
@@ -31,8 +31,6 @@ from moh_ebpf.settings import MOST_INTERFACES, Settings
 _INCLUDE = Path("/usr/include")
 _CAP_SYS_ADMIN = 21  # linux/capability.h
 _LOCAL_FREE_TARGET = 128  # kernel/bpf/bpf_lru_list.c
-# What is known of SIP, with --flip-hold.
-SIP_MAPS = ["dialogs", "holding", "segments", "segments_back", "cut_lines", "cut_lines_back"]
 
 _BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
 _OTHER_BCC = (
@@ -97,13 +95,11 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         raise
     except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
         raise MohError(_explain("".join(output) or str(error))) from error
-    names = ["peers", "counters", "settings", "events", "waiting_for", "others", "wans"]
-    names += ["reports"] * bool(plan.settings.rtcp_timeout)
-    names += ["providers"] * bool(plan.settings.provider)
-    names += SIP_MAPS * plan.settings.flip_hold
-    names += ["sip_networks"] * bool(plan.settings.flip_hold and plan.settings.sip_from)
-    maps = {name: libbpf.map_info(module[name.encode()].map_fd) for name in names}
-    loaded = Loaded(module, programs, maps)
+    opened = {
+        row.name: libbpf.map_info(module[row.name.encode()].map_fd)
+        for row in maps.of(plan.settings)
+    }
+    loaded = Loaded(module, programs, opened)
     _check_names(loaded)
     return loaded
 

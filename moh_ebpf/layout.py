@@ -5,10 +5,7 @@ where the counters differ.
 """
 
 import struct
-import zlib
 from enum import IntEnum
-
-from moh_ebpf.counters import COUNTERS
 
 
 class Kind(IntEnum):
@@ -138,11 +135,3 @@ PREFIX = struct.Struct("=I4s")
 
 # struct sip_segment, sip_context and sip_holds (bpf/sip.h), which no command reads.
 SIP = struct.Struct("=4s4s2s2sI128sQ5I12B8B2Q")
-
-# Names this layout in an attachment's record: maps of another are neither read nor shared.
-_ALL = [
-    *(each.format for each in (ENDPOINT, HEARD, SIP, WAITING, ANOTHERS, REPORT)),
-    *(RTP_FIELDS, PEER_FIELDS, EVENT_FIELDS, WAN_FIELDS),
-    *COUNTERS,
-]
-ID = f"{zlib.crc32(repr(_ALL).encode()):08x}"

@@ -20,6 +20,7 @@ from pyroute2 import IPRoute
 from moh_ebpf import counters, layout, libbpf, peers, tc
 from moh_ebpf.clock import kernel_ns
 from moh_ebpf.errors import MohError, NotAttachedError
+from moh_ebpf.maps import layouts
 from moh_ebpf.peers import LONGEST_DEAF_HOLD_SECONDS, SILENT_SECONDS, Peer, Snapshot, Wait, Wan
 from moh_ebpf.settings import Settings, from_values
 from moh_ebpf.tc import Filter, Hook
@@ -92,7 +93,7 @@ class Record:
         """As it lies in the map, but for zeros at the end: JSON."""
         values = {
             "version": self.version,
-            "layout": layout.ID,
+            "layouts": layouts(self.settings),
             "wan": self.wan,
             "lan": self.lan,
             "clsact": self.clsact,
@@ -102,10 +103,8 @@ class Record:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Record":
-        """Raises ValueError, KeyError or MohError if this is none of this layout."""
+        """Raises ValueError, KeyError, TypeError or MohError if it is none that we understand."""
         values = json.loads(data.rstrip(b"\0"))
-        if values["layout"] != layout.ID:
-            raise ValueError(f"layout {values['layout']}")
         return cls(
             settings=from_values(values["settings"]),
             version=str(values["version"]),
@@ -299,12 +298,13 @@ def tcx_names(ifindex: int, hook: Hook) -> list[str]:
 @dataclass(frozen=True)
 class Found:
     """Our filters, and the ifindexes whose clsact is ours (own_clsact). `attached` is None where
-    there are no filters, and where they are of a version with another layout, whose maps cannot be
-    read."""
+    there are no filters, and where they are of a version whose maps cannot all be read.
+    `readable` is what an attach can go on with: of another version, the maps of the same layout."""
 
     filters: dict[Place, Filter]
     clsact: set[int]
     attached: Attached | None
+    readable: Attached | None
 
 
 @contextmanager
@@ -312,10 +312,13 @@ def found(ipr: IPRoute) -> Iterator[Found]:
     """What of ours there is in this network namespace, its maps open. Raises OSError."""
     filters, maps = _find(ipr)
     try:
-        record = _record(maps)
-        yield Found(
-            filters, own_clsact(filters), Attached(filters, record, maps) if record else None
-        )
+        record, layouts_then = _record(maps)
+        attached = readable = None
+        if record:
+            same = layouts_then.items() & layouts(record.settings).items()
+            readable = Attached(filters, record, {name: maps[name] for name, _ in same})
+            attached = readable if layouts_then == layouts(record.settings) else None
+        yield Found(filters, own_clsact(filters), attached, readable)
     finally:
         _close(maps)
 
@@ -411,12 +414,13 @@ def _made_clsact(each: Filter) -> set[int]:
         _close(maps)
 
 
-def _record(maps: dict[str, libbpf.Map]) -> Record | None:
-    """The record in the maps; None if there is none of this layout."""
+def _record(maps: dict[str, libbpf.Map]) -> tuple[Record | None, dict[str, str]]:
+    """The record in the maps, and the layouts that it names; None if it is not understood."""
     try:
-        return Record.from_bytes(libbpf.lookup(maps["settings"], _FIRST))
+        data = libbpf.lookup(maps["settings"], _FIRST)
+        return Record.from_bytes(data), dict(json.loads(data.rstrip(b"\0"))["layouts"])
     except (KeyError, ValueError, TypeError, MohError):
-        return None
+        return None, {}
 
 
 def require_root() -> None:

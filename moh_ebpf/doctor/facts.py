@@ -185,7 +185,7 @@ def gather(choose: Callable[[Settings | None, bool], Settings], seconds: float) 
         found = asking.ask(
             "programs",
             lambda: stack.enter_context(registry.found(ipr)),
-            Found({}, set(), None),
+            Found({}, set(), None, None),
         )
         attached = _as_named_now(found.attached.record) if found.attached else None
         chosen = choose(attached, bool(found.filters) and found.attached is None)

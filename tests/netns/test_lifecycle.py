@@ -358,16 +358,26 @@ def test_peers_are_copied_before_the_swap_and_after(
 
 
 def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> None:
-    """An upgrade: the old maps are neither read nor shared, the filters swapped all the same."""
+    """An upgrade: maps that have changed are neither read nor shared, the others go on, and the
+    filters are swapped all the same."""
     older = tmp_path / "older.py"
-    older.write_text("from moh_ebpf import layout; layout.ID = 'older'\n"
+    older.write_text("from dataclasses import replace\n"
+                     "from moh_ebpf.maps import ROWS\n"
+                     "ROWS['peers'] = replace(ROWS['peers'], parts=('older',))\n"
                      "from moh_ebpf.cli import main; main()\n")  # fmt: skip
     before = state(fw)
     fw.namespace.run("env", f"PYTHONPATH={Path.cwd()}", sys.executable, str(older), "attach",
                      "--wan", "wan", "--lan", "lan", "--ucm", UCM)  # fmt: skip
+    fw.wan.send(udp(PROVIDER, HOLD))
+    fw.lan.send(udp(MUSIC, PROVIDER))
     refused = fw.moh("status", check=False)
     assert refused.returncode == 1
     assert "another version" in refused.stderr
+    with fw.namespace.entered(), IPRoute() as ipr, registry.found(ipr) as found:
+        assert found.attached is None
+        assert found.readable
+        assert {"counters", "events"} <= found.readable.maps.keys()
+        assert "peers" not in found.readable.maps
     if not doctor.CONFIG.exists():
         refused = fw.moh("doctor", check=False)
         assert (refused.returncode, refused.stdout) == (2, "")
@@ -376,7 +386,9 @@ def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> Non
     assert len(program_ids(fw)) == 3
     fw.wan.send(udp(PROVIDER, HOLD))
     fw.lan.send(udp(MUSIC, PROVIDER))
-    assert [flow(packet) for packet in fw.wan.sent()] == [(HOLD, PROVIDER)]
+    assert [flow(packet) for packet in fw.wan.sent()] == [(HOLD, PROVIDER)] * 2
+    counted = json.loads(fw.moh("status", "--json").stdout)["counters"]
+    assert (counted["rewritten"], counted["learned_moh"]) == (2, 0)
     fw.moh("detach")
     assert state(fw) == before
 

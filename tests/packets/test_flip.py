@@ -14,7 +14,7 @@ from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from moh_ebpf import compiler, layout, libbpf
+from moh_ebpf import layout, libbpf
 from moh_ebpf.clock import kernel_ns
 from moh_ebpf.registry import Role
 from tests.packets.bench import COMPLETE, UNSPEC, Bench, bench
@@ -43,7 +43,7 @@ def forget(loaded: Bench) -> None:
     """As if no packet had come yet: the same connection may begin anew."""
     loaded.clear()
     set_holding(loaded, 0)
-    for name in set(compiler.SIP_MAPS) - {"holding"}:
+    for name in ("dialogs", "segments", "segments_back", "cut_lines", "cut_lines_back"):
         each = loaded._loaded.maps[name]
         for keys, _ in list(libbpf.entries(each)):
             for at in range(0, len(keys), each.key_size):

@@ -30,6 +30,7 @@ from moh_ebpf.settings import MOST_INTERFACES, Settings
 
 _INCLUDE = Path("/usr/include")
 _CAP_SYS_ADMIN = 21  # linux/capability.h
+_PART = re.compile(r'^#include "(\w+\.c)"$', re.MULTILINE)
 _LOCAL_FREE_TARGET = 128  # kernel/bpf/bpf_lru_list.c
 
 _BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
@@ -68,6 +69,20 @@ def sources() -> Path:
     return inside if inside.is_dir() else inside.parent.parent / "bpf"
 
 
+def source() -> str:
+    """The programs as one text: moh.c with the parts that it includes in their place, because BCC
+    turns map accesses into helper calls in its main buffer only. Errors name file and line."""
+    directory = sources()
+
+    def part(include: re.Match[str]) -> str:
+        path = directory / include[1]
+        line = main.count("\n", 0, include.end()) + 2
+        return f'#line 1 "{path}"\n{path.read_text()}#line {line} "{directory}/moh.c"'
+
+    main = (directory / "moh.c").read_text()
+    return f'#line 1 "{directory}/moh.c"\n' + _PART.sub(part, main)
+
+
 def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     """Compile for this plan and load all programs.
 
@@ -80,10 +95,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     _leave_deleted_directory()
     try:
         with _captured_output() as output:
-            module = bcc.BPF(
-                src_file=os.fsencode(sources() / "moh.c"),
-                cflags=flags(plan, settings_size),
-            )
+            module = bcc.BPF(text=source(), cflags=flags(plan, settings_size))
             _check_layout(module)
             for name, fd in adopt.items():
                 # BCC resolves maps by descriptor number when a program is loaded.

@@ -1,6 +1,6 @@
 """The maps, a row each: when there is one, what its layout is, and when an attach goes on with it.
 
-tests/unit/test_maps.py compares them with the declarations in bpf/moh.c.
+tests/unit/test_maps.py compares them with the declarations in bpf/maps.c.
 """
 
 import zlib

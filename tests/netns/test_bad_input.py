@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moh_ebpf.compiler import sources
 from tests.support.firewall import UCM, Firewall
 
 GOOD = {"--wan": "wan", "--lan": "lan", "--ucm": UCM}
@@ -134,18 +135,20 @@ def test_headers_missing(fw: Firewall) -> None:
 
 
 def test_what_the_compiler_says_is_shown(fw: Firewall, tmp_path: Path) -> None:
-    """A broken header: the compiler's own lines, on stderr, none on stdout."""
-    broken = tmp_path / "udp.h"
-    broken.write_text("#error broken on purpose\n")
+    """A broken header, a broken part: the compiler's own lines with file and line, on stderr."""
     words = " ".join(word for pair in GOOD.items() for word in pair)
-    done = fw.namespace.run(
-        "unshare", "--mount", "sh", "-c",
-        f"mount --bind {broken} /usr/include/linux/udp.h"
-        f" && exec {sys.executable} -m moh_ebpf attach {words}",
-        check=False,
-    )  # fmt: skip
-    assert_refused(fw, done, 1, "BCC could not compile the programs")
-    assert "error: broken on purpose" in done.stderr
+    for file in (Path("/usr/include/linux/udp.h"), sources() / "learn.c", sources() / "moh.c"):
+        text = file.read_text()
+        broken = tmp_path / file.name
+        broken.write_text(f"{text}#error broken on purpose\n")
+        done = fw.namespace.run(
+            "unshare", "--mount", "sh", "-c",
+            f"mount --bind {broken} {file} && exec {sys.executable} -m moh_ebpf attach {words}",
+            check=False,
+        )  # fmt: skip
+        assert_refused(fw, done, 1, "BCC could not compile the programs")
+        line = text.count("\n") + 1
+        assert f"{file.name}:{line}:2: error: broken on purpose" in done.stderr
 
 
 def test_readers_say_that_nothing_is_attached(fw: Firewall) -> None:

@@ -11,7 +11,7 @@ from moh_ebpf import maps
 from moh_ebpf.maps import Change
 from moh_ebpf.settings import Settings
 
-C = (Path(__file__).parents[2] / "bpf/moh.c").read_text()
+C = (Path(__file__).parents[2] / "bpf/maps.c").read_text()
 PLAIN = Settings(wan=("wan",), ucm=(IPv4Address("10.10.10.10"),))
 WITH_ALL = replace(
     PLAIN,

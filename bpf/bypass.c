@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * bypass, at the LAN's ingress, before netfilter and conntrack.
+ */
+
+/* The rewrite, and what else ip_forward() does to a packet besides routing it. */
+static inline long rewrite_for(struct __sk_buff *skb, struct packet *packet, struct heard *heard,
+			       struct way *way)
+{
+	struct link_header link = packet->l3 == ETH_HLEN ? way->link : NO_LINK;
+	bool takes_link = LINK_HEADER(way->wan) || FINDS_HEADER(way->wan);
+
+	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
+		return -1;
+	skb->priority = tos_priority(packet->tos);
+	if (rewrite_source(skb, packet, heard, 1, link))
+		return -1;
+	if (!packet->l3 && takes_link && add_link_header(skb, &way->link))
+		return -1;
+	if (FINDS_HEADER(skb->ifindex) && packet->l3 > ETH_HLEN)
+		return shorten_link_header(skb, packet->l3);
+	return 0;
+}
+
+/* Hold music is rewritten, and has its way out: TC_ACT_REDIRECT. */
+static inline int prepare_moh(struct __sk_buff *skb, struct counters *count, struct known *known,
+			      struct packet *packet, u64 now, struct way *way)
+{
+	struct peer *peer = known->peer;
+	struct heard heard = known->heard;
+	int verdict;
+
+	if (packet->ttl <= 1)
+		return leave_to_stack(count);
+	if (!keep_hop(peer, heard, wire_length(skb, packet), now, way) &&
+	    !renew_hop(skb, peer, packet, heard, now, way)) {
+		verdict = find_route(skb, count, peer, packet, heard, now, way);
+		if (verdict != TC_ACT_REDIRECT)
+			return verdict;
+	}
+	if (rewrite_for(skb, packet, &known->heard, way))
+		return drop_failed(count);
+	count->rewritten++;
+	count->bypassed++;
+	return TC_ACT_REDIRECT;
+}
+
+static inline int send_out(struct way *way, u32 l3)
+{
+	if (is_redirected(l3, way->wan, &way->link))
+		return bpf_redirect(way->wan, 0);
+	return way->hop.family ? redirect_neigh(way->wan, &way->hop, sizeof(way->hop), 0)
+			       : redirect_neigh(way->wan, NULL, 0, 0);
+}
+
+static inline int judge_known_at_lan(struct __sk_buff *skb, struct counters *count,
+				     struct known *known, struct packet *packet, u64 now)
+{
+	bool is_moh = known->heard.state == STATE_MOH;
+	struct way way = {};
+	int verdict;
+
+	if (is_moh) {
+		verdict = prepare_moh(skb, count, known, packet, now, &way);
+		if (verdict != TC_ACT_REDIRECT)
+			return verdict;
+	} else {
+		count->passed_two++;
+	}
+	count_outbound(skb, count, known, packet, now);
+	return is_moh ? send_out(&way, packet->l3) : TC_ACT_UNSPEC;
+}
+
+/* May it have to wait: not heard yet, or from a port that may be of a hold? */
+static inline bool may_wait(struct known *known, struct packet *packet, u64 now)
+{
+	if (!known->evidence)
+		return true;
+	return known->heard.state == STATE_TWO && known->peer &&
+	       !is_of_the_call(known->peer, packet, known->heard, now);
+}
+
+/*
+ * LAN ingress, before netfilter and conntrack. Hold music is rewritten and sent out of the WAN
+ * that its peer was heard on; a two-way call goes on to the firewall's ordinary NAT.
+ */
+int moh_bypass(struct __sk_buff *skb)
+{
+	struct packet packet;
+	enum kind kind = read_packet(skb, &packet);
+	struct counters *count;
+	struct known known;
+	u64 now;
+	u8 wan;
+
+	/* As ip_forward(): what a promiscuous interface overhears is not for us to forward. */
+	if (kind == KIND_OTHER || skb->pkt_type != PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	if (kind == KIND_FRAGMENT) {
+		if (IS_UCM(packet.saddr))
+			count_fragment();
+		return TC_ACT_UNSPEC;
+	}
+	if (kind == KIND_UDP || !is_ours(&packet)) {
+		note_anothers(&packet);
+		return TC_ACT_UNSPEC;
+	}
+	count = this_cpu_counters();
+	if (!count)
+		return TC_ACT_UNSPEC;
+
+	now = clock_ns();
+	known = identify(count, &packet, now);
+	if (!known.evidence && !may_be_dropped(kind, &packet))
+		return TC_ACT_UNSPEC;
+	/* Only what would leave by a WAN waits. The rest is not ours. */
+	if (may_wait(&known, &packet, now)) {
+		wan = wan_by_route(skb, &packet);
+		if (wan != NO_WAN)
+			return known.evidence ? hold_back(count, known.peer)
+					      : judge_unheard(skb, count, &packet, wan, true, now);
+		if (!known.evidence)
+			return TC_ACT_UNSPEC;
+	}
+	return judge_known_at_lan(skb, count, &known, &packet, now);
+}

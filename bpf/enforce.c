@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * enforce, at the WAN's egress.
+ */
+
+/*
+ * To an endpoint in a call. A packet that bypass has let through is counted there already. If it is
+ * still UCM's at the WAN, the firewall does not NAT it: worth knowing, none of our doing.
+ */
+static inline bool pass_two(struct __sk_buff *skb, struct counters *count)
+{
+	count->passed_unnatted++;
+	if (IS_LAN(skb->ingress_ifindex))
+		return false;
+	count->passed_two++;
+	return true;
+}
+
+static inline int judge_known_at_wan(struct __sk_buff *skb, struct counters *count,
+				     struct known *known, struct packet *packet, u64 now)
+{
+	if (known->heard.state == STATE_MOH) {
+		if (rewrite_source(skb, packet, &known->heard, 0, NO_LINK))
+			return drop_failed(count);
+		count->rewritten++;
+	} else if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now)) {
+		return hold_back(count, known->peer);
+	} else if (!pass_two(skb, count)) {
+		return TC_ACT_UNSPEC;
+	}
+	count_outbound(skb, count, known, packet, now);
+	return TC_ACT_UNSPEC;
+}
+
+/* Not heard, at the WAN. What passes there is UCM's still: the firewall does not NAT it. */
+static inline int judge_unheard_at_wan(struct __sk_buff *skb, struct counters *count,
+				       struct packet *packet, u64 now)
+{
+	int verdict = judge_unheard(skb, count, packet, WAN_INDEX(skb->ifindex),
+				    !IS_LAN(skb->ingress_ifindex), now);
+
+	if (verdict == TC_ACT_UNSPEC)
+		count->passed_unnatted++;
+	return verdict;
+}
+
+/* What came in by no LAN, where bypass would have seen it: by now it has its public port. */
+static inline void note_anothers_at_wan(struct __sk_buff *skb, struct packet *packet)
+{
+	if (IS_PUBLIC(packet->saddr) && !IS_LAN(skb->ingress_ifindex))
+		note_anothers(packet);
+}
+
+/* WAN egress. The rule: UCM's RTP leaves as its destination was heard to expect it, or not. */
+int moh_enforce(struct __sk_buff *skb)
+{
+	struct packet packet;
+	enum kind kind = read_packet(skb, &packet);
+	struct counters *count;
+	struct known known;
+	u64 now;
+
+	if (kind < KIND_ALIKE) {
+		if (kind == KIND_FRAGMENT && IS_UCM(packet.saddr))
+			count_fragment();
+		if (kind == KIND_UDP)
+			note_anothers_at_wan(skb, &packet);
+		flip_hold(skb);
+		return TC_ACT_UNSPEC;
+	}
+	if (!is_ours(&packet)) {
+		note_anothers_at_wan(skb, &packet);
+		return TC_ACT_UNSPEC;
+	}
+	count = this_cpu_counters();
+	if (!count)
+		return TC_ACT_UNSPEC;
+
+	now = clock_ns();
+	known = identify(count, &packet, now);
+	if (!known.evidence && !may_be_dropped(kind, &packet))
+		return TC_ACT_UNSPEC;
+	if (!known.evidence)
+		return judge_unheard_at_wan(skb, count, &packet, now);
+	return judge_known_at_wan(skb, count, &known, &packet, now);
+}

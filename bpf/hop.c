@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * How hold music leaves: by which WAN, and to which next hop.
+ */
+
+static inline int leave_to_stack(struct counters *count)
+{
+	count->left_to_stack++;
+	return TC_ACT_UNSPEC;
+}
+
+static inline int leave_routed_elsewhere(struct counters *count)
+{
+	count->routed_elsewhere++;
+	return TC_ACT_UNSPEC;
+}
+
+/* Too long for the WAN: the stack answers a DF packet with ICMP; we have no fragments to offer. */
+static inline int refuse_too_big(struct counters *count, struct packet *packet)
+{
+	if (packet->frag_off & bpf_htons(IP_DF))
+		return leave_to_stack(count);
+	count->dropped_too_big++;
+	return TC_ACT_SHOT;
+}
+
+/* How a packet leaves. */
+struct way {
+	u32 wan;		 /* ifindex */
+	struct link_header link; /* the next hop's, or none: not known, or the WAN has no such */
+	struct next_hop hop;	 /* whom the kernel's neighbour code is to ask for */
+};
+
+/* Names the hop that two words make together. */
+static inline u64 hop_sum(u64 dst, u64 src)
+{
+	return (dst ^ src * HOP_FACTOR) * HOP_FACTOR >> 48;
+}
+
+/* By the next hop that the peer keeps, if it is good for this packet. */
+static inline bool keep_hop(struct peer *peer, struct heard heard, u16 len, u64 now,
+			    struct way *way)
+{
+	u64 checked, first, second;
+	struct hop_dst dst;
+	struct hop_src src;
+
+	if (!peer)
+		return false;
+	checked = *(volatile u64 *)&peer->hop_checked;
+	first = *(volatile u64 *)&peer->hop_dst;
+	second = *(volatile u64 *)&peer->hop_src;
+	__builtin_memcpy(&dst, &first, sizeof(dst));
+	__builtin_memcpy(&src, &second, sizeof(src));
+	if ((s64)(now - checked) >= (s64)HOP_LIFETIME_NS || !src.out || src.heard != heard.wan ||
+	    len > dst.max_len || (checked & HOP_SUM) != hop_sum(first, second))
+		return false;
+	way->wan = WAN_IFINDEX((u8)(src.out - 1));
+	way->link = link_on(way->wan, dst.mac, src.mac);
+	return true;
+}
+
+static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, struct heard heard,
+				u8 out, u16 len, u64 now)
+{
+	struct hop_dst dst = { .max_len = len };
+	struct hop_src src = { .heard = heard.wan, .out = out + 1 };
+	u64 first, second;
+
+	__builtin_memcpy(dst.mac, fib->dmac, sizeof(dst.mac));
+	__builtin_memcpy(src.mac, fib->smac, sizeof(src.mac));
+	__builtin_memcpy(&first, &dst, sizeof(first));
+	__builtin_memcpy(&second, &src, sizeof(second));
+	*(volatile u64 *)&peer->hop_dst = first;
+	*(volatile u64 *)&peer->hop_src = second;
+	*(volatile u64 *)&peer->hop_checked = (now & ~HOP_SUM) | hop_sum(first, second);
+}
+
+/*
+ * Once in HOP_LIFETIME_NS: ask anew where the WAN's next hop is. Only while that is plain, and the
+ * first time in each ROUTE_PERIOD is left to find_route().
+ */
+static inline bool renew_hop(struct __sk_buff *skb, struct peer *peer, struct packet *packet,
+			     struct heard heard, u64 now, struct way *way)
+{
+	u32 wan = WAN_IFINDEX(heard.wan);
+	struct bpf_fib_lookup fib;
+
+	if (!peer || peer->hop_checked / ROUTE_PERIOD_NS != now / ROUTE_PERIOD_NS ||
+	    !LINK_HEADER(wan))
+		return false;
+	if (!has_neighbour(route_by_wan(skb, packet, &fib, wan, &heard), &fib) ||
+	    fib.ifindex != wan)
+		return false;
+	remember_hop(peer, &fib, heard, heard.wan, wire_length(skb, packet), now);
+	way->wan = wan;
+	way->link = link_on(wan, fib.dmac, fib.smac);
+	return true;
+}
+
+/*
+ * The WAN to leave by, for a packet that the stack would send out of some WAN: the one that the
+ * peer was heard on. Where that has no route to the peer (asymmetric uplinks), the WAN that the
+ * stack would choose. NO_WAN: the routes have changed meanwhile.
+ */
+static inline u8 way_out(struct __sk_buff *skb, struct packet *packet, struct bpf_fib_lookup *fib,
+			 struct heard *heard, long *route)
+{
+	u32 wan = WAN_IFINDEX(heard->wan);
+
+	*route = route_by_wan(skb, packet, fib, wan, heard);
+	if (*route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return heard->wan;
+	if (is_forwarded(*route) && fib->ifindex == wan)
+		return heard->wan;
+	*route = route_as_stack(skb, packet, fib);
+	return is_forwarded(*route) ? WAN_INDEX(fib->ifindex) : NO_WAN;
+}
+
+/*
+ * Ask the kernel for everything, remember the next hop, and let the kernel's own neighbour code
+ * send this one packet. It resolves a neighbour not known yet, and keeps probing a known one,
+ * which nobody would if all packets went past it. TC_ACT_REDIRECT: there is a way.
+ */
+static inline int find_route(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			     struct packet *packet, struct heard heard, u64 now, struct way *way)
+{
+	struct bpf_fib_lookup fib;
+	long route = route_as_stack(skb, packet, &fib);
+	u8 out;
+
+	if (!is_forwarded(route))
+		return leave_to_stack(count);
+	/* Who was heard on a WAN may be forged: media go where the routes send them. */
+	if (WAN_INDEX(fib.ifindex) == NO_WAN)
+		return leave_routed_elsewhere(count);
+	out = way_out(skb, packet, &fib, &heard, &route);
+	if (out == NO_WAN)
+		return leave_routed_elsewhere(count);
+	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return refuse_too_big(count, packet);
+	way->wan = WAN_IFINDEX(out);
+	way->link = NO_LINK;
+	/* Rules may lead UCM's address to a WAN, and not the public one. */
+	if (LINK_HEADER(way->wan))
+		way->hop = next_hop_of(&fib);
+	if (peer && (has_neighbour(route, &fib) || !LINK_HEADER(way->wan)))
+		remember_hop(peer, &fib, heard, out, wire_length(skb, packet), now);
+	return TC_ACT_REDIRECT;
+}
+
+/* The WAN that a packet would leave by as the stack forwards it; NO_WAN: by none. */
+static inline u8 wan_by_route(struct __sk_buff *skb, struct packet *packet)
+{
+	struct bpf_fib_lookup fib;
+
+	return is_forwarded(route_as_stack(skb, packet, &fib)) ? WAN_INDEX(fib.ifindex) : NO_WAN;
+}

@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * learn, at the WAN's ingress: what the provider sends says what it expects.
+ */
+
+static inline void note_inbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+				struct packet *packet, u64 now)
+{
+	struct progress progress;
+
+	if (!is_of_interest(peer, packet))
+		return;
+	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(skb), now);
+	if (!KEEPS_QUALITY || !peer->told)
+		return;
+	count->rtp_in_expected += progress.expected;
+	count->rtp_in_lost += progress.lost;
+	count->rtp_in_late += progress.late;
+}
+
+static inline void note_gap(struct peer *peer, u64 now)
+{
+	s64 gap = now - peer->last_seen;
+
+	if (gap > (s64)peer->longest_gap && gap < (s64)LONGEST_PAUSE_NS)
+		peer->longest_gap = gap;
+}
+
+/* Does it send to another public address or port than before? By which WAN is no matter. */
+static inline bool has_turned(struct peer *peer, struct heard heard)
+{
+	struct heard before = heard_of(peer);
+
+	return before.public_address != heard.public_address ||
+	       before.public_port != heard.public_port;
+}
+
+/*
+ * An endpoint that was forgotten and speaks again is new. Its longest gap is kept, and, if it
+ * speaks as before, UCM's ports: then it may be the same call. After a short pause, readers are
+ * told at once.
+ */
+static inline void relearn(struct peer *peer, struct counters *count, struct packet *packet,
+			   struct heard heard, u64 now)
+{
+	u64 lasted = elapsed(peer->since, last_word(peer));
+	u8 before = state_of(peer);
+
+	count_anew(peer, now);
+	if (peer->told) {
+		count_learned(count, heard.state);
+		tell_heard(count, source_of(packet), EVENT_LEARNED, heard, now, before, lasted,
+			   BY_RTP);
+	}
+	if (has_turned(peer, heard)) {
+		peer->out_from = 0;
+		peer->out_before = 0;
+	}
+	peer->since = now;
+	/* In this order: a reader always finds one of the two. */
+	*(volatile u64 *)&peer->heard = heard_word(heard);
+	*(volatile u64 *)&peer->by_rtcp = 0;
+}
+
+static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
+				struct heard heard, u64 now)
+{
+	u8 before = state_of(peer);
+
+	if (has_turned(peer, heard)) {
+		peer->moved = now;
+		peer->moved_ssrc = packet->rtp.ssrc;
+		peer->moved_sequence = bpf_ntohs(packet->rtp.sequence);
+	}
+	*(volatile u64 *)&peer->heard = heard_word(heard);
+	*(volatile u64 *)&peer->by_rtcp = 0;
+	if (before == heard.state)
+		return;
+	if (peer->told) {
+		count_change(count, heard.state);
+		tell_heard(count, source_of(packet), EVENT_CHANGED, heard, now, before,
+			   elapsed(peer->since, now), BY_RTP);
+	}
+	peer->since = now;
+	peer->out_first = 0;
+}
+
+/*
+ * The provider has turned to another port, and a packet comes that it sent before: two flows may
+ * take two ways. It says nothing any more.
+ */
+static inline bool is_overtaken(struct peer *peer, struct packet *packet, u64 now)
+{
+	u16 behind = peer->moved_sequence - bpf_ntohs(packet->rtp.sequence);
+
+	return (s64)(now - peer->moved) < (s64)NEW_SOURCE_NS &&
+	       peer->moved_ssrc == packet->rtp.ssrc && behind && behind < MAX_MISORDER;
+}
+
+/*
+ * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten, if the
+ * machine keeps the order of stores, as x86 does. On arm64 it may for a moment take what the
+ * endpoint said before it was forgotten.
+ */
+static inline void hear_again(struct __sk_buff *skb, struct counters *count, struct peer *peer,
+			      struct packet *packet, struct heard heard, u64 now)
+{
+	note_gap(peer, now);
+	if (!is_live(peer, now) && !is_kept_by_rtcp(peer, now))
+		relearn(peer, count, packet, heard, now);
+	else if ((peer->heard != heard_word(heard) || peer->by_rtcp) &&
+		 !is_overtaken(peer, packet, now))
+		change_state(peer, count, packet, heard, now);
+	__sync_fetch_and_add(&peer->in_packets, 1);
+	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
+	note_inbound(skb, count, peer, packet, now);
+	if (!peer->told)
+		tell_of(count, peer, source_of(packet), heard_of(peer), BY_RTP, now);
+	*(volatile u64 *)&peer->last_seen = now;
+}
+
+static inline void hear(struct __sk_buff *skb, struct counters *count, struct packet *packet,
+			struct heard heard, u64 now)
+{
+	struct endpoint endpoint = source_of(packet);
+	struct peer *peer = peers.lookup(&endpoint);
+
+	if (!peer)
+		peer = make_peer(endpoint, heard_word(heard), now, now);
+	if (peer)
+		hear_again(skb, count, peer, packet, heard, now);
+	else
+		count->learn_failed++;
+}
+
+/* RTCP never contradicts RTP that is heard, so it has a map of its own. */
+static inline void hear_report(struct packet *packet, struct heard heard, u64 now)
+{
+#ifdef RTCP_TIMEOUT_NS
+	struct endpoint endpoint = source_of(packet);
+	struct report report = { .heard = heard_word(heard), .at = now };
+
+	reports.update(&endpoint, &report);
+#endif
+}
+
+/*
+ * Learn has read a packet to a public address on this WAN, of whatever protocol: so it sees what
+ * comes in, and the verdicts may rely on it.
+ */
+static inline void note_learning(struct __sk_buff *skb, u64 now)
+{
+	u8 index = WAN_INDEX(skb->ifindex);
+	struct wan *wan = wan_at(index);
+	struct counters *count;
+
+	if (!wan || !is_stale(wan, now, WAN_STEP_NS))
+		return;
+	wan->learn_at = now;
+	if (!wan->blind_since)
+		return;
+	count = this_cpu_counters();
+	if (count)
+		tell_wan(count, EVENT_SEEING, index, now, elapsed(wan->blind_since, now));
+	wan->blind_since = 0;
+}
+
+/* What is said where this is sent: who is on hold is to send to a phantom port. */
+static inline struct heard heard_from(struct __sk_buff *skb, struct packet *packet)
+{
+	return (struct heard){
+		.public_address = packet->daddr,
+		.public_port = packet->dport,
+		.state = is_phantom(packet->dport) ? STATE_MOH : STATE_TWO,
+		.wan = WAN_INDEX(skb->ifindex),
+	};
+}
+
+/*
+ * WAN ingress. RTP to a public address teaches the state of its source. Nobody listens on the
+ * phantom ports, and an ICMP port unreachable can make a provider hang up: consumed.
+ */
+int moh_learn(struct __sk_buff *skb)
+{
+	struct packet packet;
+	enum kind kind = read_packet(skb, &packet);
+	struct counters *count;
+	struct heard heard;
+	__be32 to;
+	u64 now;
+
+	if (kind != KIND_RTP) {
+		/*
+		 * To the compiler an address of its own. Otherwise it makes one way of this and
+		 * that of RTP, on which it keeps fields of the packet that only RTP has.
+		 */
+		to = packet.daddr;
+		asm volatile("" : "+r"(to));
+		if (IS_PUBLIC(to))
+			note_learning(skb, tick_ns());
+		if (kind == KIND_FRAGMENT && IS_PUBLIC(packet.daddr) && may_teach(packet.saddr))
+			count_fragment();
+		restore_hold(skb);
+		return TC_ACT_UNSPEC;
+	}
+	if (!IS_PUBLIC(packet.daddr))
+		return TC_ACT_UNSPEC;
+	now = clock_ns();
+	note_learning(skb, now);
+	count = this_cpu_counters();
+	if (!count || !may_teach(packet.saddr))
+		return TC_ACT_UNSPEC;
+
+	heard = heard_from(skb, &packet);
+	if (heard.state == STATE_MOH && is_anothers(&packet, now)) {
+		count->passed_anothers++;
+		return TC_ACT_UNSPEC;
+	}
+	if (packet.is_rtcp)
+		hear_report(&packet, heard, now);
+	else
+		hear(skb, count, &packet, heard, now);
+	if (heard.state != STATE_MOH)
+		return TC_ACT_UNSPEC;
+	count->consumed++;
+	return TC_ACT_SHOT;
+}

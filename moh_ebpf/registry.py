@@ -315,9 +315,10 @@ def found(ipr: IPRoute) -> Iterator[Found]:
         record, layouts_then = _record(maps)
         attached = readable = None
         if record:
-            same = layouts_then.items() & layouts(record.settings).items()
-            readable = Attached(filters, record, {name: maps[name] for name, _ in same})
-            attached = readable if layouts_then == layouts(record.settings) else None
+            changed = dict(layouts(record.settings).items() ^ layouts_then.items())
+            same = {name: each for name, each in maps.items() if name not in changed}
+            readable = Attached(filters, record, same)
+            attached = None if changed else readable
         yield Found(filters, own_clsact(filters), attached, readable)
     finally:
         _close(maps)

@@ -84,11 +84,9 @@ def test_run_logs_once_what_comes_and_what_goes(
         assert sum(sentence in each for each in run.lines) == 2
 
 
-def test_what_was_there_first_is_logged_once(
-    fw: Firewall, tmp_path: Path, earlier: tuple[Made, dict[str, Any], str]
-) -> None:
+def test_what_was_there_first_is_logged_once(fw: Firewall, tmp_path: Path) -> None:
     """By attach, and by a service that adopts what another has left."""
-    made, _, sentence = earlier
+    made, _, sentence = EARLIER["filter"]
     with made(fw):
         for number in range(2):
             with service(fw.namespace, tmp_path, CONFIG, "--keep") as run:

@@ -16,7 +16,7 @@ from tests.support.namespace import Namespace
 
 _CALLS = "bpf,sendto,sendmsg,exit_group"
 # What asks and changes nothing; of netlink's types, those of RTM_GET… (linux/rtnetlink.h).
-_READS = re.compile(r"_BY_ID|_BY_FD|LOOKUP|0x12|0x16|0x26|0x2e|RTM_GET")
+_READS = re.compile(r"_BY_ID|_BY_FD|LOOKUP|QUERY|0x12|0x16|0x26|0x2e|RTM_GET")
 
 
 class Step(NamedTuple):
@@ -51,6 +51,13 @@ def telling(all_steps: list[Step]) -> list[Step]:
     firsts = {step.name: step for step in reversed(all_steps)}
     lasts = {step.name: step for step in all_steps if not _READS.search(step.name)}
     return sorted({*firsts.values(), *lasts.values()})
+
+
+def changing(all_steps: list[Step]) -> list[Step]:
+    """Of the telling ones those that change something, whatever the type of program or map: where
+    a command is killed, what it has read is no matter."""
+    changes = [step for step in all_steps if not _READS.search(step.name)]
+    return telling([step._replace(name=step.name.split()[0]) for step in changes])
 
 
 def kill(place: Namespace, step: Step, *words: str) -> None:

@@ -5,10 +5,6 @@
  */
 
 #ifdef IS_SIP_PORT
-/*
- * The sendonly of a hold, which the provider is not to see (bpf/sip.h reads it)
- */
-
 /* `back`, here and below: from the provider. */
 static inline struct sip_context *context_of(struct sip_segment *segment, bool back)
 {

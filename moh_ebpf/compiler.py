@@ -95,7 +95,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     _leave_deleted_directory()
     try:
         with _captured_output() as output:
-            module = bcc.BPF(text=source(), cflags=flags(plan, settings_size))
+            module = bcc.BPF(text=source().encode(), cflags=flags(plan, settings_size))
             _check_layout(module)
             for name, fd in adopt.items():
                 # BCC resolves maps by descriptor number when a program is loaded.

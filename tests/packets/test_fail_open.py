@@ -12,7 +12,8 @@ from scapy.packet import Raw
 from moh_ebpf.layout import Kind, State
 from moh_ebpf.registry import Role
 from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState, bench
-from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall, firewall
+from tests.packets.conftest import Benches
+from tests.support.firewall import PROVIDER, PUBLIC, UCM, firewall
 from tests.support.wire import rtp, udp
 
 MOH = PeerState(State.MOH, f"{PUBLIC}:4000")
@@ -115,10 +116,10 @@ def test_what_may_become_a_hold_is_held_back_for_a_second(
 
 
 def test_a_peer_forgotten_while_learn_speaks_did_not_fall_silent_with_it(
-    shared_firewall: Firewall,
+    benches: Benches,
 ) -> None:
     """Its timeout has been over for a moment, and learn's last packet is a moment old."""
-    with bench(shared_firewall, timeout="2m") as programs:
+    with benches(timeout="2m") as programs:
         took = 1.0
         while took > 0.3:  # the WAN may be stale by now: again
             begun = time.monotonic()
@@ -271,8 +272,8 @@ def test_after_the_patience_it_passes_and_is_told_once(programs: Bench, role: Ro
     assert not wan.is_blind
 
 
-def test_who_is_heard_meanwhile_is_waited_for_anew(shared_firewall: Firewall) -> None:
-    with bench(shared_firewall, patience="12s") as programs:
+def test_who_is_heard_meanwhile_is_waited_for_anew(benches: Benches) -> None:
+    with benches(patience="12s") as programs:
         for _ in range(2):
             programs.set_learned()
             assert programs.run(Role.BYPASS, music())[0] == SHOT
@@ -392,17 +393,17 @@ def test_heard_after_all_it_is_on_hold(programs: Bench) -> None:
     [("never", 9, SHOT), ("500ms", 0.6, UNSPEC), ("60m", 9, SHOT)],
 )
 def test_patience_is_a_setting(
-    shared_firewall: Firewall, patience: str, waited: float, verdict: int
+    benches: Benches, patience: str, waited: float, verdict: int
 ) -> None:
-    with bench(shared_firewall, patience=patience) as programs:
+    with benches(patience=patience) as programs:
         programs.run(Role.ENFORCE, music())
         programs.age_waiting(waited)
         programs.set_learned()
         assert programs.run(Role.ENFORCE, music())[0] == verdict
 
 
-def test_without_patience_nothing_is_dropped_or_told(shared_firewall: Firewall) -> None:
-    with bench(shared_firewall, patience="0s") as programs:
+def test_without_patience_nothing_is_dropped_or_told(benches: Benches) -> None:
+    with benches(patience="0s") as programs:
         programs.set_learned()
         for role in VERDICTS:
             assert programs.run(role, report())[0] == UNSPEC
@@ -425,9 +426,9 @@ def test_private_destinations_are_none_of_ours(programs: Bench) -> None:
      (100, State.TWO, UNSPEC)],
 )  # fmt: skip
 def test_a_long_hold_ends_with_learn(
-    shared_firewall: Firewall, learned: float | None, state: State, verdict: int
+    benches: Benches, learned: float | None, state: State, verdict: int
 ) -> None:
-    with bench(shared_firewall, timeout="30m") as programs:
+    with benches(timeout="30m") as programs:
         public = f"{PUBLIC}:{4000 if state is State.MOH else 24600}"
         programs.set_peer(PROVIDER, PeerState(state, public, age=105))
         programs.set_learned(learned)
@@ -440,16 +441,16 @@ def test_a_long_hold_ends_with_learn(
         assert peer.expired == (verdict == SHOT)
 
 
-def test_a_hold_is_good_where_learn_has_not_spoken_yet(shared_firewall: Firewall) -> None:
+def test_a_hold_is_good_where_learn_has_not_spoken_yet(benches: Benches) -> None:
     """The programs are new, and the peer was carried over."""
-    with bench(shared_firewall, timeout="30m") as programs:
+    with benches(timeout="30m") as programs:
         programs.set_peer(PROVIDER, PeerState(State.MOH, f"{PUBLIC}:4000", age=60))
         assert programs.run(Role.BYPASS, music())[0] == REDIRECT
         assert not programs.all_peers()[0].expired
 
 
-def test_its_next_packet_begins_it_anew(shared_firewall: Firewall) -> None:
-    with bench(shared_firewall, timeout="30m") as programs:
+def test_its_next_packet_begins_it_anew(benches: Benches) -> None:
+    with benches(timeout="30m") as programs:
         programs.set_peer(PROVIDER, PeerState(State.MOH, f"{PUBLIC}:4000", age=105))
         programs.set_learned(100)
         programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:4000", rtp(2)))

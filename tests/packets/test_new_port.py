@@ -6,8 +6,9 @@ import pytest
 
 from moh_ebpf.layout import Kind, State
 from moh_ebpf.registry import Role
-from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState, bench
-from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState
+from tests.packets.conftest import Benches
+from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import rtp, udp
 
 CALL, HOLD = f"{PUBLIC}:24576", f"{PUBLIC}:4000"
@@ -110,8 +111,8 @@ def test_two_streams_to_one_endpoint_both_go_on(call: Bench) -> None:
     assert call.counters()["held_back"] == 1
 
 
-def test_another_ucm_with_the_same_port_is_another(shared_firewall: Firewall) -> None:
-    with bench(shared_firewall, ucm=[UCM, "10.10.10.11"]) as programs:
+def test_another_ucm_with_the_same_port_is_another(benches: Benches) -> None:
+    with benches(ucm=[UCM, "10.10.10.11"]) as programs:
         programs.set_learned()
         programs.learn(f"{PUBLIC}:50000", 1)
         programs.set_peer(PROVIDER, PeerState(State.TWO, f"{PUBLIC}:50000", source=MUSIC))
@@ -150,11 +151,11 @@ def test_what_leaves_by_no_wan_is_not_ours(programs: Bench) -> None:
 @pytest.mark.parametrize("ports", [(50000, 50000, 50000, 50000), (50000, 9999, 9998, 50000)])
 @pytest.mark.parametrize("role", BOTH)
 def test_a_call_that_has_passed_unheard_goes_on(
-    shared_firewall: Firewall, role: Role, ports: tuple[int, ...]
+    benches: Benches, role: Role, ports: tuple[int, ...]
 ) -> None:
     """Of a provider that is heard once in some seconds, wherever NAT moves ports to, or somebody
     forges it."""
-    with bench(shared_firewall, timeout="1s") as programs:
+    with benches(timeout="1s") as programs:
         programs.set_learned()
         assert programs.send(role, 1, source=VOICE) == [SHOT]
         programs.age_all(3.1)
@@ -172,9 +173,9 @@ def test_a_call_that_has_passed_unheard_goes_on(
 
 
 @pytest.mark.parametrize("role", BOTH)
-def test_a_pause_forgets_no_port(shared_firewall: Firewall, role: Role) -> None:
+def test_a_pause_forgets_no_port(benches: Benches, role: Role) -> None:
     """Comfort noise comes more seldom than --timeout."""
-    with bench(shared_firewall, timeout="1s") as programs:
+    with benches(timeout="1s") as programs:
         programs.set_learned()
         programs.set_peer(PROVIDER, PeerState(State.TWO, f"{PUBLIC}:50000", source=VOICE))
         for number in range(4):
@@ -213,10 +214,10 @@ def test_the_port_of_a_hold_is_not_the_call_s(call: Bench, role: Role) -> None:
 
 @pytest.mark.parametrize("role", BOTH)
 def test_what_is_held_back_takes_nothing_from_a_call_that_passed(
-    shared_firewall: Firewall, role: Role
+    benches: Benches, role: Role
 ) -> None:
     """It passed before it was heard, and does so at once in its next pause."""
-    with bench(shared_firewall, timeout="1s") as programs:
+    with benches(timeout="1s") as programs:
         programs.set_learned()
         assert programs.send(role, 1, source=VOICE) == [SHOT]
         programs.age_all(3.1)
@@ -234,10 +235,10 @@ def test_what_is_held_back_takes_nothing_from_a_call_that_passed(
 @pytest.mark.parametrize("quality", [True, False])
 @pytest.mark.parametrize("role", BOTH)
 def test_a_late_packet_of_the_call_ends_no_hold(
-    shared_firewall: Firewall, role: Role, quality: bool
+    benches: Benches, role: Role, quality: bool
 ) -> None:
     """Two flows may go two ways: what was sent before the first packet to 4000 comes after it."""
-    with bench(shared_firewall, quality=quality) as call:
+    with benches(quality=quality) as call:
         music, paused = [UNSPEC], True
         while paused:
             begun = time.monotonic()
@@ -260,9 +261,9 @@ def test_a_late_packet_of_the_call_ends_no_hold(
         assert call.all_peers()[0].public == CALL, "it may have begun to count anew"
 
 
-def test_another_wan_is_no_other_port(shared_firewall: Firewall) -> None:
+def test_another_wan_is_no_other_port(benches: Benches) -> None:
     """What a provider sends comes in by two WANs in turn, and the next hold is held back still."""
-    with bench(shared_firewall, wan=["wan", "lan"], lan=[]) as programs:
+    with benches(wan=["wan", "lan"], lan=[]) as programs:
         for wan in (0, 1):
             programs.set_learned(wan=wan)
         programs.set_peer(PROVIDER, PeerState(State.TWO, CALL, source=VOICE))

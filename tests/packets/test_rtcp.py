@@ -7,8 +7,9 @@ from scapy.layers.inet import IP
 
 from moh_ebpf.layout import Evidence, Kind, State
 from moh_ebpf.registry import Role
-from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState, bench
-from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
+from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState
+from tests.packets.conftest import Benches
+from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import flow, udp
 
 REPORT = b"\x81\xc9\0\7" + bytes(28)
@@ -365,8 +366,8 @@ def test_a_hold_whose_rtp_has_just_stopped_goes_on(quiet: Bench) -> None:
     assert quiet.shown() == {PROVIDER: ("MOH", "RTCP")}
 
 
-def test_it_can_be_turned_off(shared_firewall: Firewall) -> None:
-    with bench(shared_firewall, rtcp_timeout="0s") as programs:
+def test_it_can_be_turned_off(benches: Benches) -> None:
+    with benches(rtcp_timeout="0s") as programs:
         programs.set_learned()
         assert report(programs, f"{PUBLIC}:4001") == SHOT
         assert report(programs, f"{PUBLIC}:24577") == UNSPEC
@@ -374,8 +375,8 @@ def test_it_can_be_turned_off(shared_firewall: Firewall) -> None:
         assert leaves(programs, Role.BYPASS, f"{UCM}:24576") == "dropped"
 
 
-def test_its_timeout_is_a_setting(shared_firewall: Firewall) -> None:
-    with bench(shared_firewall, rtcp_timeout="40s") as programs:
+def test_its_timeout_is_a_setting(benches: Benches) -> None:
+    with benches(rtcp_timeout="40s") as programs:
         report(programs, f"{PUBLIC}:4001")
         programs.age_reports(38)
         assert leaves(programs, Role.BYPASS, MUSIC) == HOLD
@@ -384,8 +385,8 @@ def test_its_timeout_is_a_setting(shared_firewall: Firewall) -> None:
         assert programs.all_peers()[0].expired
 
 
-def test_who_may_not_teach_reports_nothing(shared_firewall: Firewall) -> None:
-    with bench(shared_firewall, provider=["198.18.0.0/15"]) as programs:
+def test_who_may_not_teach_reports_nothing(benches: Benches) -> None:
+    with benches(provider=["198.18.0.0/15"]) as programs:
         programs.set_learned()
         assert report(programs, f"{PUBLIC}:4001") == UNSPEC
         assert leaves(programs, Role.BYPASS, MUSIC) == "dropped"

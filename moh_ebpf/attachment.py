@@ -50,6 +50,16 @@ class Report:
     settings: Settings
     warnings: list[str] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        """What `attach --json` shows. With --dry-run, what would be."""
+        return {
+            "attached": [each.to_json() for each in self.places if each not in self.replaced],
+            "replaced": [each.to_json() for each in self.replaced],
+            "detached": [each.to_json() for each in self.detached],
+            "settings": self.settings.to_json(),
+            "warnings": self.warnings,
+        }
+
 
 def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Report:
     """Compile, load and attach; with `dry_run` all but attach.

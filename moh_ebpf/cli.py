@@ -196,22 +196,38 @@ def attach(
     options: dict[str, Any],
     config: Path = CONFIG,
     dry_run: bool = typer.Option(False, "--dry-run", help="Compile and load, attach nothing."),
+    as_json: bool = JSON,
 ) -> None:
     """Compile the programs and attach them; over an attached set, replace it without a gap."""
-    chosen = settings.from_both(config, options)
+    with _error_as_json(as_json):
+        chosen = settings.from_both(config, options)
 
-    from moh_ebpf import attachment
-    from moh_ebpf.lock import running_service
+        from moh_ebpf import attachment
+        from moh_ebpf.lock import running_service
 
-    report = attachment.attach(chosen, _notify, dry_run=dry_run)
-    with _done_already("attach --dry-run" if dry_run else "attach"):
-        for warning in report.warnings:
-            _notify(f"warning: {warning}")
+        report = attachment.attach(chosen, _notify, dry_run=dry_run)
         process = running_service()
-        if process not in (None, os.getppid()) and not dry_run:
-            _notify(f"warning: moh-ebpf run (process {process}) will put its own settings back; "
-                    "change its config and reload it instead")  # fmt: skip
-        _tell(report, dry_run)
+    if process not in (None, os.getppid()) and not dry_run:
+        report.warnings.append(
+            f"moh-ebpf run (process {process}) will put its own settings back; change its config "
+            "and reload it instead"
+        )
+    with _done_already("attach --dry-run" if dry_run else "attach"):
+        if as_json:
+            typer.echo(json.dumps(report.to_json(), indent=2))
+        else:
+            _tell(report, dry_run)
+
+
+@contextmanager
+def _error_as_json(wanted: bool) -> Iterator[None]:
+    """An error is on stdout, too, where JSON is wanted."""
+    try:
+        yield
+    except MohError as error:
+        if wanted:
+            typer.echo(json.dumps({"error": str(error)}, indent=2))
+        raise
 
 
 @contextmanager
@@ -226,6 +242,8 @@ def _done_already(verb: str) -> Iterator[None]:
 
 
 def _tell(report: "Report", dry_run: bool) -> None:
+    for warning in report.warnings:
+        _notify(f"warning: {warning}")
     for place in report.places:
         verb = "would attach" if dry_run else "replaced" if place in report.replaced else "attached"
         _tell_place(verb, place, "on")

@@ -69,10 +69,7 @@ class Earlier:
 
     def to_json(self) -> dict[str, Any]:
         """What `status --json` shows of it."""
-        return {
-            "interface": registry.interface_name(self.place.ifindex),
-            "hook": str(self.place.role.hook),
-            "role": str(self.place.role),
+        return self.place.to_json() | {
             "kind": self.kind,
             "name": self.name,
             "priority": self.priority,

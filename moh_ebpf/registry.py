@@ -62,6 +62,14 @@ class Place:
     ifindex: int
     role: Role
 
+    def to_json(self) -> dict[str, str]:
+        """With the interface's present name."""
+        return {
+            "interface": interface_name(self.ifindex),
+            "hook": str(self.role.hook),
+            "role": str(self.role),
+        }
+
 
 @dataclass(frozen=True)
 class Record:
@@ -442,23 +450,16 @@ def describe(found: Attached | None) -> dict[str, Any]:
             "counters": {},
         }
 
-    def place(each: Place) -> dict[str, Any]:
-        return {
-            "interface": interface_name(each.ifindex),
-            "hook": str(each.role.hook),
-            "role": str(each.role),
-        }
-
     return {
         "attached": True,
         "version": found.record.version,
         "settings": found.record.settings.to_json(),
         "programs": [
-            place(each) | {"id": found.filters[each].program_id}
+            each.to_json() | {"id": found.filters[each].program_id}
             for each in found.record.places
             if each in found.filters
         ],
-        "missing": [place(each) for each in found.missing],
+        "missing": [each.to_json() for each in found.missing],
         "wans": [each.to_json() for each in found.wans()],
         "counters": found.counters(),
     }

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
 
@@ -497,34 +497,44 @@ def _attach(settings: Settings, signals: "_Signals", log: logging.Logger) -> lis
     """Run `attach`; its warnings. Raises MohError with its error, _Stopped if that is asked for
     meanwhile."""
     with subprocess.Popen(
-        [sys.executable, "-m", "moh_ebpf", "attach", "--config", _STDIN],
+        [sys.executable, "-m", "moh_ebpf", "attach", "--json", "--config", _STDIN],
         cwd=Path(__file__).parent.parent,  # where this very package is found
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
         start_new_session=True,  # a Ctrl-C is for us to answer
     ) as process:
-        stderr = _finished(process, _toml(settings), signals, log)
-    said = [line.removeprefix("moh-ebpf: ") for line in stderr.splitlines()]
+        stdout, stderr = _finished(process, _toml(settings), signals, log)
+    report = _report(stdout)
     if process.returncode:
-        errors = [line for line in said if not line.startswith(("warning: ", "waiting for "))]
-        if errors and errors[0].startswith("Traceback"):
-            errors = errors[-1:]
-        text = " ".join(errors).replace(f"--config {_STDIN}: ", "")
+        # Without a report, it has ended before it could say why: the last line tells the most.
+        last = [line.removeprefix("moh-ebpf: ") for line in stderr.splitlines()[-1:]]
+        text = report.get("error") or " ".join(last)
+        text = text.replace(f"--config {_STDIN}: ", "").replace("\n", " ")
         raise MohError(text[:_LONGEST_ERROR] or f"attach ended with status {process.returncode}")
-    return [line.removeprefix("warning: ") for line in said if line.startswith("warning: ")]
+    return [str(each) for each in report.get("warnings", [])]
+
+
+def _report(text: str) -> dict[str, Any]:
+    """What `attach --json` says; empty if it has said nothing."""
+    try:
+        report = json.loads(text)
+    except ValueError:
+        return {}
+    return report if isinstance(report, dict) else {}
 
 
 def _finished(
     process: "subprocess.Popen[str]", text: str, signals: "_Signals", log: logging.Logger
-) -> str:
-    """Its stderr, when it has ended; the watchdog is fed while it runs. Raises _Stopped."""
+) -> tuple[str, str]:
+    """Its stdout and stderr, when it has ended; the watchdog is fed while it runs. Raises
+    _Stopped."""
     given: str | None = text
     for seconds in itertools.count(1):
         try:
-            return process.communicate(given, timeout=1.0)[1]
+            return process.communicate(given, timeout=1.0)
         except subprocess.TimeoutExpired:
             given = None  # that is on its way
             systemd.notify(WATCHDOG=1)

@@ -393,6 +393,30 @@ def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> Non
     assert state(fw) == before
 
 
+def test_attach_says_as_json_what_it_did(fw: Firewall) -> None:
+    """What would be, what is done, what is replaced and detached; and why it is not."""
+    places = [
+        {"interface": "wan", "hook": "ingress", "role": "learn"},
+        {"interface": "wan", "hook": "egress", "role": "enforce"},
+        {"interface": "lan", "hook": "ingress", "role": "bypass"},
+    ]
+    words = ("attach", "--json", "--wan", "wan", "--ucm", UCM)
+    for more in ("--dry-run", "--quality"):
+        done = fw.moh(*words, "--lan", "lan", more)
+        shown = json.loads(done.stdout)
+        assert (shown["attached"], shown["replaced"], shown["detached"]) == (places, [], [])
+        assert (shown["settings"]["public"], shown["warnings"]) == ([PUBLIC], [])
+        assert done.stderr == ""
+    shown = json.loads(fw.moh(*words).stdout)
+    assert (shown["attached"], shown["replaced"], shown["detached"]) == ([], places[:2], places[2:])
+    with counter(fw, "wan", Hook.INGRESS, 10):
+        (warning,) = json.loads(fw.moh(*words, "--lan", "lan").stdout)["warnings"]
+    assert "runs before learn" in warning
+    refused = fw.moh("attach", "--json", "--wan", "none", "--ucm", UCM, check=False)
+    error = json.loads(refused.stdout)["error"]
+    assert (refused.returncode, refused.stderr) == (2, f"moh-ebpf: {error}\n")
+
+
 def test_filter_before_ours_is_pointed_out(fw: Firewall) -> None:
     with counter(fw, "wan", Hook.INGRESS, 10):
         said = fw.moh("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM).stderr

@@ -92,7 +92,8 @@ def test_every_verb_and_its_options_are_in_the_readme(verb: str) -> None:
 
 def test_defaults_in_the_readme_are_those_of_the_code() -> None:
     written = {re.findall(r"`(--[\w-]+)", row[0])[0]: row[1] for row in tables(README, "option")}
-    del written["--config"], written["--dry-run"], written["--no-quality"]
+    for option in ("--config", "--dry-run", "--json", "--no-quality"):
+        del written[option]
     assert written == {
         settings.option(name): settings.default_text(name) or row.shown or "required"
         for name, row in settings.ROWS.items()

@@ -19,6 +19,7 @@ from moh_ebpf import (
     maps,
     misfits,
     network,
+    obstacles,
     registry,
     tc,
 )
@@ -78,7 +79,7 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
                 [place for place in record.places if place in before.filters],
                 list(_left(record, before)),
                 plan.settings,
-                [*misfits.exchanged(ipr, plan), *misfits.found(ipr, plan, record)],
+                [*misfits.exchanged(ipr, plan), *map(str, misfits.found(ipr, plan, record))],
             )
             if dry_run:
                 _rehearse(loaded)
@@ -185,12 +186,8 @@ def make_record(ipr: IPRoute, plan: Plan, before: Found) -> Record:
     """What the attachment will leave of itself. Raises MohError if an interface cannot have both
     hooks."""
     hooks = tc.ingress_qdiscs(ipr)
-    for each in plan.wan:
-        if hooks.get(each.index) == "ingress":
-            raise MohError(
-                f"{each.name}: it has an ingress qdisc, which has no egress hook for enforce; "
-                f"try: tc qdisc replace dev {each.name} clsact (its filters must be added again)"
-            )
+    for obstacle in obstacles.without_egress(plan.wan, hooks):
+        raise obstacle
     wan = tuple(each.index for each in plan.wan)
     lan = tuple(each.index for each in plan.lan)
     return Record(
@@ -211,17 +208,8 @@ def _made(
 
 def refuse_foreign(ipr: IPRoute, record: Record) -> None:
     """Raises MohError if one of its places is taken by somebody else's filter."""
-    for place in record.places:
-        for each in tc.filters(ipr, place.ifindex):
-            if each.hook is not place.role.hook or each.priority != tc.PRIORITY:
-                continue
-            if registry.role_of(each) is None:
-                name = registry.interface_name(place.ifindex)
-                raise MohError(
-                    f"{name} {each.hook}: there is a {each.kind} filter of somebody else's at "
-                    f"priority {tc.PRIORITY}, which is ours; see: "
-                    f"tc filter show dev {name} {each.hook}; it must move to another priority"
-                )
+    for each in obstacles.taken(ipr, record.places):
+        raise each.error
 
 
 def _load(plan: Plan, record: Record, before: Attached | None) -> Loaded:

@@ -33,12 +33,12 @@ _CAP_SYS_ADMIN = 21  # linux/capability.h
 _PART = re.compile(r'^#include "(\w+\.c)"$', re.MULTILINE)
 _LOCAL_FREE_TARGET = 128  # kernel/bpf/bpf_lru_list.c
 
-_BCC_MISSING = "BCC's Python module is missing; try: apt install python3-bpfcc"
+_BCC_MISSING = "BCC's Python module is missing"
 _OTHER_BCC = (
-    "the Python module named bcc is not BCC (PyPI's bcc is another program); "
-    "try: pip uninstall bcc, apt install python3-bpfcc"
+    "the Python module named bcc is not BCC (PyPI's bcc is another program)",
+    "pip uninstall bcc, apt install python3-bpfcc",
 )
-_HEADERS_MISSING = "the C library's kernel headers are missing; try: apt install linux-libc-dev"
+_HEADERS_MISSING = "the C library's kernel headers are missing", "apt install linux-libc-dev"
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def uapi_headers() -> list[Path]:
     """linux-libc-dev's directories: the common one, and Debian's for this architecture's asm/.
     Raises MohError if they are not there."""
     if not (_INCLUDE / "linux/pkt_cls.h").exists():
-        raise MohError(_HEADERS_MISSING)
+        raise MohError(*_HEADERS_MISSING)
     # The interpreter knows Debian's name: powerpc64le-linux-gnu is none that the kernel's has.
     own = _INCLUDE / str(sysconfig.get_config_var("MULTIARCH"))
     if (own / "asm/types.h").exists():
@@ -296,9 +296,9 @@ def _import_bcc() -> Any:
     try:
         import bcc
     except ImportError as error:
-        raise MohError(f"{_BCC_MISSING} ({error})") from error
+        raise MohError(_BCC_MISSING, f"apt install python3-bpfcc ({error})") from error
     if not hasattr(bcc, "BPF"):
-        raise MohError(_OTHER_BCC)
+        raise MohError(*_OTHER_BCC)
     return bcc
 
 

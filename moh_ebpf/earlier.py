@@ -40,9 +40,14 @@ class Earlier:
 
     def __str__(self) -> str:
         """A warning, with what to look at."""
+        return f"{self.what}; see: {self.shown_by}"
+
+    @property
+    def what(self) -> str:
+        """The warning alone."""
         return (
             f"{self.where}: {self._what} runs before {self.place.role}, which sees only what that "
-            f"lets go on; see: {self._shown_by}"
+            "lets go on"
         )
 
     @property
@@ -59,7 +64,8 @@ class Earlier:
         return f"the {self.classifier} filter {self.name} at priority {self.priority}"
 
     @property
-    def _shown_by(self) -> str:
+    def shown_by(self) -> str:
+        """The command that shows it."""
         interface = registry.interface_name(self.place.ifindex)
         return {
             "filter": f"tc filter show dev {interface} {self.place.role.hook}",

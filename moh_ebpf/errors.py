@@ -21,9 +21,14 @@ class ExitStatus(IntEnum):
 
 
 class MohError(Exception):
-    """Something failed; nothing of it remains."""
+    """Something failed; nothing of it remains. `what` failed, and what to try: the `remedy`, empty
+    if `what` says it already."""
 
     status = ExitStatus.FAILURE
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what}; try: {remedy}" if remedy else what)
+        self.what, self.remedy = what, remedy
 
 
 class UsageError(MohError):

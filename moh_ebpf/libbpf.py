@@ -103,7 +103,7 @@ def _library() -> ctypes.CDLL:
     try:
         return ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
-        raise MohError("libbpf.so.1 is missing; try: apt install libbpf1") from error
+        raise MohError("libbpf.so.1 is missing", "apt install libbpf1") from error
 
 
 def _call(name: str, *arguments: Any) -> int:

@@ -530,6 +530,6 @@ def _client() -> Any:
         import prometheus_client.exposition
     except ImportError as error:
         raise MohError(
-            "prometheus_client is missing; try: apt install python3-prometheus-client"
+            "prometheus_client is missing", "apt install python3-prometheus-client"
         ) from error
     return prometheus_client

@@ -1,5 +1,7 @@
 """What is no error, but may keep the programs from seeing the packets: attach points it out."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from pyroute2 import IPRoute
@@ -16,12 +18,28 @@ _PRIVATE = tuple(
 )
 
 
-def found(ipr: IPRoute, plan: Plan, record: Record) -> list[str]:
-    """One sentence for each, with what to do about it."""
+@dataclass(frozen=True)
+class Misfit:
+    """What is found, and the commands to `see` it by. `evidence` and `remedy` are doctor's, where
+    there are better ones than those commands; `where`: interface and hook that it is about."""
+
+    what: str
+    see: str = ""
+    evidence: str = ""
+    remedy: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        """As attach says it."""
+        return f"{self.what}; see: {self.see}" if self.see else self.what
+
+
+def found(ipr: IPRoute, plan: Plan, record: Record) -> list[Misfit]:
+    """All of them, as far as the kernel tells."""
     return [
         *_unseen_behind_nat(plan),
         *_private_providers(plan),
-        *map(str, earlier.found(ipr, record)),
+        *_run_earlier(ipr, record),
         *_macvlans(ipr, plan),
         *_routed_by_mark(ipr, plan),
     ]
@@ -38,20 +56,29 @@ def exchanged(ipr: IPRoute, plan: Plan) -> list[str]:
     ]
 
 
-def _unseen_behind_nat(plan: Plan) -> list[str]:
+def _run_earlier(ipr: IPRoute, record: Record) -> Iterator[Misfit]:
+    """The evidence is all that runs there."""
+    there = earlier.found(ipr, record)
+    for each in there:
+        same = [other.evidence for other in there if other.where == each.where]
+        yield Misfit(each.what, each.shown_by, evidence="; ".join(same), where=each.where)
+
+
+def _unseen_behind_nat(plan: Plan) -> list[Misfit]:
     """Attached without a LAN on a firewall that NATs, enforce would never see UCM's packets."""
     if plan.settings.lan or set(plan.settings.ucm) <= set(plan.settings.public):
         return []
     rule = network.source_nat()
     if rule is None:
         return []
-    return [
+    what = (
         f"this firewall rewrites source addresses ({rule}); UCM's packets reach the WAN no longer "
         "as UCM's, and enforce will not see them. Name the interface they come in by: --lan IF"
-    ]
+    )
+    return [Misfit(what, evidence=rule, remedy="name the LAN: --lan IF")]
 
 
-def _private_providers(plan: Plan) -> list[str]:
+def _private_providers(plan: Plan) -> list[Misfit]:
     """A WAN with a private address may lead to a private provider, over a VPN for instance."""
     private = [
         str(address)
@@ -60,25 +87,28 @@ def _private_providers(plan: Plan) -> list[str]:
     ]
     if not private or plan.settings.provider:
         return []
-    return [
+    what = (
         f"the public address {' or '.join(private)} is a private one: an endpoint of a provider's "
         "that has a private address, too (RFC 1918), is never learned and gets no music, unless "
-        "its network is named; see: --provider CIDR"
-    ]
+        "its network is named"
+    )
+    return [Misfit(what, "--provider CIDR")]
 
 
-def _macvlans(ipr: IPRoute, plan: Plan) -> list[str]:
+def _macvlans(ipr: IPRoute, plan: Plan) -> list[Misfit]:
     """Where UCM's gateway is a macvlan (VRRP), its packets are not for the interface below."""
     return [
-        f"{name} is a macvlan on {each.name}: what is sent to its MAC comes in by {name} alone. "
-        f"If UCM's gateway address is there (VRRP), name it: --lan {name}"
+        Misfit(
+            f"{name} is a macvlan on {each.name}: what is sent to its MAC comes in by {name} "
+            f"alone. If UCM's gateway address is there (VRRP), name it: --lan {name}"
+        )
         for each in plan.lan
         for name in network.macvlans_on(ipr, each.index)
         if name not in plan.settings.lan
     ]
 
 
-def _routed_by_mark(ipr: IPRoute, plan: Plan) -> list[str]:
+def _routed_by_mark(ipr: IPRoute, plan: Plan) -> list[Misfit]:
     """Bypass asks for the route before netfilter has set a mark. Where only a mark leads to a WAN,
     the stack has the hold music."""
     if not plan.lan or not network.has_rules_by_mark(ipr):
@@ -86,10 +116,12 @@ def _routed_by_mark(ipr: IPRoute, plan: Plan) -> list[str]:
     wan = {each.index for each in plan.wan}
     lan, ucm = plan.lan[0], plan.settings.ucm[0]
     return [
-        f"a rule by mark (ip rule) may lead UCM's packets to {where} out of a --wan; without the "
-        f"mark they do not leave by one, so hold music is left to the stack. Rules by address and "
-        f"interface are seen: ip rule add from {ucm} lookup TABLE; see: ip route get {address} "
-        f"from {ucm} iif {lan.name}"
+        Misfit(
+            f"a rule by mark (ip rule) may lead UCM's packets to {where} out of a --wan; without "
+            "the mark they do not leave by one, so hold music is left to the stack. Rules by "
+            f"address and interface are seen: ip rule add from {ucm} lookup TABLE",
+            f"ip route get {address} from {ucm} iif {lan.name}",
+        )
         for where, address in _providers(plan)
         if network.way_of(ipr, address, ucm, lan.index) not in wan
     ]

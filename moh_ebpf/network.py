@@ -121,9 +121,10 @@ def interfaces(
                 "interfaces do"
             )
         if blind := _why_blind(link, links.values(), option):
-            raise UsageError(f"{option} {name}: {blind}")
+            why, remedy = blind
+            raise UsageError(f"{option} {name}: {why}", remedy)
         if not _is_usable(link, may_be_down):
-            raise UsageError(f"{option} {name}: it is down; try: ip link set {name} up")
+            raise UsageError(f"{option} {name}: it is down", f"ip link set {name} up")
         found.append(
             Interface(
                 index=link["index"],
@@ -164,7 +165,7 @@ def _of_kind(link: Any, attribute: str) -> Any:
     return data.get_attr(attribute) if data else None
 
 
-def _why_blind(link: Any, links: Collection[Any], option: str) -> str | None:
+def _why_blind(link: Any, links: Collection[Any], option: str) -> tuple[str, str] | None:
     """Why learn and bypass would see none of the packets that come in by it, and what to do."""
     kind = _kind(link)
     if kind == "vrf":
@@ -174,23 +175,23 @@ def _why_blind(link: Any, links: Collection[Any], option: str) -> str | None:
             if each.get_attr("IFLA_MASTER") == link["index"]
         ]
         return (
-            "that is a VRF, and packets come in by its ports alone; try: those that are meant, of "
-            f"{', '.join(ports) or 'which it has none yet'}"
+            "that is a VRF, and packets come in by its ports alone",
+            f"those that are meant, of {', '.join(ports) or 'which it has none yet'}",
         )
     if kind == "ifb":
         return (
-            "that is an IFB, which only shapes what another interface has received; try: the "
-            "interface whose packets are redirected to it"
+            "that is an IFB, which only shapes what another interface has received",
+            "the interface whose packets are redirected to it",
         )
     if kind == "ipvlan" and _of_kind(link, "IFLA_IPVLAN_MODE") == _IPVLAN_MODE_L3S:
         return (
-            "that is an ipvlan in mode l3s, whose packets come in past tc; try: "
-            f"ip link set {link.get_attr('IFLA_IFNAME')} type ipvlan mode l3"
+            "that is an ipvlan in mode l3s, whose packets come in past tc",
+            f"ip link set {link.get_attr('IFLA_IFNAME')} type ipvlan mode l3",
         )
     if kind == "ipvlan" and option == "--lan":
         return (
-            "that is an ipvlan, which is given only what is sent to its own addresses; try: the "
-            "interface below it, by which UCM's packets come in"
+            "that is an ipvlan, which is given only what is sent to its own addresses",
+            "the interface below it, by which UCM's packets come in",
         )
     return None
 

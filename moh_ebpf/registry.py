@@ -435,7 +435,7 @@ def _record(maps: dict[str, libbpf.Map]) -> tuple[Record | None, dict[str, str]]
 def require_root() -> None:
     """Raises MohError unless we are root."""
     if os.geteuid() != 0:
-        raise MohError("this needs root, to read and attach BPF programs; try: sudo moh-ebpf …")
+        raise MohError("this needs root, to read and attach BPF programs", "sudo moh-ebpf …")
 
 
 def describe(found: Attached | None) -> dict[str, Any]:

@@ -56,10 +56,12 @@ def run(facts: Facts) -> list[Finding]:
     for name, check in CHECKS.items():
         unasked = [topic for topic in check.needs if topic in facts.unasked]
         if unasked:
-            why, _, own_remedy = facts.unasked[unasked[0]].partition("; try: ")
-            remedy = "" if why in told else own_remedy or _HELP[unasked[0]]
-            told.add(why)
-            found.append(Finding(name, Level.NOTE, "this could not be looked at", why, remedy))
+            error = facts.unasked[unasked[0]]
+            remedy = "" if error.what in told else error.remedy or _HELP[unasked[0]]
+            told.add(error.what)
+            found.append(
+                Finding(name, Level.NOTE, "this could not be looked at", error.what, remedy)
+            )
         else:
             found += [Finding(name, *each) for each in check.look(facts)] or [
                 Finding(name, Level.OK, check.well)
@@ -141,27 +143,25 @@ _BCC = "python3-bpfcc"
 
 def _clsact(facts: Facts) -> Findings:
     if facts.no_hooks:
-        name = facts.no_hooks.partition(":")[0]
-        remedy = (
-            f"tc qdisc replace dev {name} clsact (its filters must be added again)"
-            if "ingress qdisc" in facts.no_hooks
-            else "modprobe sch_ingress cls_bpf"
-        )
-        yield Level.ERROR, "the programs cannot be attached", facts.no_hooks, remedy
+        error = facts.no_hooks
+        yield Level.ERROR, "the programs cannot be attached", error.what, error.remedy
     for each in facts.in_our_place:
-        where = each.partition(":")[0]
         yield (
             Level.ERROR,
-            f"somebody else's filter stands at our priority on {where}",
-            each,
-            f"move it to another priority; see: tc filter show dev {where}",
+            f"somebody else's filter stands at our priority on {each.where}",
+            each.evidence,
+            f"move it to another priority; see: tc filter show dev {each.where}",
         )
 
 
 def _interfaces(facts: Facts) -> Findings:
-    for text in facts.unfit:
-        text, _, remedy = text.partition("; try: ")
-        yield Level.ERROR, "an interface cannot be used", text, remedy or "ip -br addr"
+    for error in facts.unfit:
+        yield (
+            Level.ERROR,
+            "an interface cannot be used",
+            error.what,
+            error.remedy or "ip -br addr",
+        )
     for name in facts.without_carrier:
         yield (
             Level.ERROR,
@@ -773,14 +773,12 @@ def _hardware_flows(facts: Facts) -> Findings:
 
 
 def _other_programs(facts: Facts) -> Findings:
-    for text, evidence in facts.others:
-        rule = re.search(r"rewrites source addresses \((.*?)\);", text)
-        found, _, remedy = text.partition("; see: ")
+    for each in facts.others:
         yield (
             Level.WARNING,
-            found,
-            evidence or (rule[1] if rule else "ip -d link show"),
-            remedy or ("name the LAN: --lan IF" if rule else "tc filter show, bpftool net"),
+            each.what,
+            each.evidence or "ip -d link show",
+            each.remedy or each.see or "tc filter show, bpftool net",
         )
 
 
@@ -878,7 +876,7 @@ def _why_blind(facts: Facts, name: str) -> tuple[str, str]:
     public = ", ".join(map(str, facts.settings.public))
     if any(_is_learn_on(place, name) for place in facts.missing):
         return "its program is gone", "see attached"
-    if any(evidence.startswith(f"{name} ingress: ") for _, evidence in facts.others):
+    if any(each.where == f"{name} ingress" for each in facts.others):
         return "another program runs before it", "see other-programs"
     if name in facts.without_carrier:
         return "the interface has no carrier", "see interfaces"

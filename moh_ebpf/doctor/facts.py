@@ -27,15 +27,26 @@ from typing import Any, NamedTuple, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from moh_ebpf import attachment, compiler, earlier, features, misfits, network, registry, tc
+from moh_ebpf import (
+    attachment,
+    compiler,
+    features,
+    misfits,
+    network,
+    obstacles,
+    registry,
+    tc,
+)
 from moh_ebpf.compiler import Plan
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.rules import Ruleset
 from moh_ebpf.errors import MohError, UsageError
+from moh_ebpf.misfits import Misfit
 from moh_ebpf.netlink import whole
 from moh_ebpf.network import Interface
+from moh_ebpf.obstacles import Taken
 from moh_ebpf.peers import Snapshot, Wait
-from moh_ebpf.registry import Attached, Found, Place, Record
+from moh_ebpf.registry import Attached, Found, Place, Record, Role
 from moh_ebpf.settings import Settings
 
 # linux/capability.h. Those that attach and every command that reads need.
@@ -94,17 +105,17 @@ class Facts:
     settings: Settings
     wan: Sequence[Interface] = ()
     lan: Sequence[Interface] = ()
-    unasked: Mapping[str, str] = field(default_factory=dict)
+    unasked: Mapping[str, MohError] = field(default_factory=dict)
     # The machine
     lacking_rights: Sequence[str] = ()
     kernel_lacks: str | None = None
     bcc: str = "there"  # or "missing", "other"
     headers: bool = True
-    unfit: Sequence[str] = ()  # what is wrong with an interface or its addresses
+    unfit: Sequence[MohError] = ()  # what is wrong with an interface or its addresses
     without_carrier: Collection[str] = ()
     addresses: Mapping[IPv4Address, str] = field(default_factory=dict)  # here, by interface
-    no_hooks: str | None = None  # why clsact cannot be had
-    in_our_place: Sequence[str] = ()
+    no_hooks: MohError | None = None  # why clsact cannot be had
+    in_our_place: Sequence[Taken] = ()
     sysctls: Mapping[str, int] = field(default_factory=dict)
     sockets: Sequence[str] = ()  # lines of /proc/net/udp and udp6
     modules: Collection[str] = ()
@@ -120,7 +131,7 @@ class Facts:
     moved: Sequence[Entry] = ()  # UCM's, with another port outside
     anothers: Sequence[Entry] = ()  # other hosts', with a phantom port outside
     # What is attached
-    others: Sequence[tuple[str, str]] = ()  # what stands in our way, and its evidence
+    others: Sequence[Misfit] = ()  # what attach would point out
     attached: Settings | None = None
     missing: Sequence[Place] = ()
     other_version: bool = False
@@ -159,18 +170,20 @@ class _Asking:
     """Asks, and keeps why something could not be asked."""
 
     def __init__(self) -> None:
-        self.unasked: dict[str, str] = {}
+        self.unasked: dict[str, MohError] = {}
 
     def ask(self, topic: str, question: Callable[[], T], otherwise: T) -> T:
         try:
             return question()
         except subprocess.TimeoutExpired as error:
-            self.unasked[topic] = f"{error.cmd[0]} does not end"
+            self.unasked[topic] = MohError(f"{error.cmd[0]} does not end")
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            self.unasked[topic] = f"{where}{error.strerror or error}"
-        except (MohError, NetlinkError) as error:
-            self.unasked[topic] = str(error)
+            self.unasked[topic] = MohError(f"{where}{error.strerror or error}")
+        except MohError as error:
+            self.unasked[topic] = error
+        except NetlinkError as error:
+            self.unasked[topic] = MohError(str(error))
         return otherwise
 
 
@@ -252,7 +265,7 @@ def _gather(
         without_carrier=ask("interfaces", lambda: _without_carrier(ipr, names), []),
         addresses=addresses,
         no_hooks=ask("hooks", lambda: _no_hooks(ipr, [*wan, *lan], wan), None),
-        in_our_place=ask("hooks", lambda: _in_our_place(ipr, wan, lan), []),
+        in_our_place=ask("hooks", lambda: list(obstacles.taken(ipr, _places(wan, lan))), []),
         sysctls=_sysctls(names),
         sockets=ask("sockets", _udp_sockets, []),
         modules=modules,
@@ -285,22 +298,22 @@ def _each(targets: Iterable[Target]) -> list[IPv4Address]:
 
 def _interfaces(
     ipr: IPRoute, links: Mapping[str, Any], settings: Settings, attached_to: Collection[int]
-) -> tuple[list[Interface], list[Interface], list[str]]:
+) -> tuple[list[Interface], list[Interface], list[MohError]]:
     """Those that can be used, and what is wrong with the others, each by itself."""
     wan: list[Interface] = []
     lan: list[Interface] = []
-    unfit: list[str] = []
+    unfit: list[MohError] = []
     for option, names, usable in (("--wan", settings.wan, wan), ("--lan", settings.lan, lan)):
         for name in names:
             try:
                 usable += network.interfaces(ipr, links, option, [name], attached_to)
             except UsageError as error:
-                unfit.append(str(error))
+                unfit.append(error)
     if not unfit:
         try:
             attachment.make_plan(ipr, settings, attached_to, links)
         except UsageError as error:
-            unfit.append(str(error))
+            unfit.append(error)
     return wan, lan, unfit
 
 
@@ -355,14 +368,13 @@ def _has_headers() -> bool:
     return True
 
 
-def _no_hooks(ipr: IPRoute, interfaces: Sequence[Interface], wan: Sequence[Interface]) -> (
-    str | None
-):  # fmt: skip
+def _no_hooks(
+    ipr: IPRoute, interfaces: Sequence[Interface], wan: Sequence[Interface]
+) -> MohError | None:
     """Why an interface cannot have both hooks; None if it can, or has them."""
     kinds = tc.ingress_qdiscs(ipr)
-    for each in wan:
-        if kinds.get(each.index) == "ingress":
-            return f"{each.name}: it has an ingress qdisc, which has no egress hook for enforce"
+    for obstacle in obstacles.without_egress(wan, kinds):
+        return obstacle
     if any(each.index in kinds for each in interfaces):
         return None
     # As `attach --dry-run`: on the loopback interface of a namespace that goes with its thread.
@@ -370,7 +382,7 @@ def _no_hooks(ipr: IPRoute, interfaces: Sequence[Interface], wan: Sequence[Inter
     batch.add_clsact(1)
     with ThreadPoolExecutor(max_workers=1) as elsewhere:
         errors = elsewhere.submit(_send_elsewhere, batch).result()
-    return str(errors[0]) if errors else None
+    return MohError(str(errors[0]), "modprobe sch_ingress cls_bpf") if errors else None
 
 
 def _send_elsewhere(batch: tc.Batch) -> list[MohError]:
@@ -378,16 +390,10 @@ def _send_elsewhere(batch: tc.Batch) -> list[MohError]:
     return batch.send()
 
 
-def _in_our_place(ipr: IPRoute, wan: Sequence[Interface], lan: Sequence[Interface]) -> list[str]:
-    """Filters of somebody else's at our priority, where we would be."""
-    found = []
-    hooks = [*((each, hook) for each in wan for hook in tc.Hook),
-             *((each, tc.Hook.INGRESS) for each in lan)]  # fmt: skip
-    for each, hook in hooks:
-        for one in tc.filters(ipr, each.index):
-            if one.hook is hook and one.priority == tc.PRIORITY and not registry.role_of(one):
-                found.append(f"{each.name} {hook}: pref {one.priority} {one.kind} {one.name or ''}")
-    return found
+def _places(wan: Sequence[Interface], lan: Sequence[Interface]) -> list[Place]:
+    """Where we would be."""
+    at_wan = [Place(each.index, role) for each in wan for role in (Role.LEARN, Role.ENFORCE)]
+    return at_wan + [Place(each.index, Role.BYPASS) for each in lan]
 
 
 def _sysctls(names: Sequence[str]) -> dict[str, int]:
@@ -721,13 +727,5 @@ def _received(ipr: IPRoute, names: Collection[str]) -> dict[str, int]:
     }
 
 
-def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[tuple[str, str]]:
-    """What misfits points out, each with the filter or program that it is about."""
-    record = attachment.make_record(ipr, plan, found)
-    stands: dict[str, list[str]] = {}
-    for each in earlier.found(ipr, record):
-        stands.setdefault(each.where, []).append(each.evidence)
-    return [
-        (text, "; ".join(stands.get(text.partition(":")[0], [])))
-        for text in misfits.found(ipr, plan, record)
-    ]
+def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[Misfit]:
+    return misfits.found(ipr, plan, attachment.make_record(ipr, plan, found))

@@ -15,6 +15,8 @@ from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor.checks import run
 from moh_ebpf.doctor.facts import Facts, Route, Target
 from moh_ebpf.doctor.rules import Packets, Truth
+from moh_ebpf.errors import MohError
+from moh_ebpf.misfits import Misfit
 from moh_ebpf.network import Interface
 from moh_ebpf.peers import Peer, Snapshot, Wait, Wan
 from moh_ebpf.registry import Place, Role
@@ -421,7 +423,11 @@ FLOWTABLE = rules.Flowtable("ip t f", ("lan", "wan"), hardware=False)
         ({"bcc": "missing"}, "compiler", Level.ERROR),
         ({"bcc": "other"}, "compiler", Level.ERROR),
         ({"headers": False}, "compiler", Level.ERROR),
-        ({"no_hooks": "clsact on lo: this kernel lacks the clsact qdisc"}, "clsact", Level.ERROR),
+        (
+            {"no_hooks": MohError("clsact on lo: this kernel lacks it", "modprobe sch_ingress")},
+            "clsact",
+            Level.ERROR,
+        ),
         ({"without_carrier": ["wan"]}, "interfaces", Level.ERROR),
         ({"addresses": {}}, "public-address", Level.NOTE),
         ({"modules": ["nf_conntrack_sip"]}, "sip-helper", Level.NOTE),
@@ -443,7 +449,7 @@ FLOWTABLE = rules.Flowtable("ip t f", ("lan", "wan"), hardware=False)
         ),
         ({"failed": [("198.51.100.1", "wan", "FAILED")]}, "wan-neighbour", Level.ERROR),
         ({"sysctls": {"net.ipv4.conf.wan.forwarding": 0}}, "forwarding", Level.ERROR),
-        ({"others": [("wan egress: a u32 filter", "")]}, "other-programs", Level.WARNING),
+        ({"others": [Misfit("wan egress: a u32 filter")]}, "other-programs", Level.WARNING),
     ],
 )
 def test_levels(facts: dict, check: str, level: Level) -> None:
@@ -529,9 +535,9 @@ BLIND = Wan("wan", learn_age=9.0, open_age=0.02, blind_for=9.0)
         ({"received": {"wan": 50}}, "none of them is IPv4 to"),
         ({"without_carrier": ["wan"]}, "no carrier"),
         ({"offloading": ["wan"]}, "forward by itself"),
-        ({"others": [("a filter", "wan ingress: pref 100 bpf x")]}, "another program"),
-        ({"others": [("a filter", "wan egress: pref 100 bpf x")]}, "no packet comes in"),
-        ({"others": [("a filter", "wan10 ingress: pref 100 bpf x")]}, "no packet comes in"),
+        ({"others": [Misfit("a filter", where="wan ingress")]}, "another program"),
+        ({"others": [Misfit("a filter", where="wan egress")]}, "no packet comes in"),
+        ({"others": [Misfit("a filter", where="wan10 ingress")]}, "no packet comes in"),
         ({"missing": [Place(0x7FFFFFFF, Role.LEARN)]}, "no packet comes in"),
     ],
 )
@@ -609,7 +615,7 @@ def test_pauses_name_the_timeout_to_set(gap: float, remedy: str | None) -> None:
 
 
 def test_what_could_not_be_asked_is_a_note_and_the_way_is_told_once() -> None:
-    notes = found(replace(WELL, unasked={"rules": "nft: Operation not permitted"}))
+    notes = found(replace(WELL, unasked={"rules": MohError("nft: Operation not permitted")}))
     assert {each.level for each in notes.values()} == {Level.NOTE}
     assert {"phantom-port", "input-chain", "untracked", "flowtables"} <= set(notes)
     assert [bool(notes[name].remedy) for name in ("phantom-port", "input-chain")] == [True, False]

@@ -4,12 +4,13 @@ import ctypes
 import os
 import socket
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support import forked
 
 _CLONE_NEWNET = 0x40000000
 _HOOKS = ("ingress", "egress", "root")
@@ -52,7 +53,10 @@ class Namespace:
 
     def moh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run moh-ebpf in it."""
-        return self.run(sys.executable, "-m", "moh_ebpf", *arguments, check=check)
+        done = forked.run(self.name, arguments)
+        if check:
+            assert done.returncode == 0, f"{' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done
 
     def nft(self, rules: str) -> None:
         self.run("nft", "-f", "-", input=rules)

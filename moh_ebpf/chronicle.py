@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Container, Sequence
 
 from moh_ebpf.errors import MohError, NotAttachedError
-from moh_ebpf.events import Event, Lost, Reader
+from moh_ebpf.events import Event, Left, Lost, Reader
 from moh_ebpf.layout import State
 
 # A flood of spoofed endpoints is no reason to fill a log, or to take a core.
@@ -77,6 +77,7 @@ class Chronicle:
     def __init__(self, log: logging.Logger, selector: selectors.BaseSelector, sums: Sums) -> None:
         self._log, self._selector, self._sums = log, selector, sums
         self._reader: Reader | None = None
+        self._left: Left | None = None
         self._listens = False
         self._is_first = True
         self._failed = ""
@@ -88,6 +89,7 @@ class Chronicle:
         """Read no more."""
         self._listen(False)
         if self._reader:
+            self._left = self._reader.left
             self._reader.close()
         self._reader = None
         self.due = math.inf
@@ -117,8 +119,10 @@ class Chronicle:
 
     def _read(self, now: float) -> None:
         if self._reader is None:
-            # What was attached before us, another has told of.
-            self._reader = Reader(history=not self._is_first, checks=False)
+            # What was attached before us, another has told of; and we of what was in this ring
+            # before somebody detached, and the service put its programs back.
+            history = not self._is_first
+            self._reader = Reader(history=history, checks=False, after=self._left)
         self._say_how_many_more(now)
         for event in self._reader.read():
             self._sums.add(event)

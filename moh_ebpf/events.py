@@ -181,9 +181,12 @@ def line(event: Event | Lost) -> str:
 
 
 class Ring:
-    """A ring buffer's records, from now on or, with `history`, from the oldest that is there."""
+    """A ring buffer's records: from now on; with `history`, from the oldest that is there; or
+    `since` a position that another reader of it has left `at`."""
 
-    def __init__(self, ring: libbpf.Map, *, history: bool = False) -> None:
+    def __init__(
+        self, ring: libbpf.Map, *, history: bool = False, since: int | None = None
+    ) -> None:
         page = mmap.PAGESIZE
         self._size = ring.max_entries
         with ExitStack() as stack:
@@ -203,7 +206,9 @@ class Ring:
         # It is full where nobody has made room since; then the kernel has told of what it could not
         # write.
         self.was_full = self._written() - self._consumed() > self._size - 2 * _RECORD
-        self._at = self._consumed() if history else self._written()
+        self.at = self._consumed() if history else self._written()
+        if since is not None:
+            self.at = since
         self._more = False
         # After a read there is room for so many records at least: half a ring, cut to whole ones.
         self.room = self._size // 2 // _RECORD - 1
@@ -231,25 +236,25 @@ class Ring:
         records, missed = [], 0
         self._more = True
         for _ in range(self._size // _RECORD):
-            ahead = self._written() - self._at
+            ahead = self._written() - self.at
             if ahead <= 0:
                 self._more = False
                 break
             if ahead > self._size:
                 skipped = (ahead - self._size // 2) // _RECORD
-                self._at += skipped * _RECORD
+                self.at += skipped * _RECORD
                 missed += skipped
                 continue
-            begin = mmap.PAGESIZE + self._at % self._size
+            begin = mmap.PAGESIZE + self.at % self._size
             length = int.from_bytes(self._data[begin : begin + 4], "little")
             record = self._data[begin + _HEADER : begin + _RECORD]
-            if self._written() - self._at > self._size:
+            if self._written() - self.at > self._size:
                 continue  # overwritten meanwhile, perhaps
             if length & _BUSY:
                 self._more = False  # its writer will wake us
                 break
             records.append(Record._make(layout.EVENT.unpack(record)))
-            self._at += _RECORD
+            self.at += _RECORD
         self._make_room()
         return records, missed
 
@@ -554,6 +559,8 @@ class Reader:
     """The events of what is attached, from now on or, with `history`, with those that the ring has
     kept. It goes on over a replacement, and over a detach and attach that it does not notice.
 
+    `after` is where another reader has `left` the events: of the same ring, none is read twice.
+
     Raises NotAttachedError where nothing is attached, now or when a read finds so: it looks each
     second, or, without `checks`, when told to by `expect_change`. Raises OSError.
     """
@@ -564,12 +571,19 @@ class Reader:
     _joins: bool  # whom the map has, besides those of the ring, is to be looked up
     _attached: "_Identity"
 
-    def __init__(self, *, history: bool = False, checks: bool = True) -> None:
+    def __init__(
+        self, *, history: bool = False, checks: bool = True, after: "Left | None" = None
+    ) -> None:
         self._close: Callable[[], None] = lambda: None
         self._checks = checks
         with registry.attached_or_error() as attached:
-            self._open(attached, history)
+            self._open(attached, history, after)
         self._plan_check()
+
+    @property
+    def left(self) -> "Left":
+        """Where it is now."""
+        return Left(self._attached.ring, self._ring.at)
 
     def close(self) -> None:
         """Let go of the maps."""
@@ -634,13 +648,15 @@ class Reader:
             self._know_all()
         return events
 
-    def _open(self, attached: Attached, history: bool) -> None:
+    def _open(self, attached: Attached, history: bool, after: "Left | None" = None) -> None:
         if "events" not in attached.maps:
             raise MohError(
                 "the attached programs tell of no events; `moh-ebpf attach` replaces them"
             )
         with ExitStack() as stack:
-            ring = Ring(attached.maps["events"], history=history)
+            same = after is not None and after.ring == attached.maps["events"].id
+            since = after.at if after and same else None
+            ring = Ring(attached.maps["events"], history=history, since=since)
             stack.callback(ring.close)
             maps = stack.enter_context(_Maps(attached))
             if history and ring.was_full:  # nobody has told of those that had no room
@@ -703,6 +719,13 @@ class Reader:
         except (MohError, OSError):
             self.expect_change()
             return False
+
+
+class Left(NamedTuple):
+    """A ring's map id, and a position in it."""
+
+    ring: int
+    at: int
 
 
 class _Identity(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from moh_ebpf import layout
-from moh_ebpf.events import MUSIC_WITHIN_SECONDS, Event, Reader, Ring
+from moh_ebpf.events import MUSIC_WITHIN_SECONDS, Event, Left, Reader, Ring
 from moh_ebpf.registry import attached_or_error
 from tests.netns.test_metrics import get, samples
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
@@ -452,6 +452,24 @@ def test_the_service_tells_of_all_since_it_attached(fw: Firewall, tmp_path: Path
         run.wait_for_line(f"resume {PROVIDER}")
         assert (counted("new"), counted("resume")) == (0, 1)
         assert run.stop() == 0
+
+
+def test_a_reader_goes_on_where_another_left(fw: Firewall) -> None:
+    """Such as the service's, when its programs were detached and put back."""
+    fw.attach("--timeout", "60s")
+    with fw.namespace.entered():
+        talk(fw)
+        with Reader() as reader, Reader(history=True) as first:
+            assert [each.event for each in first.read(5)] == ["new"]
+            left = first.left
+            assert reader.left == left
+        put_on_hold(fw)
+        with Reader(history=True) as anew, Reader(history=True, after=left) as next_one:
+            assert [each.event for each in next_one.read(5)] == ["hold"]  # waits for it
+            assert [each.event for each in anew.read(5)] == ["new", "hold"]
+        other = Left(left.ring + 1, left.at)
+        with Reader(history=True, after=other) as of_another:
+            assert [each.event for each in of_another.read(5)] == ["new", "hold"]
 
 
 def test_a_flood_does_not_fill_the_log(fw: Firewall, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ _CALLS = "bpf,sendto,sendmsg,exit_group"
 # What asks and changes nothing; of netlink's types, those of RTM_GET… (linux/rtnetlink.h).
 _READS = re.compile(r"_BY_ID|_BY_FD|LOOKUP|QUERY|0x12|0x16|0x26|0x2e|RTM_GET")
 
+_LOADS = re.compile(r"_LOAD|_CREATE|_BIND")
+
 
 class Step(NamedTuple):
     """The number-th of the command's calls of this kind, from 1; `name` is what it asks for."""
@@ -58,6 +60,11 @@ def changing(all_steps: list[Step]) -> list[Step]:
     a command is killed, what it has read is no matter."""
     changes = [step for step in all_steps if not _READS.search(step.name)]
     return telling([step._replace(name=step.name.split()[0]) for step in changes])
+
+
+def replacing(all_steps: list[Step]) -> list[Step]:
+    """The telling ones of a replacement but for those that load: an attach has the same."""
+    return [step for step in telling(all_steps) if not _LOADS.search(step.name)]
 
 
 def kill(place: Namespace, step: Step, *words: str) -> None:

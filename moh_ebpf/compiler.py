@@ -72,15 +72,16 @@ def sources() -> Path:
 def source() -> str:
     """The programs as one text: moh.c with the parts that it includes in their place, because BCC
     turns map accesses into helper calls in its main buffer only. Errors name file and line."""
-    directory = sources()
+
+    def text(name: str) -> str:
+        return (sources() / name).read_text(encoding="utf-8")
 
     def part(include: re.Match[str]) -> str:
-        path = directory / include[1]
         line = main.count("\n", 0, include.end()) + 2
-        return f'#line 1 "{path}"\n{path.read_text()}#line {line} "{directory}/moh.c"'
+        return f'#line 1 "{include[1]}"\n{text(include[1])}#line {line} "moh.c"'
 
-    main = (directory / "moh.c").read_text()
-    return f'#line 1 "{directory}/moh.c"\n' + _PART.sub(part, main)
+    main = text("moh.c")
+    return '#line 1 "moh.c"\n' + _PART.sub(part, main)
 
 
 def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:

@@ -14,7 +14,7 @@ INIT = Path(__file__).with_name("init")
 BUSYBOX = Path("/bin/busybox")
 
 # Longer than all tests of a kernel take; then something hangs.
-PATIENCE_SECONDS = 3600.0
+PATIENCE_SECONDS = 7200.0
 
 # What the initramfs needs to get at the root file system.
 ROOT_MODULES = ["virtio_pci", "virtio_mmio", "9pnet_virtio", "9p", "overlay"]

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The settings of this attachment, given by moh_ebpf/compiler.py as -D flags: the programs
+ * The settings of this attachment, given by moh_ebpf/attach/compiler.py as -D flags: the programs
  * are compiled at attach, so a setting is a constant of theirs and costs no map lookup.
  */
 #ifndef MOH_CONFIG_H

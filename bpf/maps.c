@@ -12,7 +12,7 @@ BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
 /* A peer to be: too large for the stack. What is not set in it is 0. */
 BPF_TABLE("percpu_array", u32, struct peer, unborn, 1);
 
-/* What happened, for any number of readers; see moh_ebpf/events.py. */
+/* What happened, for any number of readers; see moh_ebpf/registry/ring.py. */
 BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
 /* Endpoints that UCM sends to and that are not heard. */
 BPF_TABLE("lru_hash", struct endpoint, struct waiting, waiting_for, 16384 + LRU_SPARE);

@@ -10,7 +10,7 @@ def main() -> None:
     killed meanwhile would not detach."""
     if ctrl_c := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from moh_ebpf.systemd import SERVICE_SIGNALS
+    from moh_ebpf.service.systemd import SERVICE_SIGNALS
 
     if sys.argv[1:2] == ["run"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, SERVICE_SIGNALS)

@@ -29,9 +29,9 @@ from moh_ebpf.errors import (
 from moh_ebpf.lab import cli as lab
 
 if TYPE_CHECKING:
-    from moh_ebpf.attachment import Report
-    from moh_ebpf.chronicle import Sums
-    from moh_ebpf.registry import Place
+    from moh_ebpf.attach.attachment import Report
+    from moh_ebpf.registry.record import Place
+    from moh_ebpf.service.sums import Sums
 
 
 class _Interruptible(TyperGroup):
@@ -202,8 +202,8 @@ def attach(
     with _error_as_json(as_json):
         chosen = settings.from_both(config, options)
 
-        from moh_ebpf import attachment
-        from moh_ebpf.lock import running_service
+        from moh_ebpf.attach import attachment
+        from moh_ebpf.kernel.lock import running_service
 
         report = attachment.attach(chosen, _notify, dry_run=dry_run)
         process = running_service()
@@ -261,7 +261,7 @@ def _sip_that_is_read(report: "Report") -> str:
 
 
 def _tell_place(verb: str, place: "Place", preposition: str) -> None:
-    from moh_ebpf.registry import interface_name
+    from moh_ebpf.kernel.interfaces import interface_name
 
     where = f"{interface_name(place.ifindex)} {place.role.hook}"
     typer.echo(f"{verb} {place.role} {preposition} {where}")
@@ -281,8 +281,8 @@ def run(
     ),
 ) -> None:
     """Attach, and keep attached as interfaces come and go, until stopped. SIGHUP: reload."""
-    from moh_ebpf import service
-    from moh_ebpf.chronicle import Sums
+    from moh_ebpf.service import run as service
+    from moh_ebpf.service.sums import Sums
 
     sums = Sums()
     with _served(metrics, sums):
@@ -294,9 +294,9 @@ def _served(address: str | None, sums: "Sums") -> Iterator[None]:
     if address is None:
         yield
         return
-    from moh_ebpf import metrics
+    from moh_ebpf.service import exporter
 
-    with metrics.served(*metrics.address("--metrics", address), sums, _notify):
+    with exporter.served(*exporter.address("--metrics", address), sums, _notify):
         yield
 
 
@@ -310,7 +310,7 @@ def show_metrics(
     ),
 ) -> None:
     """Metrics for Prometheus, once."""
-    from moh_ebpf import metrics
+    from moh_ebpf.service import metrics
 
     if output:
         metrics.write(output)
@@ -321,8 +321,8 @@ def show_metrics(
 @app.command()
 def detach() -> None:
     """Remove all that is ours in this network namespace. Twice is fine."""
-    from moh_ebpf import attachment
-    from moh_ebpf.lock import running_service
+    from moh_ebpf.attach import attachment
+    from moh_ebpf.kernel.lock import running_service
 
     process = running_service()
     places = attachment.detach(_notify, is_kept=process is not None)
@@ -340,24 +340,27 @@ def status(as_json: bool = JSON) -> None:
     """Programs, interfaces, settings and counters. Exit status 0: attached, 3: not."""
     from pyroute2 import IPRoute
 
-    from moh_ebpf import earlier, registry
+    from moh_ebpf.registry import earlier, walk
+    from moh_ebpf.registry.attached import describe
+    from moh_ebpf.registry.earlier import Earlier
 
-    first: list[earlier.Earlier] = []
+    first: list[Earlier] = []
     try:
-        with registry.attached_or_error() as attached, IPRoute() as ipr:
-            shown = registry.describe(attached)
+        with walk.attached_or_error() as attached, IPRoute() as ipr:
+            shown = describe(attached)
             first = earlier.found(ipr, attached.record)
     except NotAttachedError:
         if not as_json:
             raise
-        shown = registry.describe(None)
+        shown = describe(None)
     shown["earlier"] = [each.to_json() for each in first]
     if as_json:
         typer.echo(json.dumps(shown, indent=2))
     else:
-        from moh_ebpf import render
+        from moh_ebpf.show.lines import show
+        from moh_ebpf.show.status import status_view
 
-        render.show(render.status(shown))
+        show(status_view(shown))
     if not shown["attached"]:
         raise typer.Exit(ExitStatus.NOT_ATTACHED)
     if shown["missing"]:
@@ -390,9 +393,10 @@ def doctor(
         shown = {"worst": str(worst), "findings": [each.to_json() for each in findings]}
         typer.echo(json.dumps(shown, indent=2))
     else:
-        from moh_ebpf import render
+        from moh_ebpf.show.findings import findings_table
+        from moh_ebpf.show.lines import show
 
-        render.show(render.findings(findings))
+        show(findings_table(findings))
     if worst is doctor.Level.ERROR:
         raise typer.Exit(ExitStatus.FAILURE)
     if worst is doctor.Level.WARNING:
@@ -405,16 +409,17 @@ def peers(
     show_all: bool = typer.Option(False, "--all", help="Show expired peers, too."),
 ) -> None:
     """One snapshot of the provider's endpoints."""
-    from moh_ebpf import registry
+    from moh_ebpf.registry import walk
 
-    with registry.attached_or_error() as attached:
+    with walk.attached_or_error() as attached:
         shown = attached.snapshot(math.inf if show_all else 0).peers
     if as_json:
         typer.echo(json.dumps([peer.to_json() for peer in shown]))
     else:
-        from moh_ebpf import render
+        from moh_ebpf.show.lines import show
+        from moh_ebpf.show.peers import peers_table
 
-        render.show(render.peers(shown))
+        show(peers_table(shown))
 
 
 @app.command("events")
@@ -428,12 +433,10 @@ def show_events(
     ),
 ) -> None:
     """State changes as they happen, a line each: new, hold, resume, expired, evicted."""
-    from moh_ebpf import events
+    from moh_ebpf.show.follow import follow, line
 
     end = parsers.duration("--for", seconds) if seconds else math.inf
-    events.follow(
-        (lambda each: json.dumps(each.to_json())) if as_json else events.line, end, history=history
-    )
+    follow((lambda each: json.dumps(each.to_json())) if as_json else line, end, history=history)
 
 
 @app.command()
@@ -447,8 +450,8 @@ def watch(
 
     from rich.console import Console
 
-    from moh_ebpf import watch as view
-    from moh_ebpf.watch.recent import Recent
+    from moh_ebpf.show.watch import live
+    from moh_ebpf.show.watch.recent import Recent
 
     with closing(Recent()) as recent:
-        view.watch(seconds, Console(), last_events=recent)
+        live.watch(seconds, Console(), last_events=recent)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from moh_ebpf import network, registry
+from moh_ebpf.calls.peers import Wait
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor import rules
@@ -18,10 +18,11 @@ from moh_ebpf.doctor.facts import Entry, Facts, Route, Target
 from moh_ebpf.doctor.findings import Finding, Level
 from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 from moh_ebpf.errors import NOT_PERMITTED
+from moh_ebpf.kernel.interfaces import interface_name
+from moh_ebpf.kernel.routes import ANYWHERE
 from moh_ebpf.layout import State
 from moh_ebpf.parsers import TIMEOUT_SECONDS
-from moh_ebpf.peers import Wait
-from moh_ebpf.registry import Place, Role
+from moh_ebpf.registry.record import Place, Role
 from moh_ebpf.settings import Settings
 
 # A pause this near to the timeout will be longer than it some day.
@@ -317,7 +318,7 @@ def _to_the_provider(facts: Facts) -> list[Route]:
 
 
 def _named(target: Target) -> str:
-    if target.address == network.ANYWHERE and not target.network and not target.heard_on:
+    if target.address == ANYWHERE and not target.network and not target.heard_on:
         return "any global address"
     return f"the provider's {target.network or target.address}"
 
@@ -800,7 +801,7 @@ def _attached(facts: Facts) -> Findings:
         )
         return
     for place in facts.missing:
-        name = registry.interface_name(place.ifindex)
+        name = interface_name(place.ifindex)
         yield (
             Level.ERROR,
             f"{place.role} is missing on {name} {place.role.hook}",
@@ -894,7 +895,7 @@ def _why_blind(facts: Facts, name: str) -> tuple[str, str]:
 
 
 def _is_learn_on(place: Place, name: str) -> bool:
-    return place.role is Role.LEARN and registry.interface_name(place.ifindex) == name
+    return place.role is Role.LEARN and interface_name(place.ifindex) == name
 
 
 def _unheard(facts: Facts) -> Findings:

@@ -27,26 +27,24 @@ from typing import Any, NamedTuple, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from moh_ebpf import (
-    attachment,
-    compiler,
-    features,
-    misfits,
-    network,
-    obstacles,
-    registry,
-    tc,
-)
-from moh_ebpf.compiler import Plan
+from moh_ebpf.attach import cautions, compiler, obstacles
+from moh_ebpf.attach.cautions import Caution
+from moh_ebpf.attach.obstacles import Taken
+from moh_ebpf.attach.plan import Plan, make_plan, make_record
+from moh_ebpf.calls.peers import Snapshot, Wait
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.rules import Ruleset
 from moh_ebpf.errors import MohError, UsageError
-from moh_ebpf.misfits import Misfit
-from moh_ebpf.netlink import whole
-from moh_ebpf.network import Interface
-from moh_ebpf.obstacles import Taken
-from moh_ebpf.peers import Snapshot, Wait
-from moh_ebpf.registry import Attached, Found, Place, Record, Role
+from moh_ebpf.kernel import interfaces, requirements, routes, tc
+from moh_ebpf.kernel.interfaces import Interface, interface_name
+from moh_ebpf.kernel.namespace import enter_new_namespace
+from moh_ebpf.kernel.netlink import whole
+from moh_ebpf.kernel.routes import ANYWHERE
+from moh_ebpf.kernel.tc import Batch
+from moh_ebpf.registry import walk
+from moh_ebpf.registry.attached import Attached
+from moh_ebpf.registry.record import Place, Record, Role
+from moh_ebpf.registry.walk import Found
 from moh_ebpf.settings import Settings
 
 # linux/capability.h. Those that attach and every command that reads need.
@@ -131,7 +129,7 @@ class Facts:
     moved: Sequence[Entry] = ()  # UCM's, with another port outside
     anothers: Sequence[Entry] = ()  # other hosts', with a phantom port outside
     # What is attached
-    others: Sequence[Misfit] = ()  # what attach would point out
+    others: Sequence[Caution] = ()  # what attach would point out
     attached: Settings | None = None
     missing: Sequence[Place] = ()
     other_version: bool = False
@@ -197,7 +195,7 @@ def gather(choose: Callable[[Settings | None, bool], Settings], seconds: float) 
     with IPRoute() as ipr, ExitStack() as stack:
         found = asking.ask(
             "programs",
-            lambda: stack.enter_context(registry.found(ipr)),
+            lambda: stack.enter_context(walk.found(ipr)),
             Found({}, set(), None, None),
         )
         attached = _as_named_now(found.attached.record) if found.attached else None
@@ -209,7 +207,7 @@ def _as_named_now(record: Record) -> Settings:
     """The settings of an attachment; interfaces can have been renamed since."""
 
     def names(indexes: Sequence[int], then: Sequence[str]) -> tuple[str, ...]:
-        now = map(registry.interface_name, indexes)
+        now = map(interface_name, indexes)
         return tuple(b if a == "(gone)" else a for a, b in zip(now, then, strict=True))
 
     settings = record.settings
@@ -228,8 +226,8 @@ def _gather(
 ) -> Facts:
     ask = asking.ask
     attached_to = {place.ifindex for place in found.filters}
-    links = network.links_by_name(ipr)
-    chosen = network.with_present_names(links, chosen)
+    links = interfaces.links_by_name(ipr)
+    chosen = interfaces.with_present_names(links, chosen)
     wan, lan, unfit = _interfaces(ipr, links, chosen, attached_to)
     if not wan or (chosen.lan and not lan):
         asking.unasked["usable"] = unfit[0]
@@ -259,7 +257,7 @@ def _gather(
         lan=lan,
         unfit=unfit,
         lacking_rights=_lacking_rights(),
-        kernel_lacks=ask("kernel", features.lacking, None),
+        kernel_lacks=ask("kernel", requirements.lacking, None),
         bcc=_bcc(),
         headers=_has_headers(),
         without_carrier=ask("interfaces", lambda: _without_carrier(ipr, names), []),
@@ -306,12 +304,12 @@ def _interfaces(
     for option, names, usable in (("--wan", settings.wan, wan), ("--lan", settings.lan, lan)):
         for name in names:
             try:
-                usable += network.interfaces(ipr, links, option, [name], attached_to)
+                usable += interfaces.named(ipr, links, option, [name], attached_to)
             except UsageError as error:
                 unfit.append(error)
     if not unfit:
         try:
-            attachment.make_plan(ipr, settings, attached_to, links)
+            make_plan(ipr, settings, attached_to, links)
         except UsageError as error:
             unfit.append(error)
     return wan, lan, unfit
@@ -328,7 +326,7 @@ def _without_carrier(ipr: IPRoute, names: Collection[str]) -> list[str]:
 def _addresses(ipr: IPRoute) -> dict[IPv4Address, str]:
     return {
         IPv4Address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")): (
-            registry.interface_name(message["index"])
+            interface_name(message["index"])
         )
         for message in whole(lambda: ipr.get_addr(family=socket.AF_INET))
     }
@@ -378,15 +376,15 @@ def _no_hooks(
     if any(each.index in kinds for each in interfaces):
         return None
     # As `attach --dry-run`: on the loopback interface of a namespace that goes with its thread.
-    batch = tc.Batch()
+    batch = Batch()
     batch.add_clsact(1)
     with ThreadPoolExecutor(max_workers=1) as elsewhere:
         errors = elsewhere.submit(_send_elsewhere, batch).result()
     return MohError(str(errors[0]), "modprobe sch_ingress cls_bpf") if errors else None
 
 
-def _send_elsewhere(batch: tc.Batch) -> list[MohError]:
-    network.enter_new_namespace()
+def _send_elsewhere(batch: Batch) -> list[MohError]:
+    enter_new_namespace()
     return batch.send()
 
 
@@ -490,15 +488,15 @@ def _targets(settings: Settings, after: Snapshot | None) -> list[Target]:
         Target(each.network_address + (each.prefixlen < 31), str(each))
         for each in settings.provider[:_MOST_ASKED]
     ]
-    return [*live, *networks] or [Target(network.ANYWHERE)]
+    return [*live, *networks] or [Target(ANYWHERE)]
 
 
 def _route(ipr: IPRoute, address: IPv4Address, source: IPv4Address | None = None) -> Route | None:
     """The route there, from one of our addresses; None if there is none."""
-    found = network.route_to(ipr, address, source)
+    found = routes.route_to(ipr, address, source)
     if found is None:
         return None
-    name = registry.interface_name(found.get_attr("RTA_OIF") or 0)
+    name = interface_name(found.get_attr("RTA_OIF") or 0)
     gateway = found.get_attr("RTA_GATEWAY")
     said = f"ip route get {address}{f' from {source}' if source else ''}: " + (
         f"via {gateway} dev {name}" if gateway else f"dev {name}"
@@ -727,5 +725,5 @@ def _received(ipr: IPRoute, names: Collection[str]) -> dict[str, int]:
     }
 
 
-def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[Misfit]:
-    return misfits.found(ipr, plan, attachment.make_record(ipr, plan, found))
+def _others(ipr: IPRoute, plan: Plan, found: Found) -> list[Caution]:
+    return cautions.found(ipr, plan, make_record(ipr, plan, found))

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import registry
+from moh_ebpf.registry import walk
 from tests.bench import contenders, native
 from tests.bench.contenders import LIFETIME, Running
 from tests.bench.effort import Effort
@@ -84,7 +84,7 @@ def with_many_peers(effort: Effort, tell: Tell) -> dict[str, Any]:
 
 def _snapshot(fw: Firewall) -> float:
     """Seconds to read and decode all peers, without Python's start and without printing them."""
-    with fw.namespace.entered(), registry.attached_or_error() as attached:
+    with fw.namespace.entered(), walk.attached_or_error() as attached:
         begin = time.monotonic()
         attached.snapshot()
         return time.monotonic() - begin
@@ -123,7 +123,7 @@ def memory() -> dict[str, Any]:
     """Bytes of kernel memory of each map as attach makes it by default; processes that stay."""
     with firewall() as fw:
         fw.moh(*ATTACH)
-        with fw.namespace.entered(), IPRoute() as ipr, registry.found(ipr) as found:
+        with fw.namespace.entered(), IPRoute() as ipr, walk.found(ipr) as found:
             assert found.attached
             maps = {name: fdinfo(each.fd) for name, each in found.attached.maps.items()}
         processes = subprocess.run(

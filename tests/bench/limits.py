@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from moh_ebpf import compiler
-from moh_ebpf.tc import Hook
+from moh_ebpf.attach import compiler
+from moh_ebpf.kernel.tc import Hook
 from tests.support import foreign
 from tests.support.firewall import Firewall
 from tests.support.namespace import Namespace
@@ -19,7 +19,7 @@ class Limits:
     """`fd` of each program by its name."""
 
     def __init__(self, fw: Firewall) -> None:
-        bcc = compiler._import_bcc()
+        bcc = compiler.import_bcc()
         words = struct.unpack("=III", _mac(fw.wan.mac) + _mac(fw.wan.firewall_mac))
         defines = dict(zip(("MAC_LOW", "MAC_MIDDLE", "MAC_HIGH"), words, strict=True))
         defines["WAN"] = fw.namespace.ifindex("wan")

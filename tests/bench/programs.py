@@ -25,9 +25,10 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from moh_ebpf import libbpf
+from moh_ebpf.kernel import libbpf
+from moh_ebpf.kernel.libbpf import _ProgramInfo
 from moh_ebpf.layout import State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.bench import native
 from tests.bench.contenders import LIFETIME
 from tests.bench.limits import Limits, limits
@@ -161,9 +162,9 @@ def _set_peers(ours: Bench) -> None:
 
 def _instructions(fd: int) -> dict[str, int]:
     """BPF instructions as the kernel runs them, bytes of machine code, the verifier's work."""
-    info = libbpf._ProgramInfo()
+    info = _ProgramInfo()
     length = ctypes.c_uint32(ctypes.sizeof(info))
-    libbpf._call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
+    libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
     return {
         "instructions": info.xlated_prog_len // 8,
         "machine_code_bytes": info.jited_prog_len,

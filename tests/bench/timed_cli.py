@@ -36,9 +36,9 @@ def _timed(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _watch_bcc() -> None:
     """Its import counts as Python's start; it is imported only by what compiles."""
-    from moh_ebpf import compiler
+    from moh_ebpf.attach import compiler
 
-    plain = _timed("start", compiler._import_bcc)
+    plain = _timed("start", compiler.import_bcc)
 
     def import_bcc() -> Any:
         bcc = plain()
@@ -46,12 +46,12 @@ def _watch_bcc() -> None:
         bcc.BPF.load_func = _timed("load", bcc.BPF.load_func)
         return bcc
 
-    compiler._import_bcc = import_bcc
+    compiler.import_bcc = import_bcc
 
 
 def main(file: str, spawned: str, *arguments: str) -> None:
     importlib.import_module("moh_ebpf.cli")
-    late = "attachment" if arguments[0] in _BY_ATTACHMENT else "registry"
+    late = "attach.attachment" if arguments[0] in _BY_ATTACHMENT else "registry.walk"
     importlib.import_module(f"moh_ebpf.{late}")
     seconds["start"] = time.monotonic() - float(spawned)
     if arguments[0] == "attach":

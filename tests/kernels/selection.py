@@ -9,7 +9,7 @@ import pytest
 # under emulation, and what the others test is Python, which is the same under all kernels.
 CHOSEN = [
     "test_story.py",
-    "test_features.py",
+    "test_requirements.py",
     "test_memory_limit.py",
     "test_ppp.py::test_hold_music_over_ppp",
     "test_links.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moh_ebpf.compiler import sources
+from moh_ebpf.attach.compiler import sources
 from tests.support.firewall import UCM, Firewall
 
 GOOD = {"--wan": "wan", "--lan": "lan", "--ucm": UCM}
@@ -235,7 +235,7 @@ main()
 
 @pytest.mark.parametrize(
     ("moment", "status"),
-    [("typer", -2), ("moh_ebpf.cli", -2), ("get_command", 130), ("moh_ebpf.registry", 130)],
+    [("typer", -2), ("moh_ebpf.cli", -2), ("get_command", 130), ("moh_ebpf.registry.walk", 130)],
 )
 def test_ctrl_c_while_it_starts(moment: str, status: int) -> None:
     """The shell says 130 of both."""

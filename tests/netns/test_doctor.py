@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from moh_ebpf.doctor import CHECKS
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor.facts import has_feature
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel.tc import Hook
 from tests.support.article import (
     NOTRACK,
     SOLUTION,
@@ -590,7 +590,7 @@ def test_other_settings_than_those_attached(fw: Firewall) -> None:
     assert "timeout" in found["found"]
 
 
-def test_features_are_read_as_ethtool_reads_them(fw: Firewall) -> None:
+def test_requirements_are_read_as_ethtool_reads_them(fw: Firewall) -> None:
     """No interface here has hw-tc-offload; another feature is read by the same way."""
     for word in ("off", "on"):
         fw.namespace.run("ethtool", "-K", "lan", "rx-gro", word)

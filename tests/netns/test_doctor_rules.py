@@ -13,7 +13,7 @@ from moh_ebpf.doctor import Finding, Level
 from moh_ebpf.doctor import facts as asked
 from moh_ebpf.doctor.checks import run
 from moh_ebpf.doctor.facts import Facts
-from moh_ebpf.network import Interface
+from moh_ebpf.kernel.interfaces import Interface
 from moh_ebpf.settings import PortRange, Settings
 from tests.support.article import VARIANTS, why_not
 from tests.support.namespace import Namespace, namespace

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel.tc import Hook
 from tests.support import kernels
 from tests.support.firewall import UCM, Firewall
 from tests.support.foreign import counter, tcx_program, xdp_program

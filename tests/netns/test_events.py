@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from moh_ebpf import layout
-from moh_ebpf.events import MUSIC_WITHIN_SECONDS, Event, Left, Reader, Ring
-from moh_ebpf.registry import attached_or_error
+from moh_ebpf.calls.events import MUSIC_WITHIN_SECONDS, Event
+from moh_ebpf.registry.reader import Left, Reader
+from moh_ebpf.registry.ring import Ring
+from moh_ebpf.registry.walk import attached_or_error
 from tests.netns.test_metrics import get, samples
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.flood import spoofed
@@ -30,8 +32,9 @@ MUSIC = udp(f"{UCM}:24576", PROVIDER)
 # Music that comes a second after its hold is none of the hold's: here it may be as late as the
 # machine likes.
 PATIENT = """
-from moh_ebpf import cli, events
-events.MUSIC_WITHIN_SECONDS = 60.0
+from moh_ebpf import cli
+from moh_ebpf.calls import tracker
+tracker.MUSIC_WITHIN_SECONDS = 60.0
 cli.main()
 """
 
@@ -498,5 +501,5 @@ def test_records_are_all_of_one_size(fw: Firewall) -> None:
         put_on_hold(fw)
         records, missed = ring.read()
         assert (len(records), missed) == (2, 0)
-        assert ring._written() == 2 * (8 + layout.EVENT.size)
+        assert ring.written() == 2 * (8 + layout.EVENT.size)
         ring.close()

@@ -10,7 +10,7 @@ from threading import Event, Thread
 import pytest
 from scapy.layers.inet import UDP
 
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.foreign import add_filter, load
 from tests.support.namespace import namespace

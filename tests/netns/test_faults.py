@@ -17,9 +17,12 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from moh_ebpf import attachment, registry, settings, tc
+from moh_ebpf import settings
+from moh_ebpf.attach import attachment
 from moh_ebpf.errors import MohError
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel.tc import HANDLE, PRIORITY, Batch, Hook
+from moh_ebpf.registry import walk
+from moh_ebpf.registry.attached import describe
 from tests.support import steps
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.foreign import counter
@@ -52,8 +55,8 @@ class Set:
 
 
 def present(fw: Firewall) -> Set:
-    with fw.namespace.entered(), IPRoute() as ipr, registry.found(ipr) as found:
-        shown = registry.describe(found.attached)
+    with fw.namespace.entered(), IPRoute() as ipr, walk.found(ipr) as found:
+        shown = describe(found.attached)
     return Set(
         {(each["interface"], each["role"]) for each in shown["programs"]},
         {each["id"] for each in shown["programs"]},
@@ -158,15 +161,15 @@ class NthRefused:
 
     def __init__(self, number: int) -> None:
         self.number, self.steps = number, 0
-        self._send = tc.Batch.send
+        self._send = Batch.send
 
-    def __call__(self, batch: tc.Batch) -> list[MohError]:
+    def __call__(self, batch: Batch) -> list[MohError]:
         if not self.steps:  # the command's batch, and not that which restores
-            self.steps = len(batch._steps)
-            step = batch._steps[self.number]
+            self.steps = len(batch.steps)
+            step = batch.steps[self.number]
             # struct nlmsghdr, then struct tcmsg: family, padding, ifindex
             message = step.message[:20] + b"\xff\xff\xff\x7f" + step.message[24:]
-            batch._steps[self.number] = replace(step, message=message)
+            batch.steps[self.number] = replace(step, message=message)
         return self._send(batch)
 
 
@@ -192,7 +195,7 @@ def test_each_change_refused_by_the_kernel(
     while number < changes:
         refuse = NthRefused(number)
         with monkeypatch.context() as patch:
-            patch.setattr(tc.Batch, "send", lambda batch, refuse=refuse: refuse(batch))
+            patch.setattr(Batch, "send", lambda batch, refuse=refuse: refuse(batch))
             with pytest.raises(MohError, match="all is as it was before"):
                 in_process(wan2, command)
         now = present(wan2)
@@ -214,7 +217,7 @@ def test_a_change_of_detach_refused(
     fw.moh(*FIRST)
     refuse = NthRefused(number)
     with monkeypatch.context() as patch:
-        patch.setattr(tc.Batch, "send", lambda batch: refuse(batch))
+        patch.setattr(Batch, "send", lambda batch: refuse(batch))
         with fw.namespace.entered(), pytest.raises(MohError, match="detach: no ") as refused:
             attachment.detach(print)
     assert refuse.steps == 5
@@ -412,7 +415,7 @@ def test_foreign_filters_at_every_hook(fw: Firewall) -> None:
 def test_filter_of_our_name_that_is_not_ours(fw: Firewall) -> None:
     """At our priority, with our filter's name, but another program: neither taken for ours by
     status, nor replaced, nor removed."""
-    with counter(fw, "wan", Hook.INGRESS, tc.PRIORITY, name="moh_learn", handle=tc.HANDLE):
+    with counter(fw, "wan", Hook.INGRESS, PRIORITY, name="moh_learn", handle=HANDLE):
         untouched = both(fw)
         assert fw.moh("status", check=False).returncode == 3
         refused = fw.moh(*FIRST, check=False)

@@ -8,7 +8,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.foreign import counter
 from tests.support.waiting import until

@@ -9,7 +9,7 @@ import subprocess
 import time
 from random import Random
 
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel.tc import Hook
 from tests.packets import model
 from tests.packets.model import Model
 from tests.packets.test_oracle import packet

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
-from moh_ebpf import attachment, doctor, registry
+from moh_ebpf import doctor
+from moh_ebpf.attach import attachment
+from moh_ebpf.kernel.tc import Hook
+from moh_ebpf.registry import walk
 from moh_ebpf.settings import from_values
-from moh_ebpf.tc import Hook
 from tests.support import kernels
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.flood import Streams, playing
@@ -44,7 +46,7 @@ def program_ids(fw: Firewall) -> set[int]:
 
 def peers_map(fw: Firewall) -> int:
     """The id of the map of peers."""
-    with fw.namespace.entered(), IPRoute() as ipr, registry.found(ipr) as found:
+    with fw.namespace.entered(), IPRoute() as ipr, walk.found(ipr) as found:
         assert found.attached
         return found.attached.maps["peers"].id
 
@@ -339,14 +341,14 @@ def test_peers_are_copied_before_the_swap_and_after(
     fw.attach(*PATIENT)
     staying, changing, coming = "203.0.113.20:7000", PROVIDER, "203.0.113.30:7000"
     fw.wan.send(*[udp(changing, HOLD), udp(staying, HOLD)] * 2)
-    swap = attachment._apply
+    swap = attachment.apply
 
     def hear_swap_and_play(*arguments: Any) -> None:
         fw.wan.send(udp(changing, f"{PUBLIC}:24600"), *[udp(coming, HOLD)] * 2)
         swap(*arguments)
         fw.lan.send(udp(MUSIC, staying))
 
-    monkeypatch.setattr(attachment, "_apply", hear_swap_and_play)
+    monkeypatch.setattr(attachment, "apply", hear_swap_and_play)
     values = {"wan": "wan", "lan": "lan", "ucm": UCM, "timeout": "60s", "max_peers": "1000"}
     with fw.namespace.entered():
         attachment.attach(from_values(values), print)
@@ -373,7 +375,7 @@ def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> Non
     refused = fw.moh("status", check=False)
     assert refused.returncode == 1
     assert "another version" in refused.stderr
-    with fw.namespace.entered(), IPRoute() as ipr, registry.found(ipr) as found:
+    with fw.namespace.entered(), IPRoute() as ipr, walk.found(ipr) as found:
         assert found.attached is None
         assert found.readable
         assert {"counters", "events"} <= found.readable.maps.keys()

@@ -19,8 +19,8 @@ from pyroute2 import IPRoute
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from moh_ebpf import registry
-from moh_ebpf.registry import Attached
+from moh_ebpf.registry import walk
+from moh_ebpf.registry.attached import Attached
 from tests.support import links
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.links import KINDS, REFUSED, VETH, End, Kind
@@ -119,7 +119,7 @@ def attached() -> Iterator[Links]:
         # To so many interfaces it takes minutes under emulation.
         fw.run(sys.executable, "-m", "moh_ebpf", *words, timeout=900)
         with fw.entered(), IPRoute() as ipr:
-            found = stack.enter_context(registry.found(ipr))
+            found = stack.enter_context(walk.found(ipr))
         assert found.attached
         made.maps = found.attached
         yield made
@@ -396,8 +396,9 @@ def test_refused(role: str, kind: Kind) -> None:
 # kernel has.
 SEARCHING = """
 import sys
-from moh_ebpf import cli, network
-network._link_header = lambda link, links, known=network._link_header: (
+from moh_ebpf import cli
+from moh_ebpf.kernel import interfaces
+interfaces.link_header_of = lambda link, links, known=interfaces.link_header_of: (
     None if link.get_attr("IFLA_IFNAME") in {names!r} else known(link, links)
 )
 cli.main()

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from moh_ebpf import compiler
-from moh_ebpf.registry import attached_or_error
-from moh_ebpf.tc import Hook
+from moh_ebpf.attach import compiler
+from moh_ebpf.kernel.tc import Hook
+from moh_ebpf.registry.walk import attached_or_error
 from tests.comparison.contenders import CONTENDERS, Contender, site
 from tests.comparison.scenarios import FLOOD, flooded
 from tests.support.firewall import Firewall

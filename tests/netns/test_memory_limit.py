@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from moh_ebpf import compiler
+from moh_ebpf.attach import compiler
 from tests.support.firewall import UCM, Firewall
 
 pytestmark = pytest.mark.skipif(
-    not compiler._counts_memory(), reason="since Linux 5.11, BPF's memory is the cgroup's"
+    not compiler.counts_memory(), reason="since Linux 5.11, BPF's memory is the cgroup's"
 )
 ATTACH = ("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM)
 # What the service has: without CAP_SYS_RESOURCE, a hard limit cannot be raised.

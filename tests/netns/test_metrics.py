@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from moh_ebpf import libbpf
+from moh_ebpf.kernel import libbpf
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.service import CONFIG, service
 from tests.support.waiting import until
@@ -184,7 +184,7 @@ def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
 def run_time_counted() -> Iterator[None]:
     """By a descriptor, not for the machine."""
     run_time = 0  # enum bpf_stats_type: BPF_STATS_RUN_TIME
-    fd = libbpf._call("bpf_enable_stats", run_time)
+    fd = libbpf.call("bpf_enable_stats", run_time)
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ def test_control(package: Path) -> None:
 def test_runs_where_it_was_unpacked(package: Path, fw: Firewall) -> None:
     """With the C sources inside the package."""
     options = {"env": {**os.environ, "PYTHONPATH": str((package / MODULES).parent)}, "cwd": package}
-    ask = "from moh_ebpf.compiler import sources; print(sources())"
+    ask = "from moh_ebpf.attach.compiler import sources; print(sources())"
     said = output(sys.executable, "-c", ask, **options)
     assert Path(said.strip()) == package / MODULES / "bpf"
     moh = [sys.executable, "-m", "moh_ebpf"]

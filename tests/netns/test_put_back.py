@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from moh_ebpf import attachment, registry
+from moh_ebpf.attach import attachment
+from moh_ebpf.attach.attachment import _FREED_WITHIN_SECONDS
+from moh_ebpf.attach.kept import Kept
 from moh_ebpf.errors import MohError
-from moh_ebpf.kept import Kept
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel.tc import Hook
+from moh_ebpf.registry import walk
+from moh_ebpf.registry.record import Record
 from tests.netns.test_service import (
     HOLD,
     MUSIC,
@@ -211,7 +214,7 @@ def test_detach_beside_a_service_does_not_wait_for_it(fw: Firewall, tmp_path: Pa
             fw.moh("detach")
             took.append(time.monotonic() - begun)
         assert all(map(is_loaded, ids))
-        assert took[0] < took[1] + attachment._FREED_WITHIN_SECONDS / 2
+        assert took[0] < took[1] + _FREED_WITHIN_SECONDS / 2
         run.send(signal.SIGCONT)
         run.wait_for_line("put back (nothing was attached)")
 
@@ -290,7 +293,7 @@ def kept(fw: Firewall) -> Iterator[Kept]:
     """What is attached, held as `run` holds it, with this thread in the namespace."""
     with ExitStack() as stack:
         stack.enter_context(fw.namespace.entered())
-        with IPRoute() as ipr, registry.found(ipr) as found:
+        with IPRoute() as ipr, walk.found(ipr) as found:
             assert found.attached
             yield stack.enter_context(closing(Kept(found.attached)))
 
@@ -342,7 +345,7 @@ def test_a_record_without_room_for_a_qdisc_is_left_as_it_is(
     with kept(fw) as held:
         remove(fw, REMOVALS["clsact"])
         before = state(fw)
-        monkeypatch.setattr(registry.Record, "to_bytes", lambda _: b"x" * 4096)
+        monkeypatch.setattr(Record, "to_bytes", lambda _: b"x" * 4096)
         with pytest.raises(MohError, match="no room"):
             attachment.put_back(held, print)
         assert state(fw) == before

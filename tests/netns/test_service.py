@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from moh_ebpf import lock
-from moh_ebpf.tc import Hook
+from moh_ebpf.kernel import lock
+from moh_ebpf.kernel.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.flood import Streams, playing
 from tests.support.foreign import counter

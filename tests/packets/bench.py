@@ -13,11 +13,16 @@ from pyroute2 import IPRoute
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from moh_ebpf import attachment, layout, libbpf, settings
-from moh_ebpf import events as told
+from moh_ebpf import layout, settings
+from moh_ebpf.attach import attachment
+from moh_ebpf.attach.plan import make_plan
+from moh_ebpf.calls.events import KernelEvent
+from moh_ebpf.calls.peers import Peer, Wait, Wan
+from moh_ebpf.kernel import libbpf
 from moh_ebpf.layout import State
-from moh_ebpf.peers import Peer, Wait, Wan
-from moh_ebpf.registry import Attached, Record, Role
+from moh_ebpf.registry.attached import Attached
+from moh_ebpf.registry.record import Record, Role
+from moh_ebpf.registry.ring import Ring
 from tests.support.firewall import PROVIDER, UCM, Firewall
 from tests.support.wire import rtp, udp
 
@@ -112,7 +117,7 @@ def run_program(
         repeat=repeat,
         flags=flags,
     )
-    libbpf._call("bpf_prog_test_run_opts", fd, ctypes.byref(options))
+    libbpf.call("bpf_prog_test_run_opts", fd, ctypes.byref(options))
     verdict = ctypes.c_int32(options.retval).value
     return Run(verdict, out.raw[: options.data_size_out], options.duration)
 
@@ -139,15 +144,15 @@ class Bench:
             {"wan": "wan", "lan": "lan", "ucm": "10.10.10.10", "timeout": "10s", **values}
         )
         with firewall.namespace.entered(), IPRoute() as ipr:
-            plan = attachment.make_plan(ipr, chosen)
+            plan = make_plan(ipr, chosen)
         record = Record(
             chosen, "test", tuple(i.index for i in plan.wan), tuple(i.index for i in plan.lan), ()
         )
-        self._loaded = attachment._load(plan, record, None)
-        self.programs = self._loaded.programs
+        self.loaded = attachment.load(plan, record, None)
+        self.programs = self.loaded.programs
         self.ifindex = {each.name: each.index for each in (*plan.wan, *plan.lan)}
-        self._attached = Attached({}, record, self._loaded.maps)
-        self._ring = told.Ring(self._loaded.maps["events"])
+        self._attached = Attached({}, record, self.loaded.maps)
+        self.ring = Ring(self.loaded.maps["events"])
 
     def run(
         self,
@@ -194,7 +199,7 @@ class Bench:
         )
         values["last_seen"] = values["since"] = now - int(peer.age * 1e9)
         libbpf.update(
-            self._loaded.maps["peers"],
+            self.loaded.maps["peers"],
             layout.ENDPOINT.pack(*_packed(endpoint)),
             layout.PEER.pack(*values.values()),
         )
@@ -267,7 +272,7 @@ class Bench:
 
     def age_reports(self, seconds: float) -> None:
         """As if all RTCP had come so many seconds earlier."""
-        if "reports" in self._loaded.maps:
+        if "reports" in self.loaded.maps:
             self._change(
                 "reports", layout.REPORT, lambda report: (report[0], report[1] - int(seconds * 1e9))
             )
@@ -282,7 +287,7 @@ class Bench:
         change: Callable[[tuple[Any, ...]], tuple[Any, ...]],
     ) -> None:
         """Each value of a map, written again as `change` returns it."""
-        of = self._loaded.maps[name]
+        of = self.loaded.maps[name]
         for keys, values in list(libbpf.entries(of)):
             for at, value in enumerate(packed.iter_unpack(values)):
                 key = keys[at * of.key_size :][: of.key_size]
@@ -295,14 +300,14 @@ class Bench:
 
     def _wans(self) -> list[tuple[int, ...]]:
         """Each WAN's struct wan."""
-        wans = self._loaded.maps["wans"]
+        wans = self.loaded.maps["wans"]
         return [
             layout.WAN.unpack(libbpf.lookup(wans, layout.index(index)))
             for index in range(len(self._attached.record.wan))
         ]
 
     def _set_wan(self, index: int, *times: int) -> None:
-        libbpf.update(self._loaded.maps["wans"], layout.index(index), layout.WAN.pack(*times))
+        libbpf.update(self.loaded.maps["wans"], layout.index(index), layout.WAN.pack(*times))
 
     def set_learned(self, age: float | None = -5.0, wan: int = 0) -> None:
         """As if learn had last read a packet on this WAN so many seconds ago; None: never. By
@@ -344,29 +349,29 @@ class Bench:
         counters = self._attached.counters()
         return {name: n for name, n in counters.items() if n and name.startswith("rtp_")}
 
-    def events(self) -> list[told.Record]:
+    def events(self) -> list[KernelEvent]:
         """What the programs have told since the last call."""
-        records, missed = self._ring.read()
+        records, missed = self.ring.read()
         assert missed == 0
         return records
 
     def clear(self) -> None:
         """No peers, no reports, all counters 0, nobody waiting, no events."""
-        for name in {"peers", "reports", "others", "waiting_for"} & self._loaded.maps.keys():
-            each = self._loaded.maps[name]
+        for name in {"peers", "reports", "others", "waiting_for"} & self.loaded.maps.keys():
+            each = self.loaded.maps[name]
             for keys, _ in list(libbpf.entries(each)):
                 for at in range(0, len(keys), each.key_size):
-                    libbpf._call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
-        self._ring.read()
+                    libbpf.call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
+        self.ring.read()
         for index in range(len(self._attached.record.wan)):
             self._set_wan(index, *([0] * len(layout.WAN_FIELDS)))
-        counters = self._loaded.maps["counters"]
+        counters = self.loaded.maps["counters"]
         size = counters.value_size * len(libbpf.lookup_per_cpu(counters, b"\0\0\0\0"))
         libbpf.update(counters, b"\0\0\0\0", b"\0" * size)
 
     def close(self) -> None:
-        self._ring.close()
-        self._loaded.close()
+        self.ring.close()
+        self.loaded.close()
 
 
 def _packed(endpoint: str) -> tuple[bytes, bytes]:

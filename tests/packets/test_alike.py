@@ -5,7 +5,7 @@ import struct
 import pytest
 from scapy.layers.inet import UDP
 
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import SHOT, UNSPEC, Bench
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import rtp, udp

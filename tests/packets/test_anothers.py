@@ -4,9 +4,9 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Raw
 
-from moh_ebpf import libbpf
+from moh_ebpf.kernel import libbpf
 from moh_ebpf.layout import State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import rtp, udp
@@ -106,6 +106,6 @@ NOBODY = [
 @pytest.mark.parametrize(("what", "role", "packet"), NOBODY, ids=lambda value: str(value)[:20])
 def test_nobody_else_opens_it(programs: Bench, what: str, role: Role, packet) -> None:
     programs.run(role, packet)
-    noted = [keys for keys, _ in libbpf.entries(programs._loaded.maps["others"])]
+    noted = [keys for keys, _ in libbpf.entries(programs.loaded.maps["others"])]
     assert b"".join(noted) == b"", what
     assert programs.run(Role.LEARN, answer())[0] == SHOT, what

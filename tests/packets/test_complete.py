@@ -6,7 +6,7 @@ import pytest
 from scapy.layers.inet import UDP, IPOption_NOP
 
 from moh_ebpf.layout import State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import COMPLETE, REDIRECT, UNSPEC, Bench, PeerState
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import flow, udp

@@ -9,7 +9,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
 from moh_ebpf.layout import State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import flow, rtp, udp

@@ -6,9 +6,9 @@ import pytest
 from scapy.packet import Packet
 
 from moh_ebpf import layout
-from moh_ebpf.events import Record
+from moh_ebpf.calls.events import KernelEvent
 from moh_ebpf.layout import Kind, State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import Bench, PeerState, bench
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.wire import udp
@@ -25,7 +25,7 @@ def sent(payload: bytes | None = None) -> Packet:
     return udp(f"{UCM}:24576", PROVIDER, payload)
 
 
-def told(record: Record) -> tuple[str, str, str, int]:
+def told(record: KernelEvent) -> tuple[str, str, str, int]:
     """The kind, the endpoint, what it sends to, and the state before."""
     address, port, state, _ = layout.HEARD.unpack(record.heard)
     assert State(state) is (State.MOH if _text(address, port) == HOLD else State.TWO)
@@ -188,13 +188,13 @@ def test_rtcp_is_no_event(programs: Bench) -> None:
 
 def test_a_ring_that_nobody_reads_is_full_one_day(programs: Bench) -> None:
     """Then events are counted, and packets are what they were."""
-    room = programs._loaded.maps["events"].max_entries // (8 + layout.EVENT.size)
+    room = programs.loaded.maps["events"].max_entries // (8 + layout.EVENT.size)
     programs.set_peer(PROVIDER, PeerState(State.TWO, CALL, told=True))
     for n in range(room + 100):
         programs.run(Role.LEARN, heard((HOLD, CALL)[n % 2]))
     unread = programs.counters()["events_unread"]
     assert room // 2 <= room + 100 - unread <= room
-    programs._ring.read()
+    programs.ring.read()
     programs.run(Role.LEARN, heard((CALL, HOLD)[room % 2]))
     programs.run(Role.LEARN, heard((HOLD, CALL)[room % 2]))
     assert programs.events()

@@ -10,7 +10,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
 from moh_ebpf.layout import Kind, State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState, bench
 from tests.packets.conftest import Benches
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, firewall

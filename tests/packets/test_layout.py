@@ -16,7 +16,7 @@ SIZES = {"u64": 8, "__be32": 4, "__be16": 2, "u8": 1}
 
 
 def table(programs: Bench, name: str):
-    return programs._loaded.module[name.encode()]
+    return programs.loaded.module[name.encode()]
 
 
 def fields(structure: type[ctypes.Structure]) -> list[tuple[str, int, int]]:

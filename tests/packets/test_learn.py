@@ -8,7 +8,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
 
 from moh_ebpf.layout import State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState, bench
 from tests.support.firewall import PROVIDER, PUBLIC, firewall
 from tests.support.wire import rtp, udp

@@ -6,7 +6,7 @@ verifier may refuse.
 
 import pytest
 
-from moh_ebpf import network
+from moh_ebpf.kernel import interfaces
 from tests.packets.bench import bench
 from tests.support.firewall import Firewall
 
@@ -28,7 +28,7 @@ def test_each_pair_of_settings(
 ) -> None:
     *choices, searches = row
     if searches:
-        monkeypatch.setattr(network, "_link_header", lambda link, links: None)
+        monkeypatch.setattr(interfaces, "link_header_of", lambda link, links: None)
     values = {
         name: both[choice] for (name, both), choice in zip(SETTINGS.items(), choices, strict=True)
     }

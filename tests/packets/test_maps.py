@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from moh_ebpf import compiler
-from moh_ebpf.registry import Role
+from moh_ebpf.attach import compiler
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import Bench, bench
 from tests.support.firewall import PUBLIC, Firewall
 from tests.support.wire import udp
@@ -73,5 +73,5 @@ def test_the_ring_of_events_is_as_large_whatever_the_page(
     """At least a page, which is the least that the kernel takes."""
     monkeypatch.setattr(compiler, "mmap", SimpleNamespace(PAGESIZE=page))
     with bench(shared_firewall) as programs:
-        ring = programs._loaded.maps["events"]
+        ring = programs.loaded.maps["events"]
         assert ring.max_entries == max(256 << 10, page)

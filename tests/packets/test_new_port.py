@@ -5,7 +5,7 @@ import time
 import pytest
 
 from moh_ebpf.layout import Kind, State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState
 from tests.packets.conftest import Benches
 from tests.support.firewall import PROVIDER, PUBLIC, UCM

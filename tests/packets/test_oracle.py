@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from moh_ebpf.counters import COUNTERS
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets import model
 from tests.packets.bench import Bench, bench
 from tests.packets.model import Model

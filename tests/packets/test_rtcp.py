@@ -6,7 +6,7 @@ import pytest
 from scapy.layers.inet import IP
 
 from moh_ebpf.layout import Evidence, Kind, State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import SHOT, UNSPEC, Bench, PeerState
 from tests.packets.conftest import Benches
 from tests.support.firewall import PROVIDER, PUBLIC, UCM

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from moh_ebpf.calls.peers import Peer
+from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.layout import State
-from moh_ebpf.peers import Peer
-from moh_ebpf.registry import Role
-from moh_ebpf.rtp import Rtp
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import Bench, PeerState
 from tests.support.firewall import PROVIDER, PUBLIC, UCM
 from tests.support.wire import udp

@@ -12,9 +12,9 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from moh_ebpf import network
+from moh_ebpf.kernel import interfaces
 from moh_ebpf.layout import State
-from moh_ebpf.registry import Role
+from moh_ebpf.registry.record import Role
 from tests.packets.bench import REDIRECT, SHOT, UNSPEC, Bench, PeerState, bench
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.wire import rtp, udp
@@ -27,7 +27,7 @@ MUSIC = f"{UCM}:24576"
 def shared_searching(shared_firewall: Firewall) -> Iterator[Bench]:
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(network, "_link_header", lambda link, links: None)
+            patch.setattr(interfaces, "link_header_of", lambda link, links: None)
             made = stack.enter_context(bench(shared_firewall))
         yield made
 

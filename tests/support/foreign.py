@@ -7,8 +7,10 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import compiler, libbpf
-from moh_ebpf.tc import Hook
+from moh_ebpf.attach import compiler
+from moh_ebpf.kernel import libbpf
+from moh_ebpf.kernel.libbpf import TCX_EGRESS, TCX_INGRESS
+from moh_ebpf.kernel.tc import Hook
 from tests.support.firewall import Firewall
 from tests.support.namespace import Namespace
 
@@ -31,7 +33,7 @@ def load(source: bytes = _SOURCE, *flags: str) -> Any:
     """The BCC module of some source that is none of ours."""
     includes = (f"-I{path}" for path in compiler.uapi_headers())
     flags = ("-D__LINUX_BPF_H__", *includes, *flags)
-    return compiler._import_bcc().BPF(text=source, cflags=list(flags))
+    return compiler.import_bcc().BPF(text=source, cflags=list(flags))
 
 
 def add_filter(
@@ -61,7 +63,7 @@ class Counter:
         self, firewall: Firewall, interface: str, hook: Hook, priority: int, **options: Any
     ) -> None:
         self._module = load()
-        program = self._module.load_func(b"count", compiler._import_bcc().BPF.SCHED_CLS)
+        program = self._module.load_func(b"count", compiler.import_bcc().BPF.SCHED_CLS)
         add_filter(firewall.namespace, interface, hook, priority, program.fd, **options)
 
     @property
@@ -92,11 +94,11 @@ def counter(
 def tcx_program(firewall: Firewall, interface: str, hook: Hook) -> Iterator[None]:
     """Somebody else's TCX program (Linux 6.6) at a hook: counts as the filter does."""
     module = load()
-    program = module.load_func(b"count", compiler._import_bcc().BPF.SCHED_CLS)
-    kind = libbpf.TCX_INGRESS if hook is Hook.INGRESS else libbpf.TCX_EGRESS
+    program = module.load_func(b"count", compiler.import_bcc().BPF.SCHED_CLS)
+    kind = TCX_INGRESS if hook is Hook.INGRESS else TCX_EGRESS
     index = firewall.namespace.ifindex(interface)
     with firewall.namespace.entered():
-        link = libbpf._call("bpf_link_create", program.fd, index, kind, None)
+        link = libbpf.call("bpf_link_create", program.fd, index, kind, None)
     try:
         yield
     finally:
@@ -113,7 +115,7 @@ _XDP_FLAGS_SKB_MODE = 1 << 1  # linux/if_link.h
 def xdp_program(firewall: Firewall, interface: str, *, generic: bool = False) -> Iterator[None]:
     """Somebody else's XDP program, which lets all packets pass: in the driver by a bpf_link, or
     `generic`, by netlink."""
-    bpf = compiler._import_bcc().BPF
+    bpf = compiler.import_bcc().BPF
     module = load(_XDP)
     program = module.load_func(b"xdp_guard", bpf.XDP)
     index = firewall.namespace.ifindex(interface)
@@ -122,7 +124,7 @@ def xdp_program(firewall: Firewall, interface: str, *, generic: bool = False) ->
         if generic:
             bpf.attach_xdp(interface.encode(), program, _XDP_FLAGS_SKB_MODE)
         else:
-            link = libbpf._call("bpf_link_create", program.fd, index, _BPF_XDP, None)
+            link = libbpf.call("bpf_link_create", program.fd, index, _BPF_XDP, None)
     try:
         yield
     finally:

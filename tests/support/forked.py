@@ -161,11 +161,12 @@ if __name__ == "__main__":
     import bcc  # noqa: F401
     import rich.console  # noqa: F401
 
-    import moh_ebpf.attachment
+    import moh_ebpf.attach.attachment
     import moh_ebpf.cli
     import moh_ebpf.doctor
-    import moh_ebpf.events
-    import moh_ebpf.metrics
-    import moh_ebpf.render  # noqa: F401
+    import moh_ebpf.service.exporter
+    import moh_ebpf.show.follow
+    import moh_ebpf.show.peers
+    import moh_ebpf.show.status  # noqa: F401
 
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from moh_ebpf import libbpf
+from moh_ebpf.kernel import libbpf
 
 
 def running() -> tuple[int, int]:

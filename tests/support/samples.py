@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from moh_ebpf.calls.peers import Peer, Snapshot
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.layout import State
-from moh_ebpf.peers import Peer, Snapshot
 from moh_ebpf.settings import from_values
 
 DESCRIPTION: dict[str, Any] = {

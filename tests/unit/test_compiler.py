@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from moh_ebpf import compiler
-from moh_ebpf.network import Interface
+from moh_ebpf.attach import compiler
+from moh_ebpf.attach.plan import Plan
+from moh_ebpf.kernel.interfaces import Interface
 from moh_ebpf.settings import from_values
 
 KIB = 1024
@@ -34,8 +35,8 @@ def test_a_refusal_for_want_of_locked_memory(
     """Its words are those for want of rights."""
     monkeypatch.setattr(compiler.platform, "release", lambda: release)
     monkeypatch.setattr(compiler.resource, "getrlimit", lambda _: (limit, limit))
-    monkeypatch.setattr(compiler, "_may_load", lambda: may_load)
-    said = compiler._explain(REFUSED)
+    monkeypatch.setattr(compiler, "may_load", lambda: may_load)
+    said = compiler.explain(REFUSED)
     assert ("LimitMEMLOCK=infinity" in said, "64 KiB" in said) == (named, named)
     assert ("run as root" in said) is not named
 
@@ -43,7 +44,7 @@ def test_a_refusal_for_want_of_locked_memory(
 def test_the_limit_is_raised_as_far_as_it_may_be() -> None:
     """Without the right to more, to the hard one."""
     code = (
-        "import resource; from moh_ebpf import compiler; compiler._raise_memory_limit();"
+        "import resource; from moh_ebpf.attach import compiler; compiler.raise_memory_limit();"
         "soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK); print(soft, hard)"
     )
     command = ["prlimit", "--memlock=65536:131072"]
@@ -97,4 +98,4 @@ def test_no_jump_is_by_a_table() -> None:
     """The verifier refuses those; clang makes one of a switch on ppc64le, and none here."""
     interface = Interface(1, "wan", 14, (), None)
     chosen = from_values({"wan": "wan", "ucm": "10.10.10.10"})
-    assert "-fno-jump-tables" in compiler.flags(compiler.Plan(chosen, [interface], []), 100)
+    assert "-fno-jump-tables" in compiler.flags(Plan(chosen, [interface], []), 100)

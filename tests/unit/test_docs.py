@@ -11,8 +11,8 @@ import typer
 from moh_ebpf import cli, settings
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.errors import ExitStatus
-from moh_ebpf.render import WATCH_COLUMNS
-from moh_ebpf.watch.keys import HELP
+from moh_ebpf.show.peers import WATCH_COLUMNS
+from moh_ebpf.show.watch.keys import HELP
 from tests.support.documents import broken_links
 
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from moh_ebpf import layout
+from moh_ebpf.attach.cautions import Caution
+from moh_ebpf.calls.peers import Peer, Snapshot, Wait, Wan
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.doctor import CHECKS, Finding, Level, rules, worst
 from moh_ebpf.doctor import facts as asked
@@ -16,10 +18,8 @@ from moh_ebpf.doctor.checks import run
 from moh_ebpf.doctor.facts import Facts, Route, Target
 from moh_ebpf.doctor.rules import Packets, Truth
 from moh_ebpf.errors import MohError
-from moh_ebpf.misfits import Misfit
-from moh_ebpf.network import Interface
-from moh_ebpf.peers import Peer, Snapshot, Wait, Wan
-from moh_ebpf.registry import Place, Role
+from moh_ebpf.kernel.interfaces import Interface
+from moh_ebpf.registry.record import Place, Role
 from moh_ebpf.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -449,7 +449,7 @@ FLOWTABLE = rules.Flowtable("ip t f", ("lan", "wan"), hardware=False)
         ),
         ({"failed": [("198.51.100.1", "wan", "FAILED")]}, "wan-neighbour", Level.ERROR),
         ({"sysctls": {"net.ipv4.conf.wan.forwarding": 0}}, "forwarding", Level.ERROR),
-        ({"others": [Misfit("wan egress: a u32 filter")]}, "other-programs", Level.WARNING),
+        ({"others": [Caution("wan egress: a u32 filter")]}, "other-programs", Level.WARNING),
     ],
 )
 def test_levels(facts: dict, check: str, level: Level) -> None:
@@ -535,9 +535,9 @@ BLIND = Wan("wan", learn_age=9.0, open_age=0.02, blind_for=9.0)
         ({"received": {"wan": 50}}, "none of them is IPv4 to"),
         ({"without_carrier": ["wan"]}, "no carrier"),
         ({"offloading": ["wan"]}, "forward by itself"),
-        ({"others": [Misfit("a filter", where="wan ingress")]}, "another program"),
-        ({"others": [Misfit("a filter", where="wan egress")]}, "no packet comes in"),
-        ({"others": [Misfit("a filter", where="wan10 ingress")]}, "no packet comes in"),
+        ({"others": [Caution("a filter", where="wan ingress")]}, "another program"),
+        ({"others": [Caution("a filter", where="wan egress")]}, "no packet comes in"),
+        ({"others": [Caution("a filter", where="wan10 ingress")]}, "no packet comes in"),
         ({"missing": [Place(0x7FFFFFFF, Role.LEARN)]}, "no packet comes in"),
     ],
 )

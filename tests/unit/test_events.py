@@ -5,10 +5,13 @@ from socket import inet_aton
 
 import pytest
 
-from moh_ebpf import events, layout
-from moh_ebpf.chronicle import Histogram, Sums
-from moh_ebpf.events import Event, Found, Key, Lost, Record, Story
+from moh_ebpf import layout
+from moh_ebpf.calls import tracker
+from moh_ebpf.calls.events import Event, KernelEvent, Key, Lost
+from moh_ebpf.calls.tracker import PeerEntry, Tracker
 from moh_ebpf.layout import Evidence, Kind, State
+from moh_ebpf.service.sums import Histogram, Sums
+from moh_ebpf.show.follow import line
 
 SECOND = 10**9
 KEY = inet_aton("203.0.113.10"), struct.pack("!H", 20000)
@@ -23,9 +26,9 @@ def heard(state: State) -> bytes:
 def record(
     at: float, kind: Kind, state: State, *, key: Key = KEY, before: State | int = 0,
     lasted: float = 0.0, dropped: int = 0,
-) -> Record:  # fmt: skip
+) -> KernelEvent:  # fmt: skip
     """`at` and `lasted` in seconds."""
-    return Record(
+    return KernelEvent(
         round(at * SECOND), heard(state), round(lasted * SECOND), dropped, *key, kind, before
     )
 
@@ -36,13 +39,13 @@ class Peers:
     def __init__(self) -> None:
         self.there: dict[Key, tuple[float, float]] = {}
         self.state = State.TWO
-        self.story = Story(self.look, SECOND, {0: "eth1"})
+        self.story = Tracker(self.look, SECOND, {0: "eth1"})
 
-    def look(self, key: Key) -> Found | None:
+    def look(self, key: Key) -> PeerEntry | None:
         times = self.there.get(key)
-        return times and Found(heard(self.state), *(round(each * SECOND) for each in times))
+        return times and PeerEntry(heard(self.state), *(round(each * SECOND) for each in times))
 
-    def told(self, *records: Record) -> list[Event]:
+    def told(self, *records: KernelEvent) -> list[Event]:
         return [event for each in records for event in self.story.tell(each)]
 
     def after(self, seconds: float) -> list[Event]:
@@ -60,15 +63,17 @@ def short(told: list[Event]) -> list[tuple[object, ...]]:
 
 def test_a_hold_by_rtcp_has_lasted_until_its_last_report() -> None:
     """It expires 15 s after that."""
-    found = Found(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND)
-    story = Story(lambda key: found, SECOND, {0: "eth1"})
+    found = PeerEntry(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND)
+    story = Tracker(lambda key: found, SECOND, {0: "eth1"})
     story.know(KEY, found)
     assert short(list(story.due(round(40.2 * SECOND)))) == [("expired", State.MOH, None, 5)]
 
 
 def test_a_hold_by_rtcp_whose_endpoint_speaks_again() -> None:
-    story = Story(lambda key: None, SECOND, {0: "eth1"}, rtcp_timeout_ns=15 * SECOND)
-    story.know(KEY, Found(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND))
+    story = Tracker(lambda key: None, SECOND, {0: "eth1"}, rtcp_timeout_ns=15 * SECOND)
+    story.know(
+        KEY, PeerEntry(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND)
+    )
     again = record(40.05, Kind.LEARNED, State.TWO, before=State.MOH, lasted=5)
     expired, new = story.tell(again)
     assert (expired.event, expired.time, expired.lasted) == ("expired", 40, 5)
@@ -199,7 +204,7 @@ def test_a_hold_whose_beginning_was_missed(peers: Peers) -> None:
 def test_of_a_flood_holds_are_told_with_their_music(
     peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_MOST_KNOWN", 1)
+    monkeypatch.setattr(tracker, "_MOST_KNOWN", 1)
     peers.told(record(10, Kind.LEARNED, State.MOH))
     told = peers.told(record(10.1, Kind.LEARNED, State.MOH, key=OTHER))
     assert [each.event for each in told] == ["new"]
@@ -214,14 +219,14 @@ def test_of_a_flood_holds_are_told_with_their_music(
 
 
 def test_who_was_there_from_the_start(peers: Peers) -> None:
-    peers.story.know(KEY, Found(heard(State.TWO), 12 * SECOND, 10 * SECOND))
+    peers.story.know(KEY, PeerEntry(heard(State.TWO), 12 * SECOND, 10 * SECOND))
     peers.there[KEY] = 12, 10
     assert short(peers.after(13.5)) == [("expired", State.TWO, None, 2)]
 
 
 def test_what_the_map_had_before_its_record_was_read(peers: Peers) -> None:
     """It is news all the same, and its end comes once."""
-    peers.story.know(KEY, Found(heard(State.TWO), 12 * SECOND, 10 * SECOND))
+    peers.story.know(KEY, PeerEntry(heard(State.TWO), 12 * SECOND, 10 * SECOND))
     assert short(peers.told(record(10, Kind.LEARNED, State.TWO))) == [
         ("new", None, State.TWO, None)
     ]
@@ -342,14 +347,14 @@ def test_json_has_the_documented_fields() -> None:
 
 
 def test_lines() -> None:
-    assert events.line(HOLD).endswith(
+    assert line(HOLD).endswith(
         "  hold    203.0.113.10:20000  MOH at 198.51.100.2:4000  after 30.0 s of TWO  "
         "music in 42 ms, 2 dropped"
     )
     silent = HOLD._replace(time_to_music=None, dropped_before=None)
-    assert "NO MUSIC within 1 s" in events.line(silent)
-    assert "no music before it ended" in events.line(silent._replace(ended_first=True))
-    assert "7 events" in events.line(Lost(5.0, 7))
+    assert "NO MUSIC within 1 s" in line(silent)
+    assert "no music before it ended" in line(silent._replace(ended_first=True))
+    assert "7 events" in line(Lost(5.0, 7))
 
 
 def test_a_histogram_counts_up_to_its_bounds() -> None:

@@ -11,13 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from moh_ebpf import metrics
+from moh_ebpf.calls.peers import Peer, Snapshot, Wan
+from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.errors import UsageError
 from moh_ebpf.layout import State
-from moh_ebpf.metrics import Facts, Program
-from moh_ebpf.peers import Peer, Snapshot, Wan
-from moh_ebpf.rtp import Rtp
+from moh_ebpf.service import exporter, metrics
+from moh_ebpf.service.metrics import RunTime, Sample
 from moh_ebpf.settings import Settings
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
@@ -47,11 +47,11 @@ def snapshot(time: float, *peers: Peer) -> Snapshot:
     return Snapshot(time, list(peers), COUNTS)
 
 
-FACTS = Facts(
+FACTS = Sample(
     version="1.2.3",
     settings=Settings(wan=("wan",), ucm=(), max_peers=4096),
     missing=1,
-    programs=[Program("learn", 1000, 0.00025)],
+    programs=[RunTime("learn", 1000, 0.00025)],
     snapshot=replace(
         snapshot(
             1.0, peer(1, State.MOH), peer(2, State.TWO, out_age=0.01), peer(3, State.TWO, out_age=9)
@@ -66,7 +66,7 @@ FACTS = Facts(
 )
 
 
-def exposed(facts: Facts | None) -> dict[str, float]:
+def exposed(facts: Sample | None) -> dict[str, float]:
     """Sample → value, as a scraper reads them."""
 
     class Collector:
@@ -158,7 +158,7 @@ def test_nothing_attached_is_said_and_no_more() -> None:
 
 
 def test_run_time_only_where_the_kernel_counts_it() -> None:
-    uncounted = replace(FACTS, programs=[Program("learn", 0, 0.0)])
+    uncounted = replace(FACTS, programs=[RunTime("learn", 0, 0.0)])
     assert not [name for name in exposed(uncounted) if "program_run" in name]
 
 
@@ -190,13 +190,13 @@ def test_who_hears_nothing(who: Peer, silent: bool) -> None:
     ],
 )
 def test_address(given: str, meant: tuple[str, int]) -> None:
-    assert metrics.address("--metrics", given) == meant
+    assert exporter.address("--metrics", given) == meant
 
 
 @pytest.mark.parametrize("given", ["", "0", "65536", "localhost:1", ":9477", "1.2.3.4", "a:b:1"])
 def test_bad_address(given: str) -> None:
     with pytest.raises(UsageError, match="--metrics"):
-        metrics.address("--metrics", given)
+        exporter.address("--metrics", given)
 
 
 def names(text: str) -> set[str]:
@@ -238,14 +238,14 @@ def test_the_kernel_is_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) 
     """However many scrape, and whatever they ask for."""
     now, looks = 100.0, 0
 
-    def facts() -> Facts:
+    def facts() -> Sample:
         nonlocal looks
         looks += 1
         return FACTS
 
-    monkeypatch.setattr(metrics, "_facts", facts)
+    monkeypatch.setattr(metrics, "_sample", facts)
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
-    registry = metrics._registry()
+    registry = metrics.metric_registry()
     with ThreadPoolExecutor() as pool:
         whole = list(pool.map(lambda _: generate_latest(registry), range(20)))
     some = generate_latest(registry.restricted_registry(["moh_ebpf_attached"]))

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from pyroute2 import NetlinkDumpInterrupted, NetlinkError
 
-from moh_ebpf import netlink
 from moh_ebpf.errors import MohError
+from moh_ebpf.kernel import netlink
 
 
 def test_asked_again_after_a_change() -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from moh_ebpf import layout, peers
+from moh_ebpf import layout
+from moh_ebpf.calls import peers
+from moh_ebpf.calls.peers import Peer, PeerRate
+from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.layout import Evidence, State
-from moh_ebpf.peers import Peer, PeerRate
-from moh_ebpf.rtp import Rtp
 from tests.support.samples import later, peer, snapshot
 
 SECOND = 10**9

@@ -2,8 +2,9 @@
 
 import pytest
 
-from moh_ebpf import layout, rtp
-from moh_ebpf.rtp import Rtp
+from moh_ebpf import layout
+from moh_ebpf.calls import rtp
+from moh_ebpf.calls.rtp import Rtp
 
 
 def made(**fields: object) -> bytes:

@@ -8,11 +8,13 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from moh_ebpf import service, systemd
-from moh_ebpf.chronicle import Sums
 from moh_ebpf.errors import MohError
-from moh_ebpf.registry import Place, Record
-from moh_ebpf.service import Service, _News, _Wanted
+from moh_ebpf.registry.record import Place, Record
+from moh_ebpf.service import keeper, systemd
+from moh_ebpf.service.changes import News
+from moh_ebpf.service.keeper import Keeper
+from moh_ebpf.service.sums import Sums
+from moh_ebpf.service.wanted import Wanted
 from moh_ebpf.settings import Settings
 
 SETTINGS = Settings(wan=("ppp0",), ucm=(IPv4Address("10.10.10.10"),))
@@ -24,13 +26,13 @@ class Run:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        self.wanted = _Wanted(SETTINGS, RECORD, "somebody had removed learn on ppp0")
+        self.wanted = Wanted(SETTINGS, RECORD, "somebody had removed learn on ppp0")
         self.attached: list[float] = []
         self.fails = False
-        monkeypatch.setattr(service.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(service, "_attach", self._attach)
-        self.service = Service(SETTINGS, logging.getLogger("test"), None, Sums())
-        monkeypatch.setattr(self.service, "_look", lambda at_start, needed: self.wanted)
+        monkeypatch.setattr(keeper.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(keeper, "run_attach", self._attach)
+        self.service = Keeper(SETTINGS, logging.getLogger("test"), None, Sums())
+        monkeypatch.setattr(self.service, "look", lambda at_start, needed: self.wanted)
 
     def _attach(self, *_: object) -> list[str]:
         self.attached.append(self.now)
@@ -38,7 +40,7 @@ class Run:
             raise MohError("no memory")
         return []
 
-    def change(self, news: _News | None = None) -> float:
+    def change(self, news: News | None = None) -> float:
         """Something changes, and is acted upon until nothing is due; how long that took."""
         begun, times = self.now, len(self.attached)
         self.service.expect_change(news)
@@ -66,7 +68,7 @@ def test_what_is_removed_again_comes_back_ever_later(
 
 
 @pytest.fixture
-def removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> _News:
+def removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> News:
     """The service holds the programs of RECORD, and puts back what is removed of them."""
 
     def put_back(*_: object) -> list[Place]:
@@ -75,9 +77,9 @@ def removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> _News:
         run.attached.append(run.now)
         return []
 
-    monkeypatch.setattr(service.attachment, "put_back", put_back)
-    monkeypatch.setattr(run.service, "_kept", Held())
-    return _News(filters={7})
+    monkeypatch.setattr(keeper.attachment, "put_back", put_back)
+    monkeypatch.setattr(run.service, "kept", Held())
+    return News(filters={7})
 
 
 class Held:
@@ -94,7 +96,7 @@ class Held:
         self.closed = True
 
 
-def test_what_is_put_back_is_so_at_once_and_never_seldom(run: Run, removed: _News) -> None:
+def test_what_is_put_back_is_so_at_once_and_never_seldom(run: Run, removed: News) -> None:
     waits = [run.change(removed) for _ in range(10)]
     assert waits[0] < 0.1
     assert 0.9 < waits[1] < 1.1
@@ -105,15 +107,15 @@ def test_what_is_put_back_is_so_at_once_and_never_seldom(run: Run, removed: _New
         assert run.change(removed) < 0.1
 
 
-def test_a_change_that_removes_nothing_of_ours_has_time_to_settle(run: Run, removed: _News) -> None:
+def test_a_change_that_removes_nothing_of_ours_has_time_to_settle(run: Run, removed: News) -> None:
     assert 0.1 < run.change(replace(removed, filters={8})) < 1
 
 
 def test_what_cannot_be_put_back_is_attached_when_it_has_settled(
-    run: Run, removed: _News, monkeypatch: pytest.MonkeyPatch
+    run: Run, removed: News, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attached: list[float] = []
-    monkeypatch.setattr(service, "_attach", lambda *_: attached.append(run.now) or [])
+    monkeypatch.setattr(keeper, "run_attach", lambda *_: attached.append(run.now) or [])
     run.fails = True
     begun = run.now
     run.service.expect_change(removed)
@@ -123,20 +125,20 @@ def test_what_cannot_be_put_back_is_attached_when_it_has_settled(
     assert [each - begun for each in attached] == [pytest.approx(0.2)]
 
 
-@pytest.mark.parametrize("news", [_News(links={7}), _News(lost=True)])
+@pytest.mark.parametrize("news", [News(links={7}), News(lost=True)])
 def test_programs_of_an_interface_that_went_are_let_go_of(
-    run: Run, removed: _News, monkeypatch: pytest.MonkeyPatch, news: _News
+    run: Run, removed: News, monkeypatch: pytest.MonkeyPatch, news: News
 ) -> None:
     """Another may have its index by now. If messages were lost, that may have happened."""
-    held = run.service._kept
-    run.service.expect_change(_News(links={8}))
+    held = run.service.kept
+    run.service.expect_change(News(links={8}))
     assert not held.closed
     run.service.expect_change(news)
     assert held.closed
-    assert run.service._kept is None
+    assert run.service.kept is None
 
 
-def test_other_settings_are_not_put_back(run: Run, removed: _News) -> None:
+def test_other_settings_are_not_put_back(run: Run, removed: News) -> None:
     run.wanted = run.wanted._replace(record=replace(RECORD, wan=(8,)))
     assert run.change(removed) >= 0.2
 
@@ -159,7 +161,7 @@ def test_a_change_is_looked_at_while_a_repair_waits(run: Run) -> None:
     run.now = run.service.due or 0.0
     run.service.act()
     assert (run.service.due or 0) - run.now > 50
-    run.wanted = _Wanted(None, waits_for="ppp0")
+    run.wanted = Wanted(None, waits_for="ppp0")
     assert run.change() < 1
     assert "waiting for ppp0" in run.service.status()
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from moh_ebpf import watch
+from moh_ebpf.calls.peers import Snapshot
 from moh_ebpf.errors import ExitStatus, NotAttachedError
-from moh_ebpf.peers import Snapshot
-from moh_ebpf.render import Description
+from moh_ebpf.show.status import Description
+from moh_ebpf.show.watch.live import each_frame, ticks
 from tests.support.samples import DESCRIPTION, peer, snapshot
 from tests.support.terminal import (
     ENTER,
@@ -34,7 +34,7 @@ import itertools, sys, time
 from rich.console import Console
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.layout import State
-from moh_ebpf.watch import watch
+from moh_ebpf.show.watch.live import watch
 from tests.support.samples import DESCRIPTION, peer, snapshot
 
 interval, life = map(float, sys.argv[1:])
@@ -394,11 +394,11 @@ def test_ctrl_c_ends_the_lines_without_a_word() -> None:
 
 
 def test_being_late_once_does_not_shift_what_follows() -> None:
-    ticks = watch._ticks(0.05)
-    first = next(ticks)
+    due = ticks(0.05)
+    first = next(due)
     time.sleep(0.12)
     asked = time.monotonic()
-    second = next(ticks)
+    second = next(due)
     told = time.monotonic()
     passed = (second - first) / 0.05
     assert passed == pytest.approx(round(passed))
@@ -412,7 +412,7 @@ def test_each_frame_has_the_rates_since_the_one_before() -> None:
         count = next(packets)
         return DESCRIPTION, snapshot(peer(1, in_packets=count), time=count / 100)
 
-    frames = watch._frames(look)
+    frames = each_frame(look)
     assert next(frames).rates.peers == {}
     assert [next(frames).rates.peers["203.0.113.1:20001"].inbound for _ in range(2)] == [
         pytest.approx(100),
@@ -425,4 +425,4 @@ def test_the_first_look_says_itself_that_nothing_is_attached() -> None:
         raise NotAttachedError("not attached here")
 
     with pytest.raises(NotAttachedError, match="not attached here"):
-        next(watch._frames(look))
+        next(each_frame(look))

@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 from rich.segment import Segment
 
-from moh_ebpf import peers
+from moh_ebpf.calls import peers
+from moh_ebpf.calls.peers import Peer, PeerRate, Rates, Snapshot
+from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.layout import Evidence, State
-from moh_ebpf.peers import Peer, PeerRate, Rates, Snapshot
-from moh_ebpf.render import WATCH_COLUMNS, Line
-from moh_ebpf.rtp import Rtp
-from moh_ebpf.watch.history import History
-from moh_ebpf.watch.keys import HELP, Decoder
-from moh_ebpf.watch.screen import Frame, Size, plain_line, screen
-from moh_ebpf.watch.view import View, pressed
+from moh_ebpf.show.lines import Line
+from moh_ebpf.show.peers import WATCH_COLUMNS
+from moh_ebpf.show.watch.history import History
+from moh_ebpf.show.watch.keys import HELP, Decoder
+from moh_ebpf.show.watch.screen import Frame, Size, plain_line, screen
+from moh_ebpf.show.watch.view import View, pressed
 from tests.support.samples import DESCRIPTION, WITHOUT_BYPASS, later, peer, snapshot
-from tests.unit.test_render import COLOUR, DIM, GREEN, MAGENTA, RED, line_with, shown
+from tests.unit.test_show import COLOUR, DIM, GREEN, MAGENTA, RED, line_with, shown
 
 NO_RATES = Rates({}, {})
 SIZES = [(width, height) for width in (1, 20, 60, 80, 120, 250) for height in (*range(1, 26), 60)]

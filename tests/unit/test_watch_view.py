@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 
+from moh_ebpf.calls.peers import Peer, PeerRate, by_interest
 from moh_ebpf.layout import State
-from moh_ebpf.peers import Peer, PeerRate, by_interest
-from moh_ebpf.render import WATCH_COLUMNS, Row
-from moh_ebpf.watch.history import History, sparkline
-from moh_ebpf.watch.keys import HELP, Decoder
-from moh_ebpf.watch.view import _ACTIONS, Shown, View, address_filter, pressed, settle
+from moh_ebpf.show.peers import WATCH_COLUMNS, Row
+from moh_ebpf.show.watch.history import History, sparkline
+from moh_ebpf.show.watch.keys import HELP, Decoder
+from moh_ebpf.show.watch.view import _ACTIONS, Shown, View, address_filter, pressed, settle
 from tests.support.samples import peer
 
 RATES = {peer(n).endpoint: PeerRate(10.0 * n, 50.0 - n) for n in range(1, 10)}

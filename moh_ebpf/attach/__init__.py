@@ -1,0 +1,1 @@
+"""The way into the kernel and out of it."""

@@ -1,0 +1,1 @@
+"""The kernel's interfaces, as far as they are used: netlink, tc, libbpf."""

@@ -1,0 +1,1 @@
+"""What is attached: found by walking the kernel, which is the only registry there is."""

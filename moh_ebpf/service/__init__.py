@@ -1,0 +1,1 @@
+"""`run`, the service, and the metrics."""

@@ -1,6 +1,6 @@
 """`doctor`: what may keep hold music from being heard, each finding with its evidence and a remedy.
 
-It only looks: facts.py asks the machine, rules.py reads netfilter's rules, checks.py judges.
+It only looks: gather.py asks, rules.py knows what netfilter's rules do, checks/ judges.
 """
 
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from moh_ebpf import settings as values
-from moh_ebpf.doctor import checks, facts
-from moh_ebpf.doctor.checks import CHECKS
+from moh_ebpf.doctor import gather
+from moh_ebpf.doctor.checks import CHECKS, run
 from moh_ebpf.doctor.findings import Finding, Level, worst
 from moh_ebpf.errors import UsageError
 from moh_ebpf.settings import Settings
@@ -26,7 +26,7 @@ def examine(config: Path | None, options: Mapping[str, Any], seconds: float) -> 
     The settings are those of the options and the file, if any is given; else those of what is
     attached; else those of CONFIG. Raises UsageError: there are none, or they are wrong.
     """
-    return checks.run(facts.gather(_chooser(config, options), seconds))
+    return run(gather.gather(_chooser(config, options), seconds))
 
 
 def _chooser(

@@ -15,8 +15,9 @@ import pytest
 from pyroute2 import IPRoute
 
 from moh_ebpf.doctor import CHECKS
-from moh_ebpf.doctor import facts as asked
-from moh_ebpf.doctor.facts import has_feature
+from moh_ebpf.doctor.ask import routes
+from moh_ebpf.doctor.ask.machine import has_feature
+from moh_ebpf.doctor.ask.routes import Gateways
 from moh_ebpf.kernel.tc import Hook
 from tests.support.article import (
     NOTRACK,
@@ -700,10 +701,10 @@ def test_a_gateway_that_is_merely_being_asked_for(
         time.sleep(seconds)
 
     with fw.namespace.entered(), IPRoute() as ipr:
-        gateways = asked._Gateways(ipr, {fw.namespace.ifindex("wan"): "wan"})
+        gateways = Gateways(ipr, {fw.namespace.ifindex("wan"): "wan"})
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"", ("203.0.113.10", 21000))
-        monkeypatch.setattr(asked, "time", SimpleNamespace(sleep=answer))
+        monkeypatch.setattr(routes, "time", SimpleNamespace(sleep=answer))
         assert gateways.failed([]) == []
     assert ["INCOMPLETE" in each for each in looks] == [True]
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from moh_ebpf.doctor import Finding, Level
-from moh_ebpf.doctor import facts as asked
+from moh_ebpf.doctor.ask import netfilter
 from moh_ebpf.doctor.checks import run
 from moh_ebpf.doctor.facts import Facts
 from moh_ebpf.kernel.interfaces import Interface
@@ -61,7 +61,7 @@ def space() -> Iterator[Namespace]:
 def found(space: Namespace) -> dict[str, Finding]:
     """What the checks find in the rules that are there."""
     with space.entered():
-        ruleset = asked.ruleset()
+        ruleset = netfilter.ruleset()
     facts = Facts(**{**vars(WELL), "ruleset": ruleset})
     not_well = {each.check: each for each in run(facts) if each.level is not Level.OK}
     # Nothing is attached, and no route was asked for.

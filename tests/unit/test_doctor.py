@@ -13,10 +13,12 @@ from moh_ebpf.attach.cautions import Caution
 from moh_ebpf.calls.peers import Peer, Snapshot, Wait, Wan
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.doctor import CHECKS, Finding, Level, rules, worst
-from moh_ebpf.doctor import facts as asked
+from moh_ebpf.doctor.ask import machine, netfilter
 from moh_ebpf.doctor.checks import run
-from moh_ebpf.doctor.facts import Facts, Route, Target
-from moh_ebpf.doctor.rules import Packets, Truth
+from moh_ebpf.doctor.facts import Facts, Route, Target, listening
+from moh_ebpf.doctor.iptables import from_iptables
+from moh_ebpf.doctor.nft import from_nft
+from moh_ebpf.doctor.rules import Flowtable, Packets, Ruleset, Truth
 from moh_ebpf.errors import MohError
 from moh_ebpf.kernel.interfaces import Interface
 from moh_ebpf.registry.record import Place, Role
@@ -59,10 +61,10 @@ def found(facts: Facts) -> dict[str, Finding]:
     return {each.check: each for each in run(facts) if each.level is not Level.OK}
 
 
-def chain(*policy_and_rules: str) -> rules.Ruleset:
+def chain(*policy_and_rules: str) -> Ruleset:
     policy, *lines = policy_and_rules
     saved = f"*filter\n:INPUT {policy} [0:0]\n:sub - [0:0]\n" + "\n".join(lines) + "\nCOMMIT\n"
-    return rules.from_iptables(saved, "iptables")
+    return from_iptables(saved, "iptables")
 
 
 # What rules do with packets
@@ -156,8 +158,8 @@ def test_what_a_chain_does(lines: list[str], passes: Truth, by: str) -> None:
     assert by in outcome.by
 
 
-def nft(expression: list, *more: dict) -> rules.Ruleset:
-    return rules.from_nft([
+def nft(expression: list, *more: dict) -> Ruleset:
+    return from_nft([
         {"metainfo": {"version": "1.0.6"}},
         {"chain": {"family": "inet", "table": "t", "name": "c", "handle": 1, "type": "filter",
                    "hook": "input", "prio": 0, "policy": "drop"}},
@@ -290,7 +292,7 @@ def chain_of_nat(name: str, priority: int, statement: dict) -> list[dict]:
 def test_the_first_nat_by_priority_is_the_last(statement: dict, reached: list[str]) -> None:
     """As the kernel does it: an accept is for its chain alone."""
     later = chain_of_nat("a", 100, {"snat": {"addr": "198.51.100.2"}})
-    ruleset = rules.from_nft([*later, *chain_of_nat("b", -10, statement)])
+    ruleset = from_nft([*later, *chain_of_nat("b", -10, statement)])
     assert [rule.action for _, rule in rules.nat(ruleset, "postrouting", PACKETS)] == reached
 
 
@@ -301,7 +303,7 @@ def test_a_rules_own_text_is_told_without_its_counts() -> None:
         {"chain": {"family": "inet", "table": "t", "name": "c", "handle": 1}},
         {"rule": {"family": "inet", "table": "t", "chain": "c", "handle": 2, "expr": []}},
     ]
-    (_, parsed), *_ = rules.from_nft(objects, text).rules()
+    (_, parsed), *_ = from_nft(objects, text).rules()
     assert parsed.text == "inet t c handle 2: udp dport 1 accept"
 
 
@@ -320,10 +322,12 @@ def test_conntracks_entries() -> None:
     of_sip = moved.replace("sport=24576", "sport=5060")
     elsewhere = moved.replace("dst=198.51.100.2", "dst=10.10.10.1")
     lines = [moved, right, of_tcp, of_others, of_sip, elsewhere, "", "udp"]
-    (entry,) = asked.telling_entries(SETTINGS, lines)
+    (entry,) = netfilter.telling_connections(SETTINGS, lines)
     assert (entry.source, entry.answer_to) == (("10.10.10.10", 24576), ("198.51.100.2", 1024))
     by_conntrack = moved.removeprefix("ipv4     2 ")
-    assert [each.answer_to[1] for each in asked.telling_entries(SETTINGS, [by_conntrack])] == [1024]
+    assert [
+        each.answer_to[1] for each in netfilter.telling_connections(SETTINGS, [by_conntrack])
+    ] == [1024]
 
 
 def of_another(inside: int, outside: int) -> str:
@@ -339,7 +343,7 @@ def of_another(inside: int, outside: int) -> str:
     [(4000, 4000, Level.NOTE), (40000, 4005, Level.WARNING), (4006, 4006, None)],
 )
 def test_another_host_on_a_phantom_port(inside: int, outside: int, level: Level | None) -> None:
-    entries = asked.telling_entries(SETTINGS, [of_another(inside, outside)])
+    entries = netfilter.telling_connections(SETTINGS, [of_another(inside, outside)])
     finding = found(replace(WELL, anothers=entries)).get("anothers")
     assert (finding and finding.level) == level
     assert finding is None or f"10.10.10.77:{inside} goes out as" in finding.found
@@ -355,15 +359,15 @@ def test_another_host_on_a_phantom_port(inside: int, outside: int, level: Level 
     ids=["without a LAN", "a peer that may not teach", "behind no LAN"],
 )
 def test_another_hosts_moved_port_is_no_fault_where_its_answers_come(reached: Facts) -> None:
-    entries = asked.telling_entries(SETTINGS, [of_another(40000, 4000)])
+    entries = netfilter.telling_connections(SETTINGS, [of_another(40000, 4000)])
     assert found(replace(reached, anothers=entries))["anothers"].level is Level.NOTE
 
 
 def test_capabilities() -> None:
-    assert asked.capabilities_lacking("CapEff:\t000001ffffffffff\n") == []
-    assert asked.capabilities_lacking("CapEff:\t000001ffffdfffff\n") == ["CAP_SYS_ADMIN"]
-    assert len(asked.capabilities_lacking("CapEff:\t0000000000000000\n")) == 3
-    assert asked.capabilities_lacking("") == []
+    assert machine.capabilities_lacking("CapEff:\t000001ffffffffff\n") == []
+    assert machine.capabilities_lacking("CapEff:\t000001ffffdfffff\n") == ["CAP_SYS_ADMIN"]
+    assert len(machine.capabilities_lacking("CapEff:\t0000000000000000\n")) == 3
+    assert machine.capabilities_lacking("") == []
 
 
 @pytest.mark.parametrize(
@@ -382,7 +386,7 @@ def test_capabilities() -> None:
 def test_sockets(local: str, state: str, where: tuple[str, int] | None) -> None:
     """On a machine of little endian."""
     line = f"  12: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000"
-    found = asked.listening(line)
+    found = listening(line)
     assert found == (where and (IPv4Address(where[0]), where[1]))
 
 
@@ -412,7 +416,7 @@ def test_well() -> None:
     assert worst([]) is Level.OK
 
 
-FLOWTABLE = rules.Flowtable("ip t f", ("lan", "wan"), hardware=False)
+FLOWTABLE = Flowtable("ip t f", ("lan", "wan"), hardware=False)
 
 
 @pytest.mark.parametrize(
@@ -432,9 +436,9 @@ FLOWTABLE = rules.Flowtable("ip t f", ("lan", "wan"), hardware=False)
         ({"addresses": {}}, "public-address", Level.NOTE),
         ({"modules": ["nf_conntrack_sip"]}, "sip-helper", Level.NOTE),
         ({"offloading": ["lan"]}, "hardware-flows", Level.NOTE),
-        ({"ruleset": rules.Ruleset({}, (FLOWTABLE,))}, "flowtables", Level.NOTE),
+        ({"ruleset": Ruleset({}, (FLOWTABLE,))}, "flowtables", Level.NOTE),
         (
-            {"ruleset": rules.Ruleset({}, (replace(FLOWTABLE, hardware=True),))},
+            {"ruleset": Ruleset({}, (replace(FLOWTABLE, hardware=True),))},
             "hardware-flows",
             Level.WARNING,
         ),
@@ -461,7 +465,7 @@ def test_levels(facts: dict, check: str, level: Level) -> None:
 
 def test_a_flowtable_elsewhere_is_none_of_ours() -> None:
     elsewhere = replace(FLOWTABLE, devices=("dmz",), hardware=True)
-    assert list(found(replace(WELL, ruleset=rules.Ruleset({}, (elsewhere,))))) == ["attached"]
+    assert list(found(replace(WELL, ruleset=Ruleset({}, (elsewhere,))))) == ["attached"]
 
 
 def test_flowtables_of_nft() -> None:
@@ -473,9 +477,9 @@ def test_flowtables_of_nft() -> None:
         (devices | {"flags": "offload"}, True),
         (devices | {"flags": ["offload", "counter"]}, True),
     ):
-        (flowtable,) = rules.from_nft([{"flowtable": table | more}]).flowtables
-        assert flowtable == rules.Flowtable("inet t f", ("lan", "wan"), hardware)
-    (single,) = rules.from_nft([{"flowtable": table | {"dev": "lan"}}]).flowtables
+        (flowtable,) = from_nft([{"flowtable": table | more}]).flowtables
+        assert flowtable == Flowtable("inet t f", ("lan", "wan"), hardware)
+    (single,) = from_nft([{"flowtable": table | {"dev": "lan"}}]).flowtables
     assert single.devices == ("lan",)
 
 

@@ -1,0 +1,1 @@
+"""The questions whose answers are the facts."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyroute2 import IPRoute
 
-from moh_ebpf import layout, maps
+from moh_ebpf import maps
 from moh_ebpf.attach import cautions, compiler, obstacles
 from moh_ebpf.attach.carry import adopted_maps, carry_clocks, carry_over
 from moh_ebpf.attach.compiler import Loaded
@@ -24,7 +24,7 @@ from moh_ebpf.kernel.tc import Batch, Filter
 from moh_ebpf.registry import walk
 from moh_ebpf.registry.attached import Attached
 from moh_ebpf.registry.programs import open_program
-from moh_ebpf.registry.record import Place, Record, Role, write_record
+from moh_ebpf.registry.record import Place, Record, Role
 from moh_ebpf.registry.walk import Found
 from moh_ebpf.settings import Settings
 
@@ -143,11 +143,10 @@ def load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
     adopt = adopted_maps(plan, record, before) if before else {}
     with ExitStack() as stack:
         loaded = stack.enter_context(closing(compiler.load(plan, record.size(), adopt)))
-        write_record(loaded.maps["settings"], record)
+        loaded.maps.put_settings(record.to_bytes())
         for row in maps.of(plan.settings):
-            for prefix in row.prefixes(plan.settings) if row.prefixes else ():
-                key = layout.PREFIX.pack(prefix.prefixlen, prefix.network_address.packed)
-                libbpf.update(loaded.maps[row.name], key, b"\1")
+            if row.prefixes:
+                loaded.maps.put_prefixes(row.name, row.prefixes(plan.settings))
         _bind_maps(loaded)
         stack.pop_all()
     return loaded
@@ -157,7 +156,7 @@ def _bind_maps(loaded: Loaded) -> None:
     """Not each program uses each map, so the kernel must be told that they belong together."""
     try:
         for fd in loaded.programs.values():
-            for name, each in loaded.maps.items():
+            for name, each in loaded.maps.opened.items():
                 if maps.ROWS[name].prefixes is None:
                     libbpf.bind_map(fd, each.fd)
     except OSError as error:

@@ -4,24 +4,21 @@ from moh_ebpf import layout, maps
 from moh_ebpf.attach import compiler
 from moh_ebpf.attach.compiler import Loaded
 from moh_ebpf.attach.plan import Plan
-from moh_ebpf.kernel import libbpf
 from moh_ebpf.kernel.clock import kernel_ns
-from moh_ebpf.kernel.libbpf import Map
 from moh_ebpf.registry.attached import Attached
 from moh_ebpf.registry.record import Record
 
 
 def adopted_maps(plan: Plan, record: Record, before: Attached) -> dict[str, int]:
     """The maps that the programs go on with, by name."""
-    room = before.maps["peers"].max_entries if "peers" in before.maps else 0
     change = maps.Change(
         before.record.settings,
         plan.settings,
         same_wans=_same_wans(record, before),
-        same_room=room == compiler.peers_entries(plan.settings.max_peers),
+        same_room=before.maps.room_for_peers == compiler.peers_entries(plan.settings.max_peers),
     )
     return {
-        row.name: before.maps[row.name].fd
+        row.name: before.maps.descriptor(row.name)
         for row in maps.of(plan.settings)
         if row.name in before.maps and row.is_adopted(change)
     }
@@ -37,7 +34,7 @@ def _without(before: Attached | None, loaded: Loaded, name: str) -> Attached | N
     """The attachment before, if it has such a map and the programs do not go on with it."""
     if before is None or name not in before.maps:
         return None
-    return None if before.maps[name].id == loaded.maps[name].id else before
+    return None if before.maps.is_shared(name, loaded.maps) else before
 
 
 def carry_clocks(before: Attached | None, loaded: Loaded, record: Record) -> None:
@@ -48,8 +45,7 @@ def carry_clocks(before: Attached | None, loaded: Loaded, record: Record) -> Non
         return
     for index, ifindex in enumerate(before.record.wan):
         if ifindex in record.wan:
-            value = libbpf.lookup(before.maps["wans"], layout.index(index))
-            libbpf.update(loaded.maps["wans"], layout.index(record.wan.index(ifindex)), value)
+            loaded.maps.put_wan(record.wan.index(ifindex), before.maps.wan(index))
 
 
 def carry_over(
@@ -58,13 +54,12 @@ def carry_over(
     """Copy live peers into the new map, and return them as they were copied. Called before the
     programs are swapped, and after, with what was `copied`, for what was learned meanwhile: what
     the new programs have heard since is later, and stays."""
-    new = loaded.maps["peers"]
     before = _without(before, loaded, "peers")
     if before is None:
         return {}
     live_since = kernel_ns() - round(before.record.settings.timeout * 1e9)
     carried = {}
-    for (address, port), (heard, last_seen, *rest) in before.peers():
+    for (address, port), (heard, last_seen, *rest) in before.maps.peers():
         key = layout.ENDPOINT.pack(address, port)
         moved = _move_to(heard, before.record, record)
         if moved is None or last_seen < live_since:
@@ -75,8 +70,8 @@ def carry_over(
         value = carried[key] = layout.PEER.pack(*peer.values())
         if _heard(value) == _heard(copied.get(key)):
             continue
-        if _heard(_lookup(new, key)) == _heard(copied.get(key)):
-            libbpf.update(new, key, value)
+        if _heard(loaded.maps.peer(key)) == _heard(copied.get(key)):
+            loaded.maps.put_peer(key, value)
     return carried
 
 
@@ -91,11 +86,3 @@ def _move_to(heard: bytes, old: Record, new: Record) -> bytes | None:
     if wan >= len(old.wan) or old.wan[wan] not in new.wan:
         return None
     return layout.HEARD.pack(address, port, state, new.wan.index(old.wan[wan]))
-
-
-def _lookup(bpf_map: Map, key: bytes) -> bytes | None:
-    """The value of a key; None if there is none. Raises OSError."""
-    try:
-        return libbpf.lookup(bpf_map, key)
-    except FileNotFoundError:
-        return None

@@ -26,7 +26,7 @@ from moh_ebpf.calls.peers import GOES_ON_SECONDS, LONGEST_DEAF_HOLD_SECONDS
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.errors import NOT_PERMITTED, MohError
 from moh_ebpf.kernel import libbpf, requirements
-from moh_ebpf.kernel.libbpf import Map
+from moh_ebpf.registry.contents import Maps
 from moh_ebpf.registry.record import Role
 from moh_ebpf.settings import MOST_INTERFACES
 
@@ -49,7 +49,7 @@ class Loaded:
 
     module: Any
     programs: dict[Role, int]
-    maps: dict[str, Map]
+    maps: Maps
 
     def close(self) -> None:
         """Let go of programs and maps: what is attached stays, the rest is freed."""
@@ -105,7 +105,7 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
         row.name: libbpf.map_info(module[row.name.encode()].map_fd)
         for row in maps.of(plan.settings)
     }
-    loaded = Loaded(module, programs, opened)
+    loaded = Loaded(module, programs, Maps(opened))
     _check_names(loaded)
     return loaded
 
@@ -153,7 +153,7 @@ def _check_names(loaded: Loaded) -> None:
     """Programs and maps are found again by their names, which libbpf leaves out if the kernel did
     not take its one try with a name, be it for want of memory."""
     names = {role.program: libbpf.program_info(fd).name for role, fd in loaded.programs.items()}
-    names |= {name: each.name for name, each in loaded.maps.items()}
+    names |= {name: each.name for name, each in loaded.maps.opened.items()}
     for wanted, name in names.items():
         if name != wanted:
             loaded.close()

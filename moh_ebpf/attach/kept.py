@@ -14,7 +14,7 @@ from moh_ebpf.kernel import libbpf
 from moh_ebpf.kernel.tc import Filter
 from moh_ebpf.registry.attached import Attached
 from moh_ebpf.registry.programs import maps_of
-from moh_ebpf.registry.record import Place, Role, write_record
+from moh_ebpf.registry.record import Place, Role
 
 
 class Kept:
@@ -70,5 +70,5 @@ class Kept:
         record = replace(self.record, clsact=clsact)
         if record != self.record:
             with maps_of(next(iter(self.programs.values()))) as maps:
-                write_record(maps["settings"], record)
+                maps.put_settings(record.to_bytes())
         self.record, self.made = record, set(clsact)

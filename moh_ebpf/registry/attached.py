@@ -3,11 +3,10 @@
 import math
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from moh_ebpf import counters, layout
+from moh_ebpf import layout
 from moh_ebpf.calls import peers
 from moh_ebpf.calls.peers import (
     LONGEST_DEAF_HOLD_SECONDS,
@@ -17,15 +16,11 @@ from moh_ebpf.calls.peers import (
     Wait,
     Wan,
 )
-from moh_ebpf.kernel import libbpf
 from moh_ebpf.kernel.clock import kernel_ns
 from moh_ebpf.kernel.interfaces import interface_name
-from moh_ebpf.kernel.libbpf import Map
 from moh_ebpf.kernel.tc import Filter
-from moh_ebpf.registry.record import FIRST, Place, Record
-
-# A peer's struct endpoint and struct peer, unpacked.
-_Entry = tuple[tuple[Any, ...], tuple[Any, ...]]
+from moh_ebpf.registry.contents import Entry, Maps
+from moh_ebpf.registry.record import Place, Record
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Attached:
 
     filters: dict[Place, Filter]
     record: Record
-    maps: dict[str, Map] = field(repr=False)
+    maps: Maps = field(repr=False)
 
     @property
     def missing(self) -> list[Place]:
@@ -43,23 +38,13 @@ class Attached:
 
     def counters(self) -> dict[str, int]:
         """The counters, summed over the CPUs. Raises OSError."""
-        per_cpu = libbpf.lookup_per_cpu(self.maps["counters"], FIRST)
-        values = map(counters.VALUE.unpack, per_cpu)
-        sums = dict(zip(counters.COUNTERS, map(sum, zip(*values, strict=True)), strict=True))
-        return sums | dict.fromkeys(counters.RETIRED, 0)
-
-    def peers(self) -> Iterator[_Entry]:
-        """Each peer's entry of the map. Raises OSError."""
-        for keys, values in libbpf.entries(self.maps["peers"]):
-            yield from zip(
-                layout.ENDPOINT.iter_unpack(keys), layout.PEER.iter_unpack(values), strict=True
-            )
+        return self.maps.counters()
 
     def snapshot(self, forgotten_for: float = math.inf, *, untold: bool = False) -> Snapshot:
         """Peers and counters now, without peers that have been forgotten for so many seconds, and
         without those that readers are not told of, unless `untold`. Raises OSError."""
         now = kernel_ns()
-        peers = self._decoded(self.peers(), now, forgotten_for, untold=untold)
+        peers = self._decoded(self.maps.peers(), now, forgotten_for, untold=untold)
         return Snapshot(now * 1e-9, peers, self.counters(), self.wans(now))
 
     def wans(self, now: int | None = None) -> list[Wan]:
@@ -68,7 +53,7 @@ class Attached:
         now = kernel_ns() if now is None else now
         found = []
         for index, interface in self.wan_names().items():
-            times = layout.WAN.unpack(libbpf.lookup(self.maps["wans"], layout.index(index)))
+            times = layout.WAN.unpack(self.maps.wan(index))
             learned, opened, _, blind = (
                 max(0, now - each) * 1e-9 if each else None for each in times
             )
@@ -80,8 +65,7 @@ class Attached:
         now = kernel_ns()
         found = []
         for endpoint, _ in self._waiting(now):
-            with suppress(FileNotFoundError):  # most have never been heard
-                value = libbpf.lookup(self.maps["peers"], layout.ENDPOINT.pack(*endpoint))
+            if value := self.maps.peer(layout.ENDPOINT.pack(*endpoint)):  # most are never heard
                 found.append((endpoint, layout.PEER.unpack(value)))
         return [peer for peer in self._decoded(found, now) if peer.expired]
 
@@ -99,20 +83,16 @@ class Attached:
             for (address, port), (first, _, dropped, passed, *_) in self._waiting(now)
         ]
 
-    def _waiting(self, now: int) -> Iterator[_Entry]:
+    def _waiting(self, now: int) -> Iterator[Entry]:
         """Each endpoint with its struct waiting, where UCM has sent media to it of late."""
-        for keys, values in libbpf.entries(self.maps["waiting_for"]):
-            waits = zip(
-                layout.ENDPOINT.iter_unpack(keys), layout.WAITING.iter_unpack(values), strict=True
-            )
-            for endpoint, wait in waits:
-                _, last, _, _, flags, *_ = wait
-                if now - last < SILENT_SECONDS * 1e9 and not flags & layout.WAITING_NO_MEDIA:
-                    yield endpoint, wait
+        for endpoint, wait in self.maps.waiting():
+            _, last, _, _, flags, *_ = wait
+            if now - last < SILENT_SECONDS * 1e9 and not flags & layout.WAITING_NO_MEDIA:
+                yield endpoint, wait
 
     def _decoded(
         self,
-        entries: Iterable[_Entry],
+        entries: Iterable[Entry],
         now: int,
         forgotten_for: float = math.inf,
         *,

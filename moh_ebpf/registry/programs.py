@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from moh_ebpf.kernel import libbpf
 from moh_ebpf.kernel.libbpf import TCX_EGRESS, TCX_INGRESS, Map, Program
 from moh_ebpf.kernel.tc import Filter, Hook
+from moh_ebpf.registry.contents import Maps
 
 
 @contextmanager
@@ -29,34 +30,29 @@ def tcx_names(ifindex: int, hook: Hook) -> list[str]:
     return names
 
 
-def open_maps(each: Filter) -> dict[str, Map]:
-    """The maps of a filter's program by name. Raises FileNotFoundError if it is gone."""
+def open_maps(each: Filter) -> Maps:
+    """The maps of a filter's program. Raises FileNotFoundError if it is gone."""
     with open_program(each.program_id or 0) as (_, program):
         return _opened(program)
 
 
-def _opened(program: Program) -> dict[str, Map]:
-    opened: dict[str, Map] = {}
+def _opened(program: Program) -> Maps:
+    found: dict[str, Map] = {}
     try:
         for map_id in program.map_ids:
-            opened_one = libbpf.open_map(map_id)
-            opened[opened_one.name] = opened_one
+            each = libbpf.open_map(map_id)
+            found[each.name] = each
     except OSError:
-        close_maps(opened)
+        Maps(found).close()
         raise
-    return opened
+    return Maps(found)
 
 
 @contextmanager
-def maps_of(program: int) -> Iterator[dict[str, Map]]:
-    """The maps of an open program by name. Raises OSError."""
+def maps_of(program: int) -> Iterator[Maps]:
+    """The maps of an open program. Raises OSError."""
     maps = _opened(libbpf.program_info(program))
     try:
         yield maps
     finally:
-        close_maps(maps)
-
-
-def close_maps(maps: dict[str, Map]) -> None:
-    for each in maps.values():
-        os.close(each.fd)
+        maps.close()

@@ -1,10 +1,9 @@
 """The events of what is attached, over replacement and new rings."""
 
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from moh_ebpf.calls import peers
 from moh_ebpf.calls.events import SECOND, Event, Key, Lost
 from moh_ebpf.calls.tracker import PeerEntry, Tracker
 from moh_ebpf.errors import MohError, NotAttachedError
-from moh_ebpf.kernel import libbpf
 from moh_ebpf.kernel.clock import kernel_ns
 from moh_ebpf.layout import Evidence
 from moh_ebpf.registry import walk
@@ -119,14 +117,15 @@ class Reader:
         return events
 
     def _open(self, attached: Attached, history: bool, after: "Left | None" = None) -> None:
-        if "events" not in attached.maps:
+        events = attached.maps.events
+        if events is None:
             raise MohError(
                 "the attached programs tell of no events; `moh-ebpf attach` replaces them"
             )
         with ExitStack() as stack:
-            same = after is not None and after.ring == attached.maps["events"].id
+            same = after is not None and after.ring == events.id
             since = after.at if after and same else None
-            ring = Ring(attached.maps["events"], history=history, since=since)
+            ring = Ring(events, history=history, since=since)
             stack.callback(ring.close)
             maps = stack.enter_context(_Maps(attached))
             if history and ring.was_full:  # nobody has told of those that had no room
@@ -145,7 +144,7 @@ class Reader:
 
     def _know_all(self) -> None:
         now, timeout = kernel_ns(), _timeout(self._maps.attached.record.settings)
-        for key, values in self._maps.attached.peers():
+        for key, values in self._maps.attached.maps.peers():
             found = self._maps.found(values)
             if found and now - found.last_seen < timeout:
                 self._story.know(key, found)
@@ -210,8 +209,8 @@ class _Identity(NamedTuple):
     @classmethod
     def of(cls, attached: Attached) -> "_Identity":
         maps, record = attached.maps, attached.record
-        ring = maps["events"].id if "events" in maps else -1
-        return cls(ring, maps["peers"].id, record.settings.timeout, record.wan)
+        ring = maps.events.id if maps.events else -1
+        return cls(ring, maps.peers_id, record.settings.timeout, record.wan)
 
 
 class _Maps:
@@ -231,20 +230,14 @@ class _Maps:
         """From now on, those of what is attached."""
         self._close()
         with ExitStack() as stack:
-            maps = {
-                name: replace(attached.maps[name], fd=_copied(attached.maps[name].fd, stack))
-                for name in ("peers", "counters")
-            }
-            self.attached = replace(attached, maps=maps)
+            self.attached = replace(attached, maps=attached.maps.copied(stack))
             self._close = stack.pop_all().close
         self.unwritten_before = self.attached.counters()["events_unread"]
 
     def look_up(self, key: Key) -> PeerEntry | None:
         """What a peer's entry says; None: it is not there, or nobody was told of it."""
-        with suppress(FileNotFoundError):
-            value = libbpf.lookup(self.attached.maps["peers"], layout.ENDPOINT.pack(*key))
-            return self.found(layout.PEER.unpack(value))
-        return None
+        value = self.attached.maps.peer(layout.ENDPOINT.pack(*key))
+        return self.found(layout.PEER.unpack(value)) if value else None
 
     def found(self, values: tuple[Any, ...]) -> PeerEntry | None:
         """The same, of an unpacked struct peer."""
@@ -267,13 +260,6 @@ class _Maps:
             self.attached.counters()["events_unread"],
         )
         return self.unwritten_before - before
-
-
-def _copied(fd: int, stack: ExitStack) -> int:
-    """One that stays open as long as the stack."""
-    copy = os.dup(fd)
-    stack.callback(os.close, copy)
-    return copy
 
 
 def _timeout(settings: Settings) -> int:

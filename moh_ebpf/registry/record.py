@@ -1,19 +1,15 @@
 """Where programs are attached, and the record that an attachment leaves of itself."""
 
 import json
-import struct
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from moh_ebpf.errors import MohError
-from moh_ebpf.kernel import libbpf
 from moh_ebpf.kernel.interfaces import interface_name
-from moh_ebpf.kernel.libbpf import Map
 from moh_ebpf.kernel.tc import Hook
 from moh_ebpf.maps import layouts
+from moh_ebpf.registry.contents import Maps
 from moh_ebpf.settings import Settings, from_values
-
-FIRST = struct.pack("=I", 0)
 
 
 class Role(Enum):
@@ -107,18 +103,10 @@ class Record:
         )
 
 
-def write_record(settings: Map, record: Record) -> None:
-    """Write the record into a settings map. Raises MohError if it does not fit, OSError."""
-    data = record.to_bytes()
-    if len(data) > settings.value_size:
-        raise MohError("the attachment's record has no room for that; attach anew")
-    libbpf.update(settings, FIRST, data.ljust(settings.value_size, b"\0"))
-
-
-def read_record(maps: dict[str, Map]) -> tuple[Record | None, dict[str, str]]:
+def read_record(maps: Maps) -> tuple[Record | None, dict[str, str]]:
     """The record in the maps, and the layouts that it names; None if it is not understood."""
     try:
-        data = libbpf.lookup(maps["settings"], FIRST)
+        data = maps.settings()
         return Record.from_bytes(data), dict(json.loads(data.rstrip(b"\0"))["layouts"])
     except (KeyError, ValueError, TypeError, MohError):
         return None, {}

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pyroute2 import IPRoute
 
 from moh_ebpf.errors import MohError, NotAttachedError
-from moh_ebpf.kernel import libbpf, requirements, tc
-from moh_ebpf.kernel.libbpf import Map
+from moh_ebpf.kernel import requirements, tc
 from moh_ebpf.kernel.tc import HANDLE, PRIORITY, Filter
 from moh_ebpf.maps import layouts
 from moh_ebpf.registry.attached import Attached
-from moh_ebpf.registry.programs import close_maps, open_maps, open_program
-from moh_ebpf.registry.record import FIRST, ROLES, Place, Role, read_record
+from moh_ebpf.registry.contents import Maps
+from moh_ebpf.registry.programs import open_maps, open_program
+from moh_ebpf.registry.record import ROLES, Place, Role, read_record
 
 
 def find_filters(ipr: IPRoute) -> dict[Place, Filter]:
@@ -75,21 +75,20 @@ def found(ipr: IPRoute) -> Iterator[Found]:
         attached = readable = None
         if record:
             changed = dict(layouts(record.settings).items() ^ layouts_then.items())
-            same = {name: each for name, each in maps.items() if name not in changed}
-            readable = Attached(filters, record, same)
+            readable = Attached(filters, record, maps.without(changed))
             attached = None if changed else readable
         yield Found(filters, own_clsact(filters), attached, readable)
     finally:
-        close_maps(maps)
+        maps.close()
 
 
-def _find(ipr: IPRoute) -> tuple[dict[Place, Filter], dict[str, Map]]:
+def _find(ipr: IPRoute) -> tuple[dict[Place, Filter], Maps]:
     """Our filters, and the maps of one of them."""
     while filters := find_filters(ipr):
         # Replaced or detached since we found it: look again.
         with suppress(FileNotFoundError):
             return filters, open_maps(next(iter(filters.values())))
-    return {}, {}
+    return {}, Maps({})
 
 
 @contextmanager
@@ -122,12 +121,12 @@ def _made_clsact(each: Filter) -> set[int]:
     For detach, which must work on programs of any version: a record that is not understood has
     none. Raises OSError.
     """
-    maps: dict[str, Map] = {}
+    maps = Maps({})
     try:
         maps = open_maps(each)
-        values = json.loads(libbpf.lookup(maps["settings"], FIRST).rstrip(b"\0"))
+        values = json.loads(maps.settings().rstrip(b"\0"))
         return set(map(int, values["clsact"]))
     except (FileNotFoundError, KeyError, ValueError, TypeError):
         return set()
     finally:
-        close_maps(maps)
+        maps.close()

@@ -125,7 +125,7 @@ def memory() -> dict[str, Any]:
         fw.moh(*ATTACH)
         with fw.namespace.entered(), IPRoute() as ipr, walk.found(ipr) as found:
             assert found.attached
-            maps = {name: fdinfo(each.fd) for name, each in found.attached.maps.items()}
+            maps = {name: fdinfo(each.fd) for name, each in found.attached.maps.opened.items()}
         processes = subprocess.run(
             ["ip", "netns", "pids", fw.namespace.name], capture_output=True, text=True, check=True
         )

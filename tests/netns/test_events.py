@@ -496,7 +496,7 @@ def test_records_are_all_of_one_size(fw: Firewall) -> None:
     """The reader's own check, against the ring that the kernel has made."""
     fw.attach("--timeout", "60s")
     with fw.namespace.entered(), attached_or_error() as attached:
-        ring = Ring(attached.maps["events"])
+        ring = Ring(attached.maps.opened["events"])
         talk(fw)
         put_on_hold(fw)
         records, missed = ring.read()

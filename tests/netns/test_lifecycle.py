@@ -48,7 +48,7 @@ def peers_map(fw: Firewall) -> int:
     """The id of the map of peers."""
     with fw.namespace.entered(), IPRoute() as ipr, walk.found(ipr) as found:
         assert found.attached
-        return found.attached.maps["peers"].id
+        return found.attached.maps.peers_id
 
 
 def test_detach_leaves_no_trace(fw: Firewall) -> None:
@@ -378,7 +378,7 @@ def test_another_layout_is_replaced_at_once(fw: Firewall, tmp_path: Path) -> Non
     with fw.namespace.entered(), IPRoute() as ipr, walk.found(ipr) as found:
         assert found.attached is None
         assert found.readable
-        assert {"counters", "events"} <= found.readable.maps.keys()
+        assert {"counters", "events"} <= found.readable.maps.opened.keys()
         assert "peers" not in found.readable.maps
     if not doctor.CONFIG.exists():
         refused = fw.moh("doctor", check=False)

@@ -152,7 +152,7 @@ class Bench:
         self.programs = self.loaded.programs
         self.ifindex = {each.name: each.index for each in (*plan.wan, *plan.lan)}
         self._attached = Attached({}, record, self.loaded.maps)
-        self.ring = Ring(self.loaded.maps["events"])
+        self.ring = Ring(self.loaded.maps.opened["events"])
 
     def run(
         self,
@@ -199,7 +199,7 @@ class Bench:
         )
         values["last_seen"] = values["since"] = now - int(peer.age * 1e9)
         libbpf.update(
-            self.loaded.maps["peers"],
+            self.loaded.maps.opened["peers"],
             layout.ENDPOINT.pack(*_packed(endpoint)),
             layout.PEER.pack(*values.values()),
         )
@@ -287,7 +287,7 @@ class Bench:
         change: Callable[[tuple[Any, ...]], tuple[Any, ...]],
     ) -> None:
         """Each value of a map, written again as `change` returns it."""
-        of = self.loaded.maps[name]
+        of = self.loaded.maps.opened[name]
         for keys, values in list(libbpf.entries(of)):
             for at, value in enumerate(packed.iter_unpack(values)):
                 key = keys[at * of.key_size :][: of.key_size]
@@ -300,14 +300,14 @@ class Bench:
 
     def _wans(self) -> list[tuple[int, ...]]:
         """Each WAN's struct wan."""
-        wans = self.loaded.maps["wans"]
+        wans = self.loaded.maps.opened["wans"]
         return [
             layout.WAN.unpack(libbpf.lookup(wans, layout.index(index)))
             for index in range(len(self._attached.record.wan))
         ]
 
     def _set_wan(self, index: int, *times: int) -> None:
-        libbpf.update(self.loaded.maps["wans"], layout.index(index), layout.WAN.pack(*times))
+        libbpf.update(self.loaded.maps.opened["wans"], layout.index(index), layout.WAN.pack(*times))
 
     def set_learned(self, age: float | None = -5.0, wan: int = 0) -> None:
         """As if learn had last read a packet on this WAN so many seconds ago; None: never. By
@@ -357,15 +357,15 @@ class Bench:
 
     def clear(self) -> None:
         """No peers, no reports, all counters 0, nobody waiting, no events."""
-        for name in {"peers", "reports", "others", "waiting_for"} & self.loaded.maps.keys():
-            each = self.loaded.maps[name]
+        for name in {"peers", "reports", "others", "waiting_for"} & self.loaded.maps.opened.keys():
+            each = self.loaded.maps.opened[name]
             for keys, _ in list(libbpf.entries(each)):
                 for at in range(0, len(keys), each.key_size):
                     libbpf.call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
         self.ring.read()
         for index in range(len(self._attached.record.wan)):
             self._set_wan(index, *([0] * len(layout.WAN_FIELDS)))
-        counters = self.loaded.maps["counters"]
+        counters = self.loaded.maps.opened["counters"]
         size = counters.value_size * len(libbpf.lookup_per_cpu(counters, b"\0\0\0\0"))
         libbpf.update(counters, b"\0\0\0\0", b"\0" * size)
 

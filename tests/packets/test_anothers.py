@@ -106,6 +106,6 @@ NOBODY = [
 @pytest.mark.parametrize(("what", "role", "packet"), NOBODY, ids=lambda value: str(value)[:20])
 def test_nobody_else_opens_it(programs: Bench, what: str, role: Role, packet) -> None:
     programs.run(role, packet)
-    noted = [keys for keys, _ in libbpf.entries(programs.loaded.maps["others"])]
+    noted = [keys for keys, _ in libbpf.entries(programs.loaded.maps.opened["others"])]
     assert b"".join(noted) == b"", what
     assert programs.run(Role.LEARN, answer())[0] == SHOT, what

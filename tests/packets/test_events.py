@@ -188,7 +188,7 @@ def test_rtcp_is_no_event(programs: Bench) -> None:
 
 def test_a_ring_that_nobody_reads_is_full_one_day(programs: Bench) -> None:
     """Then events are counted, and packets are what they were."""
-    room = programs.loaded.maps["events"].max_entries // (8 + layout.EVENT.size)
+    room = programs.loaded.maps.opened["events"].max_entries // (8 + layout.EVENT.size)
     programs.set_peer(PROVIDER, PeerState(State.TWO, CALL, told=True))
     for n in range(room + 100):
         programs.run(Role.LEARN, heard((HOLD, CALL)[n % 2]))

@@ -45,14 +45,14 @@ def forget(loaded: Bench) -> None:
     loaded.clear()
     set_holding(loaded, 0)
     for name in ("dialogs", "segments", "segments_back", "cut_lines", "cut_lines_back"):
-        each = loaded.loaded.maps[name]
+        each = loaded.loaded.maps.opened[name]
         for keys, _ in list(libbpf.entries(each)):
             for at in range(0, len(keys), each.key_size):
                 libbpf.call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
 
 
 def test_layout(loaded: Bench) -> None:
-    maps = loaded.loaded.maps
+    maps = loaded.loaded.maps.opened
     sizes = maps["segments"].key_size, maps["segments"].value_size, maps["holding"].value_size
     assert sum(sizes) == layout.SIP.size
 
@@ -380,7 +380,7 @@ def test_who_hangs_up_holds_no_more(sip: Bench) -> None:
 
 
 def holding(sip: Bench) -> int:
-    number, _ = HOLDS.unpack(libbpf.lookup(sip.loaded.maps["holding"], layout.index(0)))
+    number, _ = HOLDS.unpack(libbpf.lookup(sip.loaded.maps.opened["holding"], layout.index(0)))
     return number
 
 
@@ -388,7 +388,7 @@ def set_holding(sip: Bench, number: int, age: float = 0.0) -> None:
     """So many dialogs on hold, the last one since `age` seconds."""
     last = (kernel_ns() - int(age * 1e9)) % 2**64  # perhaps before the machine's start
     holds = HOLDS.pack(number, last)
-    libbpf.update(sip.loaded.maps["holding"], layout.index(0), holds)
+    libbpf.update(sip.loaded.maps.opened["holding"], layout.index(0), holds)
 
 
 def test_dialogs_on_hold_are_counted(sip: Bench) -> None:
@@ -407,7 +407,7 @@ def test_dialogs_on_hold_are_counted(sip: Bench) -> None:
 def test_nothing_is_read_while_nobody_is_on_hold(sip: Bench) -> None:
     """FIELD's H10: a segment that is read leaves what the next one is to know."""
     answer = message(ANSWER, start="SIP/2.0 200 OK")[:300]
-    segments = sip.loaded.maps["segments_back"]
+    segments = sip.loaded.maps.opened["segments_back"]
 
     def known() -> int:
         return sum(len(keys) for keys, _ in libbpf.entries(segments))

@@ -73,5 +73,5 @@ def test_the_ring_of_events_is_as_large_whatever_the_page(
     """At least a page, which is the least that the kernel takes."""
     monkeypatch.setattr(compiler, "mmap", SimpleNamespace(PAGESIZE=page))
     with bench(shared_firewall) as programs:
-        ring = programs.loaded.maps["events"]
+        ring = programs.loaded.maps.opened["events"]
         assert ring.max_entries == max(256 << 10, page)

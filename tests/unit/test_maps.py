@@ -11,7 +11,8 @@ from moh_ebpf import maps
 from moh_ebpf.maps import Change
 from moh_ebpf.settings import Settings
 
-C = (Path(__file__).parents[2] / "bpf/maps.c").read_text()
+ROOT = Path(__file__).parents[2]
+C = (ROOT / "bpf/maps.c").read_text()
 PLAIN = Settings(wan=("wan",), ucm=(IPv4Address("10.10.10.10"),))
 WITH_ALL = replace(
     PLAIN,
@@ -70,3 +71,13 @@ def test_a_layout_is_that_of_its_parts() -> None:
     peers = maps.ROWS["peers"]
     assert replace(peers, parts=(*peers.parts, "more")).layout != peers.layout
     assert replace(peers, is_scratch=True).layout == peers.layout
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "moh_ebpf").rglob("*.py")), ids=lambda each: each.name
+)
+def test_one_module_names_maps(file: Path) -> None:
+    """The others ask registry/contents.py; the rows are in maps.py."""
+    names = "|".join(maps.ROWS)
+    named = re.findall(rf'\b(?:maps|opened)\[[^]]*\]|"(?:{names})" (?:not )?in ', file.read_text())
+    assert file.name == "contents.py" or named == []

@@ -45,7 +45,7 @@ static inline bool is_sent_to(struct endpoint endpoint, u64 now)
  * Is what comes to a phantom port an answer to another host? As long as conntrack would keep the
  * connection, from its last packet on, either way; but where UCM sends, the port is its hold's.
  */
-static inline bool is_anothers(struct packet *packet, u64 now)
+static inline bool is_anothers(struct packet *packet)
 {
 	struct endpoint endpoint = source_of(packet);
 	struct anothers way = {
@@ -55,12 +55,13 @@ static inline bool is_anothers(struct packet *packet, u64 now)
 	};
 	u64 *used = others.lookup(&way);
 
-	if (!used || (s64)(now - *used) >= (s64)ANOTHERS_NS || is_sent_to(endpoint, now))
+	if (!used || (s64)(packet->now - *used) >= (s64)ANOTHERS_NS ||
+	    is_sent_to(endpoint, packet->now))
 		return false;
 	endpoint.port = next_port(endpoint.port, -1);
-	if (packet->is_rtcp && is_sent_to(endpoint, now))
+	if (packet->is_rtcp && is_sent_to(endpoint, packet->now))
 		return false;
-	if ((s64)(now - *used) >= (s64)ANOTHERS_STEP_NS)
-		*used = now;
+	if ((s64)(packet->now - *used) >= (s64)ANOTHERS_STEP_NS)
+		*used = packet->now;
 	return true;
 }

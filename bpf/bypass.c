@@ -4,44 +4,41 @@
  */
 
 /* The rewrite, and what else ip_forward() does to a packet besides routing it. */
-static inline long rewrite_for(struct __sk_buff *skb, struct packet *packet, struct heard *heard,
-			       struct way *way)
+static inline long rewrite_for(struct packet *packet, struct heard *heard, struct way *way)
 {
 	struct link_header link = packet->l3 == ETH_HLEN ? way->link : NO_LINK;
 	bool takes_link = LINK_HEADER(way->wan) || FINDS_HEADER(way->wan);
 
-	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
+	if (packet->skb->vlan_present && bpf_skb_vlan_pop(packet->skb))
 		return -1;
-	skb->priority = tos_priority(packet->tos);
-	if (rewrite_source(skb, packet, heard, 1, link))
+	packet->skb->priority = tos_priority(packet->tos);
+	if (rewrite_source(packet->skb, packet, heard, 1, link))
 		return -1;
-	if (!packet->l3 && takes_link && add_link_header(skb, &way->link))
+	if (!packet->l3 && takes_link && add_link_header(packet->skb, &way->link))
 		return -1;
-	if (FINDS_HEADER(skb->ifindex) && packet->l3 > ETH_HLEN)
-		return shorten_link_header(skb, packet->l3);
+	if (FINDS_HEADER(packet->skb->ifindex) && packet->l3 > ETH_HLEN)
+		return shorten_link_header(packet->skb, packet->l3);
 	return 0;
 }
 
 /* Hold music is rewritten, and has its way out: TC_ACT_REDIRECT. */
-static inline int prepare_moh(struct __sk_buff *skb, struct counters *count, struct known *known,
-			      struct packet *packet, u64 now, struct way *way)
+static inline int prepare_moh(struct known *known, struct packet *packet, struct way *way)
 {
 	struct peer *peer = known->peer;
 	struct heard heard = known->heard;
 	int verdict;
 
 	if (packet->ttl <= 1)
-		return leave_to_stack(count);
-	if (!keep_hop(peer, heard, wire_length(skb, packet), now, way) &&
-	    !renew_hop(skb, peer, packet, heard, now, way)) {
-		verdict = find_route(skb, count, peer, packet, heard, now, way);
+		return leave_to_stack(packet->count);
+	if (!keep_hop(peer, packet, heard, way) && !renew_hop(peer, packet, heard, way)) {
+		verdict = find_route(peer, packet, heard, way);
 		if (verdict != TC_ACT_REDIRECT)
 			return verdict;
 	}
-	if (rewrite_for(skb, packet, &known->heard, way))
-		return drop_failed(count);
-	count->rewritten++;
-	count->bypassed++;
+	if (rewrite_for(packet, &known->heard, way))
+		return drop_failed(packet->count);
+	packet->count->rewritten++;
+	packet->count->bypassed++;
 	return TC_ACT_REDIRECT;
 }
 
@@ -53,31 +50,30 @@ static inline int send_out(struct way *way, u32 l3)
 			       : redirect_neigh(way->wan, NULL, 0, 0);
 }
 
-static inline int judge_known_at_lan(struct __sk_buff *skb, struct counters *count,
-				     struct known *known, struct packet *packet, u64 now)
+static inline int judge_known_at_lan(struct known *known, struct packet *packet)
 {
 	bool is_moh = known->heard.state == STATE_MOH;
 	struct way way = {};
 	int verdict;
 
 	if (is_moh) {
-		verdict = prepare_moh(skb, count, known, packet, now, &way);
+		verdict = prepare_moh(known, packet, &way);
 		if (verdict != TC_ACT_REDIRECT)
 			return verdict;
 	} else {
-		count->passed_two++;
+		packet->count->passed_two++;
 	}
-	count_outbound(skb, count, known, packet, now);
+	count_outbound(known, packet);
 	return is_moh ? send_out(&way, packet->l3) : TC_ACT_UNSPEC;
 }
 
 /* May it have to wait: not heard yet, or from a port that may be of a hold? */
-static inline bool may_wait(struct known *known, struct packet *packet, u64 now)
+static inline bool may_wait(struct known *known, struct packet *packet)
 {
 	if (!known->evidence)
 		return true;
 	return known->heard.state == STATE_TWO && known->peer &&
-	       !is_of_the_call(known->peer, packet, known->heard, now);
+	       !is_of_the_call(known->peer, packet, known->heard);
 }
 
 /*
@@ -88,9 +84,7 @@ int moh_bypass(struct __sk_buff *skb)
 {
 	struct packet packet;
 	enum kind kind = read_packet(skb, &packet);
-	struct counters *count;
 	struct known known;
-	u64 now;
 	u8 wan;
 
 	/* As ip_forward(): what a promiscuous interface overhears is not for us to forward. */
@@ -105,22 +99,22 @@ int moh_bypass(struct __sk_buff *skb)
 		note_anothers(&packet);
 		return TC_ACT_UNSPEC;
 	}
-	count = this_cpu_counters();
-	if (!count)
+	packet.count = this_cpu_counters();
+	if (!packet.count)
 		return TC_ACT_UNSPEC;
 
-	now = clock_ns();
-	known = identify(count, &packet, now);
+	packet.now = clock_ns();
+	known = identify(&packet);
 	if (!known.evidence && !may_be_dropped(kind, &packet))
 		return TC_ACT_UNSPEC;
 	/* Only what would leave by a WAN waits. The rest is not ours. */
-	if (may_wait(&known, &packet, now)) {
-		wan = wan_by_route(skb, &packet);
+	if (may_wait(&known, &packet)) {
+		wan = wan_by_route(&packet);
 		if (wan != NO_WAN)
-			return known.evidence ? hold_back(count, known.peer)
-					      : judge_unheard(skb, count, &packet, wan, true, now);
+			return known.evidence ? hold_back(packet.count, known.peer)
+					      : judge_unheard(&packet, wan, true);
 		if (!known.evidence)
 			return TC_ACT_UNSPEC;
 	}
-	return judge_known_at_lan(skb, count, &known, &packet, now);
+	return judge_known_at_lan(&known, &packet);
 }

@@ -16,38 +16,36 @@ static inline bool pass_two(struct __sk_buff *skb, struct counters *count)
 	return true;
 }
 
-static inline int judge_known_at_wan(struct __sk_buff *skb, struct counters *count,
-				     struct known *known, struct packet *packet, u64 now)
+static inline int judge_known_at_wan(struct known *known, struct packet *packet)
 {
 	if (known->heard.state == STATE_MOH) {
-		if (rewrite_source(skb, packet, &known->heard, 0, NO_LINK))
-			return drop_failed(count);
-		count->rewritten++;
-	} else if (known->peer && !is_of_the_call(known->peer, packet, known->heard, now)) {
-		return hold_back(count, known->peer);
-	} else if (!pass_two(skb, count)) {
+		if (rewrite_source(packet->skb, packet, &known->heard, 0, NO_LINK))
+			return drop_failed(packet->count);
+		packet->count->rewritten++;
+	} else if (known->peer && !is_of_the_call(known->peer, packet, known->heard)) {
+		return hold_back(packet->count, known->peer);
+	} else if (!pass_two(packet->skb, packet->count)) {
 		return TC_ACT_UNSPEC;
 	}
-	count_outbound(skb, count, known, packet, now);
+	count_outbound(known, packet);
 	return TC_ACT_UNSPEC;
 }
 
 /* Not heard, at the WAN. What passes there is UCM's still: the firewall does not NAT it. */
-static inline int judge_unheard_at_wan(struct __sk_buff *skb, struct counters *count,
-				       struct packet *packet, u64 now)
+static inline int judge_unheard_at_wan(struct packet *packet)
 {
-	int verdict = judge_unheard(skb, count, packet, WAN_INDEX(skb->ifindex),
-				    !IS_LAN(skb->ingress_ifindex), now);
+	int verdict = judge_unheard(packet, WAN_INDEX(packet->skb->ifindex),
+				    !IS_LAN(packet->skb->ingress_ifindex));
 
 	if (verdict == TC_ACT_UNSPEC)
-		count->passed_unnatted++;
+		packet->count->passed_unnatted++;
 	return verdict;
 }
 
 /* What came in by no LAN, where bypass would have seen it: by now it has its public port. */
-static inline void note_anothers_at_wan(struct __sk_buff *skb, struct packet *packet)
+static inline void note_anothers_at_wan(struct packet *packet)
 {
-	if (IS_PUBLIC(packet->saddr) && !IS_LAN(skb->ingress_ifindex))
+	if (IS_PUBLIC(packet->saddr) && !IS_LAN(packet->skb->ingress_ifindex))
 		note_anothers(packet);
 }
 
@@ -56,31 +54,29 @@ int moh_enforce(struct __sk_buff *skb)
 {
 	struct packet packet;
 	enum kind kind = read_packet(skb, &packet);
-	struct counters *count;
 	struct known known;
-	u64 now;
 
 	if (kind < KIND_ALIKE) {
 		if (kind == KIND_FRAGMENT && IS_UCM(packet.saddr))
 			count_fragment();
 		if (kind == KIND_UDP)
-			note_anothers_at_wan(skb, &packet);
+			note_anothers_at_wan(&packet);
 		flip_hold(skb);
 		return TC_ACT_UNSPEC;
 	}
 	if (!is_ours(&packet)) {
-		note_anothers_at_wan(skb, &packet);
+		note_anothers_at_wan(&packet);
 		return TC_ACT_UNSPEC;
 	}
-	count = this_cpu_counters();
-	if (!count)
+	packet.count = this_cpu_counters();
+	if (!packet.count)
 		return TC_ACT_UNSPEC;
 
-	now = clock_ns();
-	known = identify(count, &packet, now);
+	packet.now = clock_ns();
+	known = identify(&packet);
 	if (!known.evidence && !may_be_dropped(kind, &packet))
 		return TC_ACT_UNSPEC;
 	if (!known.evidence)
-		return judge_unheard_at_wan(skb, count, &packet, now);
-	return judge_known_at_wan(skb, count, &known, &packet, now);
+		return judge_unheard_at_wan(&packet);
+	return judge_known_at_wan(&known, &packet);
 }

@@ -11,11 +11,11 @@ static inline void tell(struct counters *count, struct event *event)
 		count->events_unread++;
 }
 
-static inline void tell_heard(struct counters *count, struct endpoint endpoint, u8 kind,
-			      struct heard heard, u64 now, u8 before, u64 lasted, u8 evidence)
+static inline void tell_heard(struct packet *packet, struct endpoint endpoint, u8 kind,
+			      struct heard heard, u8 before, u64 lasted, u8 evidence)
 {
 	struct event event = {
-		.time = now,
+		.time = packet->now,
 		.heard = heard_word(heard),
 		.lasted = lasted,
 		.address = endpoint.address,
@@ -25,7 +25,7 @@ static inline void tell_heard(struct counters *count, struct endpoint endpoint, 
 		.evidence = evidence,
 	};
 
-	tell(count, &event);
+	tell(packet->count, &event);
 }
 
 /* Of a WAN: nothing is told of an endpoint. */
@@ -56,13 +56,13 @@ static inline void tell_wait(struct event *event, struct peer *peer, struct wait
 }
 
 /* The first packet that goes out in the present state ends the wait. */
-static inline void end_waiting(struct counters *count, struct peer *peer, struct packet *packet,
-			       struct heard heard, u8 evidence, u64 now)
+static inline void end_waiting(struct peer *peer, struct packet *packet, struct heard heard,
+			       u8 evidence)
 {
 	struct endpoint endpoint = { .address = packet->daddr, .port = packet->dport };
 	struct waiting *waiting = waiting_for.lookup(&endpoint);
 	struct event event = {
-		.time = now,
+		.time = packet->now,
 		.heard = heard_word(heard),
 		.address = packet->daddr,
 		.port = packet->dport,
@@ -71,8 +71,8 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 		.evidence = evidence,
 	};
 
-	peer->out_first = now;
-	tell_wait(&event, peer, waiting, now);
+	peer->out_first = packet->now;
+	tell_wait(&event, peer, waiting, packet->now);
 	peer->new_held = 0;
 	/*
 	 * A call that has passed before it was heard passes at once in its next pause, too. What it
@@ -83,7 +83,7 @@ static inline void end_waiting(struct counters *count, struct peer *peer, struct
 	else if (waiting)
 		waiting_for.delete(&endpoint);
 	if (heard.state == STATE_MOH)
-		tell(count, &event);
+		tell(packet->count, &event);
 }
 
 static inline void count_learned(struct counters *count, u8 state)
@@ -123,8 +123,8 @@ static inline void count_so_far(struct counters *count, struct peer *peer)
  * port, because a hold without music must be seen; of both only if it is RTP: two packets in
  * sequence, from either side, say so. What else teaches may be noise.
  */
-static inline void tell_of(struct counters *count, struct peer *peer, struct endpoint endpoint,
-			   struct heard heard, u8 evidence, u64 now)
+static inline void tell_of(struct packet *packet, struct peer *peer, struct endpoint endpoint,
+			   struct heard heard, u8 evidence)
 {
 	bool is_hold = heard.state == STATE_MOH && peer->in_rtp.received;
 	bool is_call = peer->out_packets && (peer->in_rtp.received || peer->out_rtp.received);
@@ -132,9 +132,9 @@ static inline void tell_of(struct counters *count, struct peer *peer, struct end
 	if (!is_hold && !is_call)
 		return;
 	peer->told = 1;
-	count_so_far(count, peer);
-	count_learned(count, heard.state);
-	tell_heard(count, endpoint, EVENT_LEARNED, heard, now, 0, elapsed(peer->since, now),
+	count_so_far(packet->count, peer);
+	count_learned(packet->count, heard.state);
+	tell_heard(packet, endpoint, EVENT_LEARNED, heard, 0, elapsed(peer->since, packet->now),
 		   evidence);
 }
 

@@ -16,11 +16,11 @@ static inline int leave_routed_elsewhere(struct counters *count)
 }
 
 /* Too long for the WAN: the stack answers a DF packet with ICMP; we have no fragments to offer. */
-static inline int refuse_too_big(struct counters *count, struct packet *packet)
+static inline int refuse_too_big(struct packet *packet)
 {
 	if (packet->frag_off & bpf_htons(IP_DF))
-		return leave_to_stack(count);
-	count->dropped_too_big++;
+		return leave_to_stack(packet->count);
+	packet->count->dropped_too_big++;
 	return TC_ACT_SHOT;
 }
 
@@ -38,7 +38,7 @@ static inline u64 hop_sum(u64 dst, u64 src)
 }
 
 /* By the next hop that the peer keeps, if it is good for this packet. */
-static inline bool keep_hop(struct peer *peer, struct heard heard, u16 len, u64 now,
+static inline bool keep_hop(struct peer *peer, struct packet *packet, struct heard heard,
 			    struct way *way)
 {
 	u64 checked, first, second;
@@ -52,18 +52,19 @@ static inline bool keep_hop(struct peer *peer, struct heard heard, u16 len, u64 
 	second = *(volatile u64 *)&peer->hop_src;
 	__builtin_memcpy(&dst, &first, sizeof(dst));
 	__builtin_memcpy(&src, &second, sizeof(src));
-	if ((s64)(now - checked) >= (s64)HOP_LIFETIME_NS || !src.out || src.heard != heard.wan ||
-	    len > dst.max_len || (checked & HOP_SUM) != hop_sum(first, second))
+	if ((s64)(packet->now - checked) >= (s64)HOP_LIFETIME_NS || !src.out ||
+	    src.heard != heard.wan || wire_length(packet->skb, packet) > dst.max_len ||
+	    (checked & HOP_SUM) != hop_sum(first, second))
 		return false;
 	way->wan = WAN_IFINDEX((u8)(src.out - 1));
 	way->link = link_on(way->wan, dst.mac, src.mac);
 	return true;
 }
 
-static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, struct heard heard,
-				u8 out, u16 len, u64 now)
+static inline void remember_hop(struct peer *peer, struct packet *packet,
+				struct bpf_fib_lookup *fib, struct heard heard, u8 out)
 {
-	struct hop_dst dst = { .max_len = len };
+	struct hop_dst dst = { .max_len = wire_length(packet->skb, packet) };
 	struct hop_src src = { .heard = heard.wan, .out = out + 1 };
 	u64 first, second;
 
@@ -73,26 +74,26 @@ static inline void remember_hop(struct peer *peer, struct bpf_fib_lookup *fib, s
 	__builtin_memcpy(&second, &src, sizeof(second));
 	*(volatile u64 *)&peer->hop_dst = first;
 	*(volatile u64 *)&peer->hop_src = second;
-	*(volatile u64 *)&peer->hop_checked = (now & ~HOP_SUM) | hop_sum(first, second);
+	*(volatile u64 *)&peer->hop_checked = (packet->now & ~HOP_SUM) | hop_sum(first, second);
 }
 
 /*
  * Once in HOP_LIFETIME_NS: ask anew where the WAN's next hop is. Only while that is plain, and the
  * first time in each ROUTE_PERIOD is left to find_route().
  */
-static inline bool renew_hop(struct __sk_buff *skb, struct peer *peer, struct packet *packet,
-			     struct heard heard, u64 now, struct way *way)
+static inline bool renew_hop(struct peer *peer, struct packet *packet, struct heard heard,
+			     struct way *way)
 {
 	u32 wan = WAN_IFINDEX(heard.wan);
 	struct bpf_fib_lookup fib;
 
-	if (!peer || peer->hop_checked / ROUTE_PERIOD_NS != now / ROUTE_PERIOD_NS ||
+	if (!peer || peer->hop_checked / ROUTE_PERIOD_NS != packet->now / ROUTE_PERIOD_NS ||
 	    !LINK_HEADER(wan))
 		return false;
-	if (!has_neighbour(route_by_wan(skb, packet, &fib, wan, &heard), &fib) ||
+	if (!has_neighbour(route_by_wan(packet->skb, packet, &fib, wan, &heard), &fib) ||
 	    fib.ifindex != wan)
 		return false;
-	remember_hop(peer, &fib, heard, heard.wan, wire_length(skb, packet), now);
+	remember_hop(peer, packet, &fib, heard, heard.wan);
 	way->wan = wan;
 	way->link = link_on(wan, fib.dmac, fib.smac);
 	return true;
@@ -103,17 +104,17 @@ static inline bool renew_hop(struct __sk_buff *skb, struct peer *peer, struct pa
  * peer was heard on. Where that has no route to the peer (asymmetric uplinks), the WAN that the
  * stack would choose. NO_WAN: the routes have changed meanwhile.
  */
-static inline u8 way_out(struct __sk_buff *skb, struct packet *packet, struct bpf_fib_lookup *fib,
-			 struct heard *heard, long *route)
+static inline u8 way_out(struct packet *packet, struct bpf_fib_lookup *fib, struct heard *heard,
+			 long *route)
 {
 	u32 wan = WAN_IFINDEX(heard->wan);
 
-	*route = route_by_wan(skb, packet, fib, wan, heard);
+	*route = route_by_wan(packet->skb, packet, fib, wan, heard);
 	if (*route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return heard->wan;
 	if (is_forwarded(*route) && fib->ifindex == wan)
 		return heard->wan;
-	*route = route_as_stack(skb, packet, fib);
+	*route = route_as_stack(packet->skb, packet, fib);
 	return is_forwarded(*route) ? WAN_INDEX(fib->ifindex) : NO_WAN;
 }
 
@@ -122,37 +123,38 @@ static inline u8 way_out(struct __sk_buff *skb, struct packet *packet, struct bp
  * send this one packet. It resolves a neighbour not known yet, and keeps probing a known one,
  * which nobody would if all packets went past it. TC_ACT_REDIRECT: there is a way.
  */
-static inline int find_route(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			     struct packet *packet, struct heard heard, u64 now, struct way *way)
+static inline int find_route(struct peer *peer, struct packet *packet, struct heard heard,
+			     struct way *way)
 {
 	struct bpf_fib_lookup fib;
-	long route = route_as_stack(skb, packet, &fib);
+	long route = route_as_stack(packet->skb, packet, &fib);
 	u8 out;
 
 	if (!is_forwarded(route))
-		return leave_to_stack(count);
+		return leave_to_stack(packet->count);
 	/* Who was heard on a WAN may be forged: media go where the routes send them. */
 	if (WAN_INDEX(fib.ifindex) == NO_WAN)
-		return leave_routed_elsewhere(count);
-	out = way_out(skb, packet, &fib, &heard, &route);
+		return leave_routed_elsewhere(packet->count);
+	out = way_out(packet, &fib, &heard, &route);
 	if (out == NO_WAN)
-		return leave_routed_elsewhere(count);
+		return leave_routed_elsewhere(packet->count);
 	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return refuse_too_big(count, packet);
+		return refuse_too_big(packet);
 	way->wan = WAN_IFINDEX(out);
 	way->link = NO_LINK;
 	/* Rules may lead UCM's address to a WAN, and not the public one. */
 	if (LINK_HEADER(way->wan))
 		way->hop = next_hop_of(&fib);
 	if (peer && (has_neighbour(route, &fib) || !LINK_HEADER(way->wan)))
-		remember_hop(peer, &fib, heard, out, wire_length(skb, packet), now);
+		remember_hop(peer, packet, &fib, heard, out);
 	return TC_ACT_REDIRECT;
 }
 
 /* The WAN that a packet would leave by as the stack forwards it; NO_WAN: by none. */
-static inline u8 wan_by_route(struct __sk_buff *skb, struct packet *packet)
+static inline u8 wan_by_route(struct packet *packet)
 {
 	struct bpf_fib_lookup fib;
 
-	return is_forwarded(route_as_stack(skb, packet, &fib)) ? WAN_INDEX(fib.ifindex) : NO_WAN;
+	return is_forwarded(route_as_stack(packet->skb, packet, &fib)) ? WAN_INDEX(fib.ifindex)
+								       : NO_WAN;
 }

@@ -70,13 +70,13 @@ static inline bool is_of_another_call(struct known *known, u64 now)
 }
 
 /* The later one of the endpoint's own report and that of the port above. */
-static inline void find_report(struct known *known, struct packet *packet, u64 now)
+static inline void find_report(struct known *known, struct packet *packet)
 {
 	struct endpoint above = endpoint_below(packet, -1);
 	struct known own = { .peer = known->peer };
-	bool is_muxed = is_reported(&own, endpoint_below(packet, 0), now);
+	bool is_muxed = is_reported(&own, endpoint_below(packet, 0), packet->now);
 
-	if (is_reported(known, above, now) && !has_own_rtp(above, now) &&
+	if (is_reported(known, above, packet->now) && !has_own_rtp(above, packet->now) &&
 	    (!is_muxed || (s64)(known->at - own.at) >= 0)) {
 		known->heard.public_port = rtp_port(known->heard, false);
 	} else {
@@ -89,14 +89,14 @@ static inline void find_report(struct known *known, struct packet *packet, u64 n
  * What RTCP says of an endpoint whose RTP is not heard. RTP that came later and says otherwise has
  * the last word. If it says the same, the report keeps it.
  */
-static inline void ask_reports(struct known *known, struct packet *packet, u64 now)
+static inline void ask_reports(struct known *known, struct packet *packet)
 {
 	struct peer *peer = known->peer;
 
-	find_report(known, packet, now);
+	find_report(known, packet);
 	if (!known->evidence)
 		return;
-	if (is_of_another_call(known, now))
+	if (is_of_another_call(known, packet->now))
 		known->evidence = 0;
 	if (!peer || (s64)(known->at - peer->last_seen) > 0)
 		return;
@@ -115,7 +115,7 @@ static inline bool has_own_rtp(struct endpoint endpoint, u64 now)
 	return false;
 }
 
-static inline void ask_reports(struct known *known, struct packet *packet, u64 now)
+static inline void ask_reports(struct known *known, struct packet *packet)
 {
 }
 #endif
@@ -125,13 +125,13 @@ static inline void ask_reports(struct known *known, struct packet *packet, u64 n
  * the next. Where RTP is not heard, it goes as the endpoint's own RTCP has come, and counts for the
  * peer that has its RTP.
  */
-static inline void know_rtcp(struct known *known, struct packet *packet, u64 now)
+static inline void know_rtcp(struct known *known, struct packet *packet)
 {
-	if (!has_own_rtp(endpoint_below(packet, 0), now) &&
-	    is_heard(known, endpoint_below(packet, 1), now))
+	if (!has_own_rtp(endpoint_below(packet, 0), packet->now) &&
+	    is_heard(known, endpoint_below(packet, 1), packet->now))
 		known->heard.public_port = next_port(known->heard.public_port, 1);
 	else
-		is_reported(known, endpoint_below(packet, 0), now);
+		is_reported(known, endpoint_below(packet, 0), packet->now);
 }
 
 /*
@@ -147,52 +147,52 @@ static inline bool is_in_doubt(struct known *known, struct packet *packet)
 }
 
 /* A report between two packets of a call is late, and says nothing. */
-static inline bool needs_no_report(struct known *known, struct packet *packet, u64 now)
+static inline bool needs_no_report(struct known *known, struct packet *packet)
 {
-	return !is_in_doubt(known, packet) || (s64)(now - known->peer->last_seen) < (s64)GOES_ON_NS;
+	return !is_in_doubt(known, packet) ||
+	       (s64)(packet->now - known->peer->last_seen) < (s64)GOES_ON_NS;
 }
 
-static inline struct known destination(struct packet *packet, u64 now)
+static inline struct known destination(struct packet *packet)
 {
 	struct known known = {}, by_rtcp;
-	bool heard = is_heard(&known, endpoint_below(packet, 0), now);
+	bool heard = is_heard(&known, endpoint_below(packet, 0), packet->now);
 
 	if (packet->is_rtcp) {
 		if (!heard)
-			know_rtcp(&known, packet, now);
+			know_rtcp(&known, packet);
 		return known;
 	}
-	if (heard && needs_no_report(&known, packet, now))
+	if (heard && needs_no_report(&known, packet))
 		return known;
 	by_rtcp = (struct known){ .peer = known.peer };
-	ask_reports(&by_rtcp, packet, now);
+	ask_reports(&by_rtcp, packet);
 	/* A call that is heard is on hold by now, if anything has changed. */
 	return !heard || (by_rtcp.evidence && by_rtcp.heard.state == STATE_MOH) ? by_rtcp : known;
 }
 
 #ifdef RTCP_TIMEOUT_NS
 /* RTCP keeps known, or makes known again, whom RTP had forgotten by now. */
-static inline void change_by_rtcp(struct counters *count, struct peer *peer, struct packet *packet,
-				  struct known *known, u64 now)
+static inline void change_by_rtcp(struct peer *peer, struct packet *packet, struct known *known)
 {
 	u8 before = state_of(peer), state = known->heard.state;
-	bool was_known = (s64)(now - known_until(peer)) < (s64)GOES_ON_NS;
-	u64 lasted = elapsed(peer->since, was_known ? now : last_word(peer));
+	bool was_known = (s64)(packet->now - known_until(peer)) < (s64)GOES_ON_NS;
+	u64 lasted = elapsed(peer->since, was_known ? packet->now : last_word(peer));
 
 	if (!was_known)
-		count_anew(peer, now);
+		count_anew(peer, packet->now);
 	peer->by_rtcp = heard_word(known->heard);
 	if (was_known && before == state)
 		return;
 	if (peer->told && was_known)
-		count_change(count, state);
+		count_change(packet->count, state);
 	else if (peer->told)
-		count_learned(count, state);
+		count_learned(packet->count, state);
 	if (peer->told)
-		tell_heard(count, endpoint_below(packet, 0),
-			   was_known ? EVENT_CHANGED : EVENT_LEARNED, known->heard, now, before,
-			   lasted, BY_RTCP);
-	peer->since = now;
+		tell_heard(packet, endpoint_below(packet, 0),
+			   was_known ? EVENT_CHANGED : EVENT_LEARNED, known->heard, before, lasted,
+			   BY_RTCP);
+	peer->since = packet->now;
 	peer->out_first = 0;
 }
 
@@ -200,19 +200,18 @@ static inline void change_by_rtcp(struct counters *count, struct peer *peer, str
  * RTCP decides about UCM's RTP: its peer keeps that in mind, for readers. One that was never heard
  * is made here. Its last_seen is earlier than the report, and never live.
  */
-static inline void note_by_rtcp(struct counters *count, struct packet *packet, struct known *known,
-				u64 now)
+static inline void note_by_rtcp(struct packet *packet, struct known *known)
 {
 	struct peer *peer = known->peer;
 
 	if (!peer)
 		peer = make_peer(endpoint_below(packet, 0), 0,
-				 known->at - TIMEOUT_NS - LONGEST_PAUSE_NS, now);
+				 known->at - TIMEOUT_NS - LONGEST_PAUSE_NS, packet->now);
 	known->peer = peer;
 	if (!peer)
 		return;
-	if (!is_kept_by_rtcp(peer, now) || peer->by_rtcp != heard_word(known->heard))
-		change_by_rtcp(count, peer, packet, known, now);
+	if (!is_kept_by_rtcp(peer, packet->now) || peer->by_rtcp != heard_word(known->heard))
+		change_by_rtcp(peer, packet, known);
 	peer->rtcp_at = known->at;
 }
 
@@ -224,27 +223,25 @@ static inline bool is_of_the_report(struct known *known, struct packet *packet)
 	       (known->peer && is_known_source(known->peer, packet));
 }
 
-static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
-				  struct known *known, u64 now)
+static inline void decide_by_rtcp(struct packet *packet, struct known *known)
 {
 	if (is_of_the_report(known, packet))
-		note_by_rtcp(count, packet, known, now);
+		note_by_rtcp(packet, known);
 	else
 		known->evidence = 0;
 }
 #else
-static inline void decide_by_rtcp(struct counters *count, struct packet *packet,
-				  struct known *known, u64 now)
+static inline void decide_by_rtcp(struct packet *packet, struct known *known)
 {
 }
 #endif
 
 /* What decides about a packet of UCM's. */
-static inline struct known identify(struct counters *count, struct packet *packet, u64 now)
+static inline struct known identify(struct packet *packet)
 {
-	struct known known = destination(packet, now);
+	struct known known = destination(packet);
 
 	if (known.evidence == BY_RTCP && !packet->is_rtcp)
-		decide_by_rtcp(count, packet, &known, now);
+		decide_by_rtcp(packet, &known);
 	return known;
 }

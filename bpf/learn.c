@@ -3,19 +3,18 @@
  * learn, at the WAN's ingress: what the provider sends says what it expects.
  */
 
-static inline void note_inbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				struct packet *packet, u64 now)
+static inline void note_inbound(struct peer *peer, struct packet *packet)
 {
 	struct progress progress;
 
 	if (!is_of_interest(peer, packet))
 		return;
-	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(skb), now);
+	progress = note_rtp(&peer->in_rtp, &packet->rtp, datagrams(packet->skb), packet->now);
 	if (!KEEPS_QUALITY || !peer->told)
 		return;
-	count->rtp_in_expected += progress.expected;
-	count->rtp_in_lost += progress.lost;
-	count->rtp_in_late += progress.late;
+	packet->count->rtp_in_expected += progress.expected;
+	packet->count->rtp_in_lost += progress.lost;
+	packet->count->rtp_in_late += progress.late;
 }
 
 static inline void note_gap(struct peer *peer, u64 now)
@@ -40,35 +39,32 @@ static inline bool has_turned(struct peer *peer, struct heard heard)
  * speaks as before, UCM's ports: then it may be the same call. After a short pause, readers are
  * told at once.
  */
-static inline void relearn(struct peer *peer, struct counters *count, struct packet *packet,
-			   struct heard heard, u64 now)
+static inline void relearn(struct peer *peer, struct packet *packet, struct heard heard)
 {
 	u64 lasted = elapsed(peer->since, last_word(peer));
 	u8 before = state_of(peer);
 
-	count_anew(peer, now);
+	count_anew(peer, packet->now);
 	if (peer->told) {
-		count_learned(count, heard.state);
-		tell_heard(count, source_of(packet), EVENT_LEARNED, heard, now, before, lasted,
-			   BY_RTP);
+		count_learned(packet->count, heard.state);
+		tell_heard(packet, source_of(packet), EVENT_LEARNED, heard, before, lasted, BY_RTP);
 	}
 	if (has_turned(peer, heard)) {
 		peer->out_from = 0;
 		peer->out_before = 0;
 	}
-	peer->since = now;
+	peer->since = packet->now;
 	/* In this order: a reader always finds one of the two. */
 	*(volatile u64 *)&peer->heard = heard_word(heard);
 	*(volatile u64 *)&peer->by_rtcp = 0;
 }
 
-static inline void change_state(struct peer *peer, struct counters *count, struct packet *packet,
-				struct heard heard, u64 now)
+static inline void change_state(struct peer *peer, struct packet *packet, struct heard heard)
 {
 	u8 before = state_of(peer);
 
 	if (has_turned(peer, heard)) {
-		peer->moved = now;
+		peer->moved = packet->now;
 		peer->moved_ssrc = packet->rtp.ssrc;
 		peer->moved_sequence = bpf_ntohs(packet->rtp.sequence);
 	}
@@ -77,11 +73,11 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
 	if (before == heard.state)
 		return;
 	if (peer->told) {
-		count_change(count, heard.state);
-		tell_heard(count, source_of(packet), EVENT_CHANGED, heard, now, before,
-			   elapsed(peer->since, now), BY_RTP);
+		count_change(packet->count, heard.state);
+		tell_heard(packet, source_of(packet), EVENT_CHANGED, heard, before,
+			   elapsed(peer->since, packet->now), BY_RTP);
 	}
-	peer->since = now;
+	peer->since = packet->now;
 	peer->out_first = 0;
 }
 
@@ -89,11 +85,11 @@ static inline void change_state(struct peer *peer, struct counters *count, struc
  * The provider has turned to another port, and a packet comes that it sent before: two flows may
  * take two ways. It says nothing any more.
  */
-static inline bool is_overtaken(struct peer *peer, struct packet *packet, u64 now)
+static inline bool is_overtaken(struct peer *peer, struct packet *packet)
 {
 	u16 behind = peer->moved_sequence - bpf_ntohs(packet->rtp.sequence);
 
-	return (s64)(now - peer->moved) < (s64)NEW_SOURCE_NS &&
+	return (s64)(packet->now - peer->moved) < (s64)NEW_SOURCE_NS &&
 	       peer->moved_ssrc == packet->rtp.ssrc && behind && behind < MAX_MISORDER;
 }
 
@@ -102,43 +98,40 @@ static inline bool is_overtaken(struct peer *peer, struct packet *packet, u64 no
  * machine keeps the order of stores, as x86 does. On arm64 it may for a moment take what the
  * endpoint said before it was forgotten.
  */
-static inline void hear_again(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-			      struct packet *packet, struct heard heard, u64 now)
+static inline void hear_again(struct peer *peer, struct packet *packet, struct heard heard)
 {
-	note_gap(peer, now);
-	if (!is_live(peer, now) && !is_kept_by_rtcp(peer, now))
-		relearn(peer, count, packet, heard, now);
-	else if ((peer->heard != heard_word(heard) || peer->by_rtcp) &&
-		 !is_overtaken(peer, packet, now))
-		change_state(peer, count, packet, heard, now);
+	note_gap(peer, packet->now);
+	if (!is_live(peer, packet->now) && !is_kept_by_rtcp(peer, packet->now))
+		relearn(peer, packet, heard);
+	else if ((peer->heard != heard_word(heard) || peer->by_rtcp) && !is_overtaken(peer, packet))
+		change_state(peer, packet, heard);
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
-	note_inbound(skb, count, peer, packet, now);
+	note_inbound(peer, packet);
 	if (!peer->told)
-		tell_of(count, peer, source_of(packet), heard_of(peer), BY_RTP, now);
-	*(volatile u64 *)&peer->last_seen = now;
+		tell_of(packet, peer, source_of(packet), heard_of(peer), BY_RTP);
+	*(volatile u64 *)&peer->last_seen = packet->now;
 }
 
-static inline void hear(struct __sk_buff *skb, struct counters *count, struct packet *packet,
-			struct heard heard, u64 now)
+static inline void hear(struct packet *packet, struct heard heard)
 {
 	struct endpoint endpoint = source_of(packet);
 	struct peer *peer = peers.lookup(&endpoint);
 
 	if (!peer)
-		peer = make_peer(endpoint, heard_word(heard), now, now);
+		peer = make_peer(endpoint, heard_word(heard), packet->now, packet->now);
 	if (peer)
-		hear_again(skb, count, peer, packet, heard, now);
+		hear_again(peer, packet, heard);
 	else
-		count->learn_failed++;
+		packet->count->learn_failed++;
 }
 
 /* RTCP never contradicts RTP that is heard, so it has a map of its own. */
-static inline void hear_report(struct packet *packet, struct heard heard, u64 now)
+static inline void hear_report(struct packet *packet, struct heard heard)
 {
 #ifdef RTCP_TIMEOUT_NS
 	struct endpoint endpoint = source_of(packet);
-	struct report report = { .heard = heard_word(heard), .at = now };
+	struct report report = { .heard = heard_word(heard), .at = packet->now };
 
 	reports.update(&endpoint, &report);
 #endif
@@ -166,13 +159,13 @@ static inline void note_learning(struct __sk_buff *skb, u64 now)
 }
 
 /* What is said where this is sent: who is on hold is to send to a phantom port. */
-static inline struct heard heard_from(struct __sk_buff *skb, struct packet *packet)
+static inline struct heard heard_from(struct packet *packet)
 {
 	return (struct heard){
 		.public_address = packet->daddr,
 		.public_port = packet->dport,
 		.state = is_phantom(packet->dport) ? STATE_MOH : STATE_TWO,
-		.wan = WAN_INDEX(skb->ifindex),
+		.wan = WAN_INDEX(packet->skb->ifindex),
 	};
 }
 
@@ -184,10 +177,8 @@ int moh_learn(struct __sk_buff *skb)
 {
 	struct packet packet;
 	enum kind kind = read_packet(skb, &packet);
-	struct counters *count;
 	struct heard heard;
 	__be32 to;
-	u64 now;
 
 	if (kind != KIND_RTP) {
 		/*
@@ -205,23 +196,23 @@ int moh_learn(struct __sk_buff *skb)
 	}
 	if (!IS_PUBLIC(packet.daddr))
 		return TC_ACT_UNSPEC;
-	now = clock_ns();
-	note_learning(skb, now);
-	count = this_cpu_counters();
-	if (!count || !may_teach(packet.saddr))
+	packet.now = clock_ns();
+	note_learning(skb, packet.now);
+	packet.count = this_cpu_counters();
+	if (!packet.count || !may_teach(packet.saddr))
 		return TC_ACT_UNSPEC;
 
-	heard = heard_from(skb, &packet);
-	if (heard.state == STATE_MOH && is_anothers(&packet, now)) {
-		count->passed_anothers++;
+	heard = heard_from(&packet);
+	if (heard.state == STATE_MOH && is_anothers(&packet)) {
+		packet.count->passed_anothers++;
 		return TC_ACT_UNSPEC;
 	}
 	if (packet.is_rtcp)
-		hear_report(&packet, heard, now);
+		hear_report(&packet, heard);
 	else
-		hear(skb, count, &packet, heard, now);
+		hear(&packet, heard);
 	if (heard.state != STATE_MOH)
 		return TC_ACT_UNSPEC;
-	count->consumed++;
+	packet.count->consumed++;
 	return TC_ACT_SHOT;
 }

@@ -74,10 +74,14 @@ enum kind {
 	KIND_RTP,      /* RTP or RTCP, by all that their headers tell */
 };
 
+/* A packet on its way through a program. */
 struct packet {
-	u32 l3;	      /* offset of the IP header */
-	u32 l4;	      /* offset of the UDP header */
-	__be32 saddr; /* both 0 where no IPv4 header can be read */
+	struct __sk_buff *skb;
+	struct counters *count; /* this CPU's */
+	u64 now;		/* ns of CLOCK_MONOTONIC */
+	u32 l3;			/* offset of the IP header */
+	u32 l4;			/* offset of the UDP header */
+	__be32 saddr;		/* both 0 where no IPv4 header can be read */
 	__be32 daddr;
 	__be16 sport; /* the ports are 0 in a fragment */
 	__be16 dport;
@@ -311,6 +315,7 @@ static __always_inline enum kind read_packet(struct __sk_buff *skb, struct packe
 {
 	enum kind kind;
 
+	packet->skb = skb;
 	/* The compiler reads them early, where there is no IP header to have them from. */
 	packet->saddr = 0;
 	packet->daddr = 0;

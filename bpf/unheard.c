@@ -26,16 +26,16 @@ static inline struct waiting *present_wait(struct endpoint *endpoint, u64 now)
  * The wait for the packet's endpoint. RTCP shares that of its RTP, which is to the same port or to
  * the one below; where no RTP is sent, it has one of its own. NULL: there is no memory for it.
  */
-static inline struct waiting *wait_of(struct packet *packet, u64 now)
+static inline struct waiting *wait_of(struct packet *packet)
 {
 	struct endpoint endpoint = endpoint_below(packet, 0);
 	struct endpoint below = endpoint_below(packet, 1);
-	struct waiting fresh = { .first = now, .last = now };
-	struct waiting *waiting = packet->is_rtcp ? present_wait(&below, now) : NULL;
+	struct waiting fresh = { .first = packet->now, .last = packet->now };
+	struct waiting *waiting = packet->is_rtcp ? present_wait(&below, packet->now) : NULL;
 
 	if (waiting)
 		return waiting;
-	waiting = present_wait(&endpoint, now);
+	waiting = present_wait(&endpoint, packet->now);
 	if (!waiting) {
 		fresh.flags = packet->is_rtcp ? WAITING_RTCP : 0;
 		waiting_for.update(&endpoint, &fresh);
@@ -46,7 +46,7 @@ static inline struct waiting *wait_of(struct packet *packet, u64 now)
 	if (!packet->is_rtcp)
 		waiting->flags &= ~(u64)WAITING_RTCP;
 	if (!packet->is_rtcp || waiting->flags & WAITING_RTCP)
-		waiting->last = now;
+		waiting->last = packet->now;
 	return waiting;
 }
 
@@ -111,13 +111,13 @@ static inline void note_stale(struct counters *count, u8 index, u64 now)
 	tell_wan(count, EVENT_BLIND, index, now, elapsed(wan->blind_since, now));
 }
 
-static inline void tell_unheard(struct counters *count, struct packet *packet,
-				struct waiting *waiting, struct peer *peer, u8 index, u64 now)
+static inline void tell_unheard(struct packet *packet, struct waiting *waiting, struct peer *peer,
+				u8 index)
 {
 	struct heard heard = { .wan = index };
 	struct event event = {
-		.time = now,
-		.lasted = elapsed(waiting->first, now),
+		.time = packet->now,
+		.lasted = elapsed(waiting->first, packet->now),
 		.dropped = waiting->packets,
 		.address = packet->daddr,
 		.port = packet->dport,
@@ -129,7 +129,7 @@ static inline void tell_unheard(struct counters *count, struct packet *packet,
 		event.before = heard.state;
 	}
 	event.heard = heard_word(heard);
-	tell(count, &event);
+	tell(packet->count, &event);
 }
 
 /* Has UCM sent to this endpoint for longer than the engineer's patience? */
@@ -157,7 +157,7 @@ static inline bool is_to_be_told(struct packet *packet, struct waiting *waiting)
  * two bytes, and looks like RTP for a quarter of them. Its next packet does not go on as RTP does;
  * which the first one cannot show.
  */
-static inline bool is_no_rtp(struct __sk_buff *skb, struct waiting *waiting, struct packet *packet)
+static inline bool is_no_rtp(struct waiting *waiting, struct packet *packet)
 {
 	u16 sequence = bpf_ntohs(packet->rtp.sequence);
 	bool is_next = sequence == waiting->next_sequence;
@@ -171,7 +171,7 @@ static inline bool is_no_rtp(struct __sk_buff *skb, struct waiting *waiting, str
 		waiting->flags |= WAITING_NO_RTP;
 	waiting->from = sender_of(packet);
 	waiting->ssrc = packet->rtp.ssrc;
-	waiting->next_sequence = sequence + datagrams(skb);
+	waiting->next_sequence = sequence + datagrams(packet->skb);
 	waiting->payload_type = payload_type(&packet->rtp);
 	return waiting->flags & WAITING_NO_RTP;
 }
@@ -180,42 +180,41 @@ static inline bool is_no_rtp(struct __sk_buff *skb, struct waiting *waiting, str
  * UCM's RTP that would leave by the WAN of this index, to an endpoint that is not heard. `counts`:
  * bypass, which judges before enforce, has not counted it.
  */
-static inline int judge_unheard(struct __sk_buff *skb, struct counters *count,
-				struct packet *packet, u8 index, bool counts, u64 now)
+static inline int judge_unheard(struct packet *packet, u8 index, bool counts)
 {
 	struct endpoint endpoint = endpoint_below(packet, 0);
 	struct endpoint below = endpoint_below(packet, 1);
-	struct waiting *waiting = wait_of(packet, now);
-	u64 waited = waiting ? elapsed(waiting->first, now) : 0;
+	struct waiting *waiting = wait_of(packet);
+	u64 waited = waiting ? elapsed(waiting->first, packet->now) : 0;
 	struct peer *peer = peers.lookup(&endpoint);
 	u8 stale;
 
 	/* RTCP whose endpoint says nothing itself is judged as the RTP one port below. */
 	if (packet->is_rtcp && (!peer || !state_of(peer)))
 		peer = peers.lookup(&below);
-	stale = stale_wan(peer, index, waited, now);
-	if (waiting && packet->has_rtp && is_no_rtp(skb, waiting, packet)) {
-		count->passed_no_rtp += counts;
+	stale = stale_wan(peer, index, waited, packet->now);
+	if (waiting && packet->has_rtp && is_no_rtp(waiting, packet)) {
+		packet->count->passed_no_rtp += counts;
 		return TC_ACT_UNSPEC;
 	}
 	if (stale != NO_WAN) {
-		note_stale(count, stale, now);
-		note_open(stale, now);
-		count->passed_blind += counts;
-	} else if (is_patience_over(waiting, now)) {
+		note_stale(packet->count, stale, packet->now);
+		note_open(stale, packet->now);
+		packet->count->passed_blind += counts;
+	} else if (is_patience_over(waiting, packet->now)) {
 		if (is_to_be_told(packet, waiting)) {
 			waiting->flags |= WAITING_TOLD;
-			tell_unheard(count, packet, waiting, peer, index, now);
+			tell_unheard(packet, waiting, peer, index);
 		}
-		note_open(index, now);
-		count->passed_unheard += counts;
+		note_open(index, packet->now);
+		packet->count->passed_unheard += counts;
 	} else {
 		if (waiting && !packet->is_rtcp)
 			__sync_fetch_and_add(&waiting->packets, 1);
-		count->dropped_unidentified++;
+		packet->count->dropped_unidentified++;
 		return TC_ACT_SHOT;
 	}
 	if (waiting && !waiting->passed)
-		waiting->passed = now;
+		waiting->passed = packet->now;
 	return TC_ACT_UNSPEC;
 }

@@ -24,23 +24,21 @@ static inline int hold_back(struct counters *count, struct peer *peer)
 	return TC_ACT_SHOT;
 }
 
-static inline void note_outbound(struct __sk_buff *skb, struct counters *count, struct peer *peer,
-				 struct packet *packet, u64 now)
+static inline void note_outbound(struct peer *peer, struct packet *packet)
 {
 	struct progress progress;
 
 	if (!is_of_interest(peer, packet))
 		return;
-	progress = note_rtp(&peer->out_rtp, &packet->rtp, datagrams(skb), now);
+	progress = note_rtp(&peer->out_rtp, &packet->rtp, datagrams(packet->skb), packet->now);
 	if (!KEEPS_QUALITY || !peer->told)
 		return;
-	count->rtp_out_expected += progress.expected;
-	count->rtp_out_lost += progress.lost;
-	count->rtp_out_late += progress.late;
+	packet->count->rtp_out_expected += progress.expected;
+	packet->count->rtp_out_lost += progress.lost;
+	packet->count->rtp_out_late += progress.late;
 }
 
-static inline void count_outbound(struct __sk_buff *skb, struct counters *count,
-				  struct known *known, struct packet *packet, u64 now)
+static inline void count_outbound(struct known *known, struct packet *packet)
 {
 	struct peer *peer = known->peer;
 
@@ -48,10 +46,10 @@ static inline void count_outbound(struct __sk_buff *skb, struct counters *count,
 		return;
 	__sync_fetch_and_add(&peer->out_packets, 1);
 	__sync_fetch_and_add(&peer->out_bytes, packet->bytes);
-	peer->out_last = now;
-	note_outbound(skb, count, peer, packet, now);
+	peer->out_last = packet->now;
+	note_outbound(peer, packet);
 	if (!peer->told)
-		tell_of(count, peer, endpoint_below(packet, 0), known->heard, known->evidence, now);
+		tell_of(packet, peer, endpoint_below(packet, 0), known->heard, known->evidence);
 	if (!peer->out_first && peer->told && !packet->is_rtcp)
-		end_waiting(count, peer, packet, known->heard, known->evidence, now);
+		end_waiting(peer, packet, known->heard, known->evidence);
 }

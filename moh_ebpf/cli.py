@@ -4,19 +4,18 @@ What a verb needs is imported when it runs: `--help` loads neither BCC nor netli
 """
 
 import errno
-import inspect
 import io
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from moh_ebpf import __version__, parsers, settings
 from moh_ebpf.errors import (
@@ -27,6 +26,7 @@ from moh_ebpf.errors import (
     UsageError,
 )
 from moh_ebpf.lab import cli as lab
+from moh_ebpf.options import ListsOfWords, with_settings
 
 if TYPE_CHECKING:
     from moh_ebpf.attach.attachment import Report
@@ -118,30 +118,6 @@ def _notify(text: str) -> None:
     typer.echo(f"moh-ebpf: {text}", err=True)
 
 
-class _ListsOfWords(TyperCommand):
-    """A command whose list options take several words: `--wan eth1 eth2`.
-
-    It has no arguments besides its options, so a word after a list option's word belongs to it.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        lists = {name for each in self.params for name in each.opts if each.multiple}
-        return super().parse_args(ctx, list(_repeat_options(args, lists)))
-
-
-def _repeat_options(words: list[str], lists: set[str]) -> Iterator[str]:
-    option, has_word = "", False
-    for word in words:
-        if word.startswith("-"):
-            option, equals, _ = word.partition("=")
-            has_word = bool(equals)
-        else:
-            if has_word and option in lists:
-                yield option
-            has_word = True
-        yield word
-
-
 @app.callback(invoke_without_command=True)
 def common(
     version: bool = typer.Option(False, "--version", help="Print the version."),
@@ -149,37 +125,6 @@ def common(
     if version:
         typer.echo(f"moh-ebpf {__version__}")
         raise typer.Exit
-
-
-def _setting_option(name: str) -> inspect.Parameter:
-    """Of a setting: None and an empty list are not given."""
-    row, default = settings.ROWS[name], settings.default_text(name)
-    kind: type = list[str] if row.is_list else bool if row.is_switch else str
-    option = typer.Option(
-        [] if row.is_list else None,
-        settings.option(name) + (f"/--no-{name.replace('_', '-')}" if row.is_switch else ""),
-        metavar=row.metavar or None,
-        show_default=False,
-        help=row.help + (f" Default: {default}." if default else ""),
-    )
-    return inspect.Parameter(
-        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=option, annotation=kind
-    )
-
-
-def _with_settings(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with an option for each setting; it gets the values by name, as `options`."""
-    own = [each for each in inspect.signature(verb).parameters.values() if each.name != "options"]
-    offered = [*map(_setting_option, settings.ROWS), *own]
-
-    def with_settings(**given: Any) -> None:
-        options = {name: given.pop(name) for name in settings.ROWS}
-        verb(options=options, **given)
-
-    with_settings.__name__, with_settings.__doc__ = verb.__name__, verb.__doc__
-    with_settings.__annotations__ = {each.name: each.annotation for each in offered}
-    with_settings.__signature__ = inspect.Signature(offered)  # type: ignore[attr-defined]
-    return with_settings
 
 
 CONFIG = typer.Option(
@@ -190,8 +135,8 @@ CONFIG = typer.Option(
 )
 
 
-@app.command(cls=_ListsOfWords)
-@_with_settings
+@app.command(cls=ListsOfWords)
+@with_settings
 def attach(
     options: dict[str, Any],
     config: Path = CONFIG,
@@ -367,8 +312,8 @@ def status(as_json: bool = JSON) -> None:
         raise typer.Exit(ExitStatus.FAILURE)
 
 
-@app.command(cls=_ListsOfWords)
-@_with_settings
+@app.command(cls=ListsOfWords)
+@with_settings
 def doctor(
     options: dict[str, Any],
     config: Path = CONFIG,

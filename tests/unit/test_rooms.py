@@ -19,7 +19,7 @@ LEVELS = [
     {"registry"},
     {"attach"},
     {"service", "doctor", "lab"},
-    {"show"},
+    {"show", "options"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,92 +1,25 @@
 """Checks of netfilter's rules and connections."""
 
-import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from moh_ebpf.doctor import rules
 from moh_ebpf.doctor.check import LONGEST_EVIDENCE, Findings, check
 from moh_ebpf.doctor.facts import Connection, Facts
 from moh_ebpf.doctor.findings import Level
+from moh_ebpf.doctor.packets import (
+    host_range,
+    inbound,
+    outbound,
+    phantom_ports,
+    port_range,
+    to_phantom_ports,
+)
 from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 
 # Ports of a rule that has more of them are not about the phantom ports, but about all ports.
 _NARROW = 100
-
-
-def _port_range(low: int, high: int) -> tuple[Range, ...]:
-    return ((low, high),)
-
-
-def _host(address: IPv4Address) -> Range:
-    return int(address), int(address)
-
-
-def _of(network: IPv4Network) -> Range:
-    return int(network.network_address), int(network.broadcast_address)
-
-
-_ALL = (rules.of_network("0.0.0.0/0"),)
-
-
-def _global() -> tuple[Range, ...]:
-    """All addresses that may be a provider's where none is named."""
-    nowhere = sorted(
-        rules.of_network(each)
-        for each in ("0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16",
-                     "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3")
-    )  # fmt: skip
-    starts = [0, *(high + 1 for _, high in nowhere)]
-    ends = [*(low - 1 for low, _ in nowhere), (1 << 32) - 1]
-    return tuple((low, high) for low, high in zip(starts, ends, strict=True) if low <= high)
-
-
-def _far(facts: Facts) -> tuple[tuple[Range, ...], bool]:
-    """The provider's addresses, as far as they are known, and whether that is not far."""
-    if facts.settings.provider:
-        return tuple(map(_of, facts.settings.provider)), False
-    live = tuple(_host(each.address) for each in facts.targets if each.heard_on)
-    return (live, False) if live else (_global(), True)
-
-
-def _inbound(facts: Facts, wan: str, state: str = "new") -> Packets:
-    """RTP from the provider that comes in by a WAN to UCM's ports at the public addresses."""
-    far, anybody = _far(facts)
-    ports = facts.settings.rtp_ports
-    return Packets(
-        iif=wan,
-        saddr=far,
-        daddr=tuple(map(_host, facts.settings.public)),
-        sport=_port_range(1024, 65535),
-        dport=_port_range(ports.low, ports.high),
-        state=state,
-        anybody="saddr" if anybody else "",
-    )
-
-
-def _to_phantom_ports(facts: Facts, wan: str) -> Packets:
-    """By a WAN that need not be there, and have an address."""
-    packets = _inbound(facts, wan)
-    return replace(packets, dport=(_phantom_ports(facts),), daddr=packets.daddr or _ALL)
-
-
-def _outbound(facts: Facts) -> Iterator[Packets]:
-    """RTP to the provider, of each UCM by each way: each may have rules of its own."""
-    far, anybody = _far(facts)
-    ports = facts.settings.rtp_ports
-    ways = itertools.product(facts.wan_names, facts.lan_names or [""], facts.settings.ucm)
-    for wan, lan, ucm in ways:
-        yield Packets(
-            iif=lan,
-            oif=wan,
-            saddr=(_host(ucm),),
-            daddr=far,
-            sport=_port_range(ports.low, ports.high),
-            dport=_port_range(1024, 65535),
-            anybody="daddr" if anybody else "",
-        )
 
 
 def _is_of_udp(rule: Rule) -> bool:
@@ -114,14 +47,9 @@ def _names_ports(rule: Rule, wanted: Range, *fields: str) -> bool:
     )
 
 
-def _phantom_ports(facts: Facts) -> Range:
-    ports = facts.settings.phantom_ports
-    return ports[0], ports[-1]
-
-
 def _takes_phantom_port(facts: Facts, rule: Rule) -> bool:
     """Does a rule name the phantom ports? What DNAT leads to is a port inside."""
-    ports = _phantom_ports(facts)
+    ports = phantom_ports(facts)
     if rule.action not in _SNAT:
         return _names_ports(rule, ports, "dport")
     named = _is_narrow(rule.ports, ports) or _names_ports(rule, ports, "sport", "dport")
@@ -132,7 +60,7 @@ def _may_leave(facts: Facts, rule: Rule) -> bool:
     """May what a rule is for leave by a WAN?"""
     ways = Rule("", tuple(each for each in rule.matches if each.field == "oif"))
     return any(
-        rules.matches(ways, replace(_inbound(facts, ""), oif=wan)) for wan in facts.settings.wan
+        rules.matches(ways, replace(inbound(facts, ""), oif=wan)) for wan in facts.settings.wan
     )
 
 
@@ -150,11 +78,11 @@ _TAKING = {
 @check("phantom-port", "no rule takes the phantom ports", "rules")
 def phantom_port(facts: Facts) -> Findings:
     """A rule about the phantom ports is of an earlier cure, or takes them from us."""
-    ports = _phantom_ports(facts)
+    ports = phantom_ports(facts)
     of_the_wans = {
         rule
         for wan in facts.settings.wan
-        for _, rule in rules.reached(facts.ruleset, "prerouting", _to_phantom_ports(facts, wan))
+        for _, rule in rules.reached(facts.ruleset, "prerouting", to_phantom_ports(facts, wan))
     }
     for _, rule in facts.ruleset.rules():
         ours = rule.action in _SNAT or (rule.action in _TAKING and rule in of_the_wans)
@@ -208,8 +136,8 @@ def untracked(facts: Facts) -> Findings:
     if not facts.lan:
         return
     ways = [(packets, f"UCM's RTP is not tracked, so it leaves {packets.oif} with its own address "
-             "while a call is two-way") for packets in _outbound(facts)]  # fmt: skip
-    ways += [(_inbound(facts, wan), f"RTP that comes in by {wan} is not tracked, so what belongs "
+             "while a call is two-way") for packets in outbound(facts)]  # fmt: skip
+    ways += [(inbound(facts, wan), f"RTP that comes in by {wan} is not tracked, so what belongs "
               "to a two-way call does not reach UCM") for wan in facts.wan_names]  # fmt: skip
     seen = set()
     for packets, found in ways:
@@ -223,7 +151,7 @@ def untracked(facts: Facts) -> Findings:
 
 def _source_nat(facts: Facts) -> Rule | None:
     """The rule that gives UCM's RTP another source, if there is one."""
-    for packets in _outbound(facts):
+    for packets in outbound(facts):
         for _, rule in rules.nat(facts.ruleset, "postrouting", packets):
             return rule
     return None
@@ -231,7 +159,7 @@ def _source_nat(facts: Facts) -> Rule | None:
 
 def _leads_to_ucm(facts: Facts, packets: Packets) -> bool:
     """Is there DNAT to UCM for such packets? Then their conntrack entry is UCM's."""
-    ucm = tuple(map(_host, facts.settings.ucm))
+    ucm = tuple(map(host_range, facts.settings.ucm))
     return any(
         rule.action == "dnat" and (not rule.addresses or rules.overlap(ucm, rule.addresses))
         for _, rule in rules.nat(facts.ruleset, "prerouting", packets)
@@ -264,7 +192,7 @@ def input_chain(facts: Facts) -> Findings:
     conntrack entry for the firewall itself, whose port UCM's packets can then not have."""
     nat = _source_nat(facts)
     for wan in facts.wan_names if nat and facts.lan else ():
-        packets = _inbound(facts, wan)
+        packets = inbound(facts, wan)
         accepted = _accepted(facts, packets)
         if accepted and not _leads_to_ucm(facts, packets):
             yield (
@@ -289,7 +217,7 @@ def sip_helper(facts: Facts) -> Findings:
     if facts.sysctls.get("net.netfilter.nf_conntrack_helper") == 1 and loaded:
         using.append("net.netfilter.nf_conntrack_helper = 1")
     for wan in facts.wan_names if using and facts.lan else ():
-        accepted = _accepted(facts, _inbound(facts, wan, "related"))
+        accepted = _accepted(facts, inbound(facts, wan, "related"))
         if accepted and _source_nat(facts):
             yield (
                 Level.WARNING,
@@ -316,10 +244,10 @@ def sip_helper(facts: Facts) -> Findings:
 def snat_ports(facts: Facts) -> Findings:
     """SNAT keeps a port that is free and in its range, if it has one; never if it is random."""
     ports = facts.settings.rtp_ports
-    wanted = _port_range(ports.low, ports.high)
+    wanted = port_range(ports.low, ports.high)
     moving = {
         rule
-        for packets in _outbound(facts)
+        for packets in outbound(facts)
         for truth, rule in rules.nat(facts.ruleset, "postrouting", packets)
         if truth >= Truth.SOME
         and (rule.random or (rule.ports and rules.overlap(wanted, [rule.ports]) < Truth.YES))

@@ -69,7 +69,7 @@ def test_a_million_spoofed_sources_cost_no_call_a_packet(fw: Firewall, sources: 
     told = [f"{peer['address']}:{peer['port']}" for peer in shown]
     assert sorted(told) == sorted(endpoints(2 * live))
     with fw.namespace.entered(), attached_or_error() as attached:
-        known = sum(1 for _ in attached.peers())
+        known = sum(1 for _ in attached.maps.peers())
     if listed:
         assert known == 2 * live
     else:  # they were learned, and pushed each other out

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from scapy.packet import Packet
 
@@ -187,7 +188,7 @@ MASQUERADE = Contender(
     "masquerade", "forwarding with masquerade", f"{PUBLIC}:{UCM_PORT}", _nft, learns=False
 )
 ARTICLE = [
-    Contender(name, f"{name} + ipset (article)", MOH_ENDPOINT, lambda name=name: _article(name))
+    Contender(name, f"{name} + ipset (article)", MOH_ENDPOINT, partial(_article, name))
     for name in article.VARIANTS
 ]
 QUEUE_C = Contender(

@@ -7,7 +7,7 @@ measurement take turns, so that what changes on the machine meanwhile changes fo
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 from tests.bench import contenders, native
 from tests.bench.contenders import DROP, MOH, PLAYED, Running, all_running, running
@@ -55,7 +55,12 @@ def at_their_pace(runs: list[Running], effort: Effort, tell: Tell) -> dict[str, 
     return {"streams": effort.streams, "samples": samples, "lost": lost}
 
 
-def _pace(rate: int) -> dict[str, int]:
+class _Pace(TypedDict):
+    burst: int
+    pause: int
+
+
+def _pace(rate: int) -> _Pace:
     """So many packets a second, a burst a millisecond, or one packet where they are fewer."""
     burst = max(1, rate // _BURSTS_PER_SECOND)
     return {"burst": burst, "pause": 1_000_000_000 * burst // rate}

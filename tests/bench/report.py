@@ -330,13 +330,13 @@ def _with_many_peers(results: Results) -> str:
     many = results["many_peers"]
     shown, watched = many["peers --json"], many["watch"]
     rows = [
-        ["reading and decoding a snapshot", spread(many["snapshot"]), ""],
-        ["`peers --json`, all of it", spread([e["whole"] for e in shown]), _mebibytes(shown)],
-        [
+        ("reading and decoding a snapshot", spread(many["snapshot"]), ""),
+        ("`peers --json`, all of it", spread([e["whole"] for e in shown]), _mebibytes(shown)),
+        (
             "`watch`, CPU for each second",
             spread([e["cpu"] / e["whole"] for e in watched]),
             _mebibytes(watched),
-        ],
+        ),
     ]
     heads = ["", "seconds", "memory, MiB"]
     return table(heads, [[what, _show(time, 2), memory] for what, time, memory in rows])

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from scapy.layers.inet import UDP
@@ -53,7 +54,7 @@ class Check(NamedTuple):
     slow: bool = False
 
 
-def started(name: str, start: Callable[[Site], None]):
+def started(name: str, start: Callable[[Site], None]) -> AbstractContextManager[Site]:
     """That contender's site, with a start of its own."""
     (contender,) = (each for each in CONTENDERS if each.name == name)
     return site(contender._replace(start=start))

@@ -8,10 +8,11 @@ from functools import cache
 from subprocess import Popen
 from typing import NamedTuple
 
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import UDP
+from scapy.packet import Packet
 
 from tests.support import article
-from tests.support.article import ArticleFirewall
+from tests.support.article import COUNT, ArticleFirewall
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.wire import flow, rtp, udp
 
@@ -40,7 +41,7 @@ class Site:
     article: ArticleFirewall
     stack: ExitStack
     program: Popen[str] | None = None
-    seen: list[IP] = field(default_factory=list)
+    seen: list[Packet] = field(default_factory=list)
 
     @property
     def fw(self) -> Firewall:
@@ -61,7 +62,7 @@ class Site:
         self.program.kill()
         self.program.wait()
 
-    def say(self, ucm_port: int, count: int = article.COUNT) -> list[Flow]:
+    def say(self, ucm_port: int, count: int = COUNT) -> list[Flow]:
         """UCM speaks; what left by the WAN."""
         article.say(self.fw, ucm_port, count)
         return self.left()
@@ -83,7 +84,7 @@ class Site:
         assert all(packet[UDP].chksum in (0, article.udp_checksum(packet)) for packet in packets)
         return [flow(packet) for packet in packets]
 
-    def packets(self) -> list[IP]:
+    def packets(self) -> list[Packet]:
         """What has left by the WAN since the last call, of whatever kind."""
         if self.program and self.program.poll() is None:
             article.wait_for_rewriter(self.fw, self.program)

@@ -20,7 +20,8 @@ from tests.support.firewall import PUBLIC, UCM
 from tests.support.hosts import Address, udp_socket
 from tests.support.namespace import Namespace
 from tests.support.service import service
-from tests.support.telephony import UCM_PORTS, until
+from tests.support.telephony import UCM_PORTS
+from tests.support.waiting import until
 
 PHANTOM = 4000
 PROVIDER_PORT = 20000
@@ -151,22 +152,24 @@ class Site:
         self._traffic.drain()
         consumed = self._consumed() - consumed
         ended = {case: call.outbound.sent for case, call in self.calls.items()}
-        lost = {
-            case: [way.lost(begun[id(way)]) for way in (call.outbound, call.inbound)]
-            for case, call in self.calls.items()
-        }
+        outbound: dict[Case, int] = {}
+        inbound: dict[Case, int | None] = {}
+        for case, call in self.calls.items():
+            outbound[case] = call.outbound.lost(begun[id(call.outbound)])
+            inbound[case] = call.inbound.lost(begun[id(call.inbound)])
         for case, call in self.calls.items():
             if case.hold:
                 # Nobody hears it: the firewalls know how much came, of the one they are told of.
                 heard = consumed if case.by is By.MOH else None
                 sent = call.inbound.sent - begun[id(call.inbound)]
-                lost[case][1] = None if heard is None else sent - heard
+                inbound[case] = None if heard is None else sent - heard
         ports = self._ucm_ports()
         self._hold_anew()
         next_ports = self._ucm_ports()
         return {
             case: Seen(
-                *lost[case],
+                outbound[case],
+                inbound[case],
                 call.outbound.sources(begun[id(call.outbound)], acted[case]),
                 call.outbound.sources(changed[case], ended[case]),
                 call.outbound.sources(ended[case], call.outbound.sent) if case.hold else None,
@@ -227,8 +230,8 @@ def site(directory: Path, *, virtual_macs: bool = False) -> Iterator[Site]:
     if virtual_macs:
         keepalived = with_virtual_macs(keepalived)
         rules, config = with_macvlans(rules), with_macvlans(config)
-    addresses = [sorted({getattr(case, end) for case in CASES}) for end in ("ucm", "provider")]
-    with pair(directory, *addresses, keepalived, rules) as made, ExitStack() as stack:
+    ucm, provider = sorted({case.ucm for case in CASES}), sorted({case.provider for case in CASES})
+    with pair(directory, ucm, provider, keepalived, rules) as made, ExitStack() as stack:
         made.start()
         for router in (made.a, made.b):
             router.place.run("sh", "-e", input=ARTICLES_RULES)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tests.support.firewall import GATEWAY, PUBLIC
 from tests.support.namespace import Namespace, namespace
-from tests.support.telephony import Program, until
+from tests.support.telephony import Program
+from tests.support.waiting import until
 
 PAGE = Path(__file__).parents[2] / "docs/ha.md"
 LAN_GATEWAY = "10.10.10.1"
@@ -172,7 +173,8 @@ def pair(
         lan.run("ip", "route", "add", "default", "via", LAN_GATEWAY)
         _addresses(wan, "switch", [GATEWAY])
         _addresses(wan, "lo", provider)
-        yield Pair(*routers, lan, wan)
+        a, b = routers
+        yield Pair(a, b, lan, wan)
 
 
 def _connect(place: Namespace, interface: str, bridge: Namespace, name: str, address: str) -> None:

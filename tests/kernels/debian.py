@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.debian import KEYRING, Unavailable, archives, output
 
@@ -86,7 +87,7 @@ class Apt:
         self._run("apt-get", "download", image, *parts, cwd=directory)
         return sorted(directory.iterdir())
 
-    def _run(self, *command: str, **options) -> str:
+    def _run(self, *command: str, **options: Any) -> str:
         return output(*command, env=self._environment, **options)
 
 

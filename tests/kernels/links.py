@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from tests.support.links import KINDS, REFUSED
@@ -101,7 +102,7 @@ it in each packet ([packet-flow.md](packet-flow.md#reading)). A VLAN whose `reor
 changed must be attached again."""
 
 
-def page(kept: dict[str, dict]) -> Iterator[str]:
+def page(kept: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield _HEAD
     yield "| kernel | commit |\n| --- | --- |"
     for each in kept.values():
@@ -113,7 +114,7 @@ def page(kept: dict[str, dict]) -> Iterator[str]:
     yield _REFUSALS
 
 
-def _cell(kept: dict[str, dict], kind: str, role: str) -> str:
+def _cell(kept: dict[str, dict[str, Any]], kind: str, role: str) -> str:
     """One word if it is the same everywhere."""
     where: dict[str, list[str]] = {}
     for name, each in kept.items():

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from scapy.layers.inet import IP, UDP
+from scapy.layers.inet import UDP
+from scapy.packet import Packet
 
 from tests.support.article import (
     COUNT,
@@ -181,7 +182,7 @@ def test_ours_leaks_nothing_and_troubles_conntrack_with_calls_only(
     assert udp_flows(fw.wan) == [AS_HOLD] * COUNT + [AS_CALL] * COUNT + [AS_HOLD] * 2 * COUNT
 
 
-def hold_music_without_checksum(fw: Firewall) -> list[IP]:
+def hold_music_without_checksum(fw: Firewall) -> list[Packet]:
     """On hold, UCM sends a packet with a checksum and COUNT without; what leaves by the WAN."""
     with_checksum = udp(f"{UCM}:{FIRST_HOLD}", PROVIDER)
     without = with_checksum.copy()

@@ -13,7 +13,7 @@ from tests.support.firewall import UCM, Firewall
 GOOD = {"--wan": "wan", "--lan": "lan", "--ucm": UCM}
 
 
-def attach(fw: Firewall, **changes: str) -> subprocess.CompletedProcess:
+def attach(fw: Firewall, **changes: str) -> subprocess.CompletedProcess[str]:
     options = GOOD | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
     words = [word for pair in options.items() for word in pair]
     return fw.moh("attach", *words, check=False)
@@ -23,7 +23,9 @@ def state(fw: Firewall) -> str:
     return "".join(fw.namespace.tc_state(name) for name in ("lan", "wan"))
 
 
-def assert_refused(fw: Firewall, done: subprocess.CompletedProcess, status: int, said: str) -> None:
+def assert_refused(
+    fw: Firewall, done: subprocess.CompletedProcess[str], status: int, said: str
+) -> None:
     assert done.returncode == status, done
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
@@ -37,16 +39,16 @@ SETTINGS = ("--wan", "wan", "--lan", "lan", "--ucm", UCM)
 NETWORK = ("--provider", "203.0.113.0/24")
 
 
-def examine(fw: Firewall, *arguments: str) -> tuple[int, dict]:
+def examine(fw: Firewall, *arguments: str) -> tuple[int, dict[str, Any]]:
     return _shown(fw.moh("doctor", "--json", "--for", "100ms", *arguments, check=False))
 
 
-def _shown(done) -> tuple[int, dict]:
+def _shown(done: subprocess.CompletedProcess[str]) -> tuple[int, dict[str, Any]]:
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
 
 
-def troubles(shown: dict) -> dict[str, dict]:
+def troubles(shown: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """But for what is the machine's: a module that no rule of this firewall's has loaded."""
     return {
         each["check"]: each
@@ -55,7 +57,9 @@ def troubles(shown: dict) -> dict[str, dict]:
     }
 
 
-def assert_only(fw: Firewall, check: str, level: str, evidence: str, *arguments: str) -> dict:
+def assert_only(
+    fw: Firewall, check: str, level: str, evidence: str, *arguments: str
+) -> dict[str, Any]:
     """doctor finds this and nothing else; the finding."""
     status, shown = examine(fw, *arguments)
     found = troubles(shown)
@@ -358,7 +362,7 @@ def test_a_fault_is_found_and_nothing_else(
     and of its calls, then."""
     if fault in (program_missing, pause_longer_than_the_timeout, far_end_down):
         fw.attach(*NETWORK)
-        settings = ()
+        settings: tuple[str, ...] = ()
     else:
         settings = (*SETTINGS, *NETWORK)
     fault(fw)
@@ -625,7 +629,7 @@ def test_another_module_that_is_named_bcc(fw: Firewall, tmp_path: Path) -> None:
     assert troubles(_shown(done)[1])["compiler"]["level"] == "error"
 
 
-def run(fw: Firewall, *wrapper: str):
+def run(fw: Firewall, *wrapper: str) -> subprocess.CompletedProcess[str]:
     """doctor, run by another command."""
     command = [sys.executable, "-m", "moh_ebpf", "doctor", *SETTINGS, "--for", "0s", "--json"]
     return fw.namespace.run(*wrapper, *command, check=False)

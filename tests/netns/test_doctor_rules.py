@@ -14,7 +14,8 @@ from moh_ebpf.doctor.ask import netfilter
 from moh_ebpf.doctor.checks import run
 from moh_ebpf.doctor.facts import Facts
 from moh_ebpf.kernel.interfaces import Interface
-from moh_ebpf.settings import PortRange, Settings
+from moh_ebpf.parsers import PortRange
+from moh_ebpf.settings import Settings
 from tests.support.article import VARIANTS, why_not
 from tests.support.namespace import Namespace, namespace
 

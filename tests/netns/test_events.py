@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,14 +66,14 @@ class Events:
             )
 
     @property
-    def lines(self) -> list[dict]:
+    def lines(self) -> list[dict[str, Any]]:
         whole = self._file.read_text().rpartition("\n")[0]
         return [json.loads(each) for each in whole.splitlines()]
 
     def names(self) -> list[str]:
         return [each["event"] for each in self.lines]
 
-    def wait_for(self, *names: str) -> list[dict]:
+    def wait_for(self, *names: str) -> list[dict[str, Any]]:
         """Until these are its lines."""
         until(f"events are {names}, not {self.names()}", lambda: self.names() == [*names])
         return self.lines
@@ -94,7 +96,7 @@ def events(fw: Firewall, directory: Path, *options: str, patient: bool = False) 
         made.process.communicate()
 
 
-def reads(fw: Firewall, process: subprocess.Popen) -> None:
+def reads(fw: Firewall, process: subprocess.Popen[str]) -> None:
     """Wait until it has the ring's pages, and sleeps: for events."""
     of = Path(f"/proc/{process.pid}")
 
@@ -192,7 +194,7 @@ def test_what_is_missed_is_counted(fw: Firewall, tmp_path: Path) -> None:
             for number, frame in enumerate(spoofed(fw.wan, count, packets=2)):
                 fw.wan.send_frame(frame)
                 if number % 1000 == 999:
-                    until("the other one reads", lambda n=number: told(fast)[0] >= n // 2 - 500)
+                    until("the other one reads", partial(has_told, fast, number // 2 - 500))
         until("both have all", lambda: {sum(told(slow)), sum(told(fast))} == {learned(fw)})
         assert told(slow)[1] > 0
         assert told(fast)[1] == 0
@@ -231,6 +233,10 @@ def told(reader: Events) -> tuple[int, int]:
     lines = reader.lines
     lost = sum(each["count"] for each in lines if each["event"] == "lost")
     return sum(each["event"] == "new" for each in lines), lost
+
+
+def has_told(reader: Events, new: int) -> bool:
+    return told(reader)[0] >= new
 
 
 def learned(fw: Firewall) -> int:
@@ -464,10 +470,16 @@ def test_a_reader_goes_on_where_another_left(fw: Firewall) -> None:
     def told(reader: Reader, number: int) -> list[str]:
         """So many events, and those that come with them."""
         found: list[str] = []
-        until(
-            f"{number} events",
-            lambda: len(found) >= number or found.extend(e.event for e in reader.read(0.2)),
-        )
+
+        def are_there() -> bool:
+            if len(found) >= number:
+                return True
+            for each in reader.read(0.2):
+                assert isinstance(each, Event), each
+                found.append(each.event)
+            return False
+
+        until(f"{number} events", are_there)
         return found
 
     with fw.namespace.entered():

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 from scapy.layers.inet import UDP
@@ -16,7 +17,7 @@ from tests.support.foreign import add_filter, load
 from tests.support.namespace import namespace
 from tests.support.service import CONFIG, service
 from tests.support.waiting import until
-from tests.support.wire import flow, rtp, udp
+from tests.support.wire import Wire, flow, rtp, udp
 
 MEDIA = f"{UCM}:24576"
 CALL = f"{PUBLIC}:24576"
@@ -26,7 +27,7 @@ PATIENT = ("--timeout", "60s")
 SCHED_CLS = 3  # enum bpf_prog_type (linux/bpf.h)
 
 
-def status(fw: Firewall) -> dict:
+def status(fw: Firewall) -> dict[str, Any]:
     return json.loads(fw.moh("status", "--json", check=False).stdout)
 
 
@@ -206,7 +207,7 @@ def test_run_tells_of_a_blind_wan_and_of_its_end(fw: Firewall, tmp_path: Path) -
 # Interfaces that go
 
 
-def second_uplink(fw: Firewall):
+def second_uplink(fw: Firewall) -> Wire:
     """An uplink that is no --wan, as a new ppp0 is to what was attached to the old one."""
     return fw.add_wire("wan2", "192.0.2.2/24", "192.0.2.1")
 
@@ -236,7 +237,7 @@ def test_a_wan_that_another_replaces(fw: Firewall, how: str, heard_on: str) -> N
         assert [flow(packet) for packet in wan2.sent()] == [("192.0.2.2:24576", PROVIDER)] * 5
 
 
-def sent_by(fw: Firewall, wire) -> bool:
+def sent_by(fw: Firewall, wire: Wire) -> bool:
     fw.lan.send(udp(MEDIA, PROVIDER))
     return bool(wire.sent())
 

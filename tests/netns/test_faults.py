@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
@@ -50,7 +51,7 @@ class Set:
 
     places: set[tuple[str, str]]
     ids: set[int]
-    missing: list
+    missing: list[dict[str, str]]
     tc: str
 
 
@@ -118,7 +119,7 @@ def test_killed_between_any_two_steps(
     wan2: Firewall, before: tuple[str, ...] | None, command: tuple[str, ...]
 ) -> None:
     """kill -9: all of the command is done, or nothing; attach works again."""
-    done, undone = PLACES.get(command, set()), PLACES.get(before, set())
+    done, undone = PLACES.get(command, set()), PLACES.get(before or (), set())
     found = []
     for step in every_step(wan2, before, command, steps.changing):
         steps.kill(wan2.namespace, step, *command)
@@ -232,7 +233,7 @@ def both(fw: Firewall) -> str:
     return fw.namespace.tc_state("lan", "wan")
 
 
-def status(fw: Firewall) -> dict:
+def status(fw: Firewall) -> dict[str, Any]:
     return json.loads(fw.moh("status", "--json", check=False).stdout)
 
 
@@ -240,18 +241,19 @@ def test_attach_and_detach_at_once(fw: Firewall) -> None:
     """Six commands at once take turns: at the end all of a set is there, or nothing."""
     untouched = both(fw)
     command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf"]
+    commands = [FIRST, ("detach",), ("status",), FIRST, ("peers",), ("detach",)]
     running = [
         subprocess.Popen(
             [*command, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        for words in [FIRST, ("detach",), ("status",), FIRST, ("peers",), ("detach",)]
+        for words in commands
     ]
-    for each in running:
+    for words, each in zip(commands, running, strict=True):
         _, said = each.communicate(timeout=120)
         assert each.returncode in (0, 1, 3), said
         assert "Traceback" not in said
         # 3: nothing attached; 1: status while a set is being taken away
-        assert each.returncode != 1 or each.args[-1] == "status", said
+        assert each.returncode != 1 or words[-1] == "status", said
     shown = status(fw)
     assert (len(shown["programs"]), shown["missing"]) in ((3, []), (0, []))
     fw.moh("detach")

@@ -12,7 +12,7 @@ from moh_ebpf.kernel.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.foreign import counter
 from tests.support.waiting import until
-from tests.support.wire import flow, rtp, udp
+from tests.support.wire import Tun, Wire, flow, rtp, udp
 
 HOLD = f"{PUBLIC}:4000"
 MUSIC = f"{UCM}:24576"
@@ -84,8 +84,8 @@ def test_two_uplinks_answer_out_of_the_one_they_heard(fw: Firewall) -> None:
     fw.moh("attach", "--wan", "wan", "wan2", "--lan", "lan", "--ucm", UCM, *PATIENT)
     wan2.send(udp(PROVIDER, "192.0.2.2:4000"))
     fw.lan.send(*[udp(MUSIC, PROVIDER)] * 7)
-    (sent,) = {flow(packet) for packet in wan2.sent()}
-    assert sent == ("192.0.2.2:4000", PROVIDER)
+    (heard,) = {flow(packet) for packet in wan2.sent()}
+    assert heard == ("192.0.2.2:4000", PROVIDER)
     assert fw.wan.sent() == []
 
     # The call moves to the first uplink: so does the music, with the very next packet.
@@ -388,7 +388,9 @@ def test_bridge_as_lan_and_its_port_refused(fw: Firewall) -> None:
 @pytest.mark.parametrize(("lan_is_tun", "wan_is_tun"), [(True, False), (False, True), (True, True)])
 def test_interfaces_without_a_link_header(fw: Firewall, lan_is_tun: bool, wan_is_tun: bool) -> None:
     """A WireGuard LAN, a PPPoE WAN; a tun device is what both are to tc."""
-    lan, wan, public = fw.lan, fw.wan, PUBLIC
+    lan: Wire | Tun = fw.lan
+    wan: Wire | Tun = fw.wan
+    public = PUBLIC
     if lan_is_tun:
         lan = fw.add_tun("wg0", "10.30.0.1/24")
         fw.namespace.run("ip", "route", "add", "10.30.1.0/24", "dev", "wg0")

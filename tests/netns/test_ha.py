@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from tests.ha.failover import CASES, By, Case, Seen, changes, site
-from tests.ha.page import BEGIN, END, PAGE
+from tests.ha.page import BEGIN, END
+from tests.ha.pair import PAGE
 from tests.support.firewall import PUBLIC
 
 HOLD = {f"{PUBLIC}:4000"}

@@ -36,7 +36,7 @@ def state(fw: Firewall) -> str:
     return fw.namespace.tc_state("lan") + fw.namespace.tc_state("wan")
 
 
-def status(fw: Firewall) -> dict:
+def status(fw: Firewall) -> dict[str, Any]:
     return json.loads(fw.moh("status", "--json", check=False).stdout)
 
 

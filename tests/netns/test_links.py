@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
@@ -291,7 +292,7 @@ def assert_music(call: Call, packets: list[IP], ttl: int = 63) -> None:
     assert {packet.ttl for packet in packets} == {ttl}
 
 
-def by_name(kinds: list[Kind]) -> dict:
+def by_name(kinds: list[Kind]) -> dict[str, Any]:
     return {"argvalues": kinds, "ids": [each.name for each in kinds]}
 
 
@@ -373,8 +374,8 @@ def test_lan_segments(attached: Links, kind: Kind) -> None:
 @refused
 def test_refused(role: str, kind: Kind) -> None:
     with namespace("fw") as fw, namespace("far") as far, ExitStack() as stack:
-        ends = [End(place, f"{role}9", f"10.9.0.{side}") for side, place in enumerate((fw, far), 1)]
-        said = links.make(kind, 9, stack, *ends, "10.9.9.9/32")
+        here, there = End(fw, f"{role}9", "10.9.0.1"), End(far, f"{role}9", "10.9.0.2")
+        said = links.make(kind, 9, stack, here, there, "10.9.9.9/32")
         if said:
             pytest.skip(f"this kernel has no {kind.name}: {said}")
         before = fw.tc_state(f"{role}9", f"u{role}9")

@@ -16,7 +16,7 @@ ATTACH = ("attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM)
 BOUNDED = ("setpriv", "--bounding-set", "-all,+sys_admin,+net_admin", "--inh-caps", "-all")
 
 
-def attach(fw: Firewall, limit: str, *before: str) -> subprocess.CompletedProcess:
+def attach(fw: Firewall, limit: str, *before: str) -> subprocess.CompletedProcess[str]:
     moh = (sys.executable, "-m", "moh_ebpf", *ATTACH)
     return fw.namespace.run("prlimit", f"--memlock={limit}", *before, *moh, check=False)
 

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -141,7 +142,7 @@ def prometheus(fw: Firewall, directory: Path, target: str) -> Iterator[str]:
         process.wait()
 
 
-def ask(fw: Firewall, url: str, query: str) -> list[dict]:
+def ask(fw: Firewall, url: str, query: str) -> list[dict[str, Any]]:
     """The series that Prometheus answers with."""
     try:
         answer = json.loads(get(fw, f"{url}/api/v1/query?query={urllib.parse.quote(query)}"))
@@ -151,7 +152,7 @@ def ask(fw: Firewall, url: str, query: str) -> list[dict]:
 
 
 def test_prometheus_scrapes_the_service(fw: Firewall, tmp_path: Path) -> None:
-    def asked(query: str) -> list:
+    def asked(query: str) -> list[dict[str, Any]]:
         return ask(fw, url, query)
 
     fw.namespace.run("nft", "insert", "rule", "ip", "filter", "input", "iifname", "lo", "accept")
@@ -202,7 +203,7 @@ def test_each_panel_of_the_dashboard_shows_something(fw: Firewall, tmp_path: Pat
         prometheus(fw, tmp_path, "127.0.0.1:9477") as url,
     ):
 
-        def shown(target: dict) -> list[dict]:
+        def shown(target: dict[str, Any]) -> list[dict[str, Any]]:
             expr = target["expr"].replace("$instance", ".*").replace("$__rate_interval", "10s")
             assert "$" not in expr
             return until(f"{expr} has series", lambda: ask(fw, url, expr))

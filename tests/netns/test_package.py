@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = "usr/lib/python3/dist-packages/moh_ebpf"
 
 
-def output(*command: object, **options) -> str:
+def output(*command: object, **options: Any) -> str:
     done = subprocess.run(
         [str(each) for each in command], capture_output=True, text=True, check=False, **options
     )
@@ -68,7 +69,10 @@ def test_control(package: Path) -> None:
 
 def test_runs_where_it_was_unpacked(package: Path, fw: Firewall) -> None:
     """With the C sources inside the package."""
-    options = {"env": {**os.environ, "PYTHONPATH": str((package / MODULES).parent)}, "cwd": package}
+    options: dict[str, Any] = {
+        "env": {**os.environ, "PYTHONPATH": str((package / MODULES).parent)},
+        "cwd": package,
+    }
     ask = "from moh_ebpf.attach.compiler import sources; print(sources())"
     said = output(sys.executable, "-c", ask, **options)
     assert Path(said.strip()) == package / MODULES / "bpf"

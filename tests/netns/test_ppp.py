@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, UDP
+from scapy.packet import Packet
 
 from tests.support.firewall import PROVIDER, UCM, Firewall
 from tests.support.namespace import Namespace, namespace
@@ -37,7 +38,7 @@ class Line:
 
     end: socket.socket
 
-    def send(self, *packets: IP) -> None:
+    def send(self, *packets: Packet) -> None:
         for packet in packets:
             self.end.sendto(bytes(packet), ("ppp0", _ETH_P_IP))
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def captured(fw: Firewall, interface: str, directory: Path) -> Iterator[Capture]
         capture.close()
 
 
-def only(fw: Firewall) -> dict:
+def only(fw: Firewall) -> dict[str, Any]:
     (peer,) = json.loads(fw.moh("peers", "--json").stdout)
     return peer
 
@@ -132,7 +133,7 @@ def test_agrees_with_tshark(fw: Firewall, tmp_path: Path) -> None:
     )
 
 
-def assert_agrees(rtp: dict, line: Line, expected: int) -> None:
+def assert_agrees(rtp: dict[str, Any], line: Line, expected: int) -> None:
     assert rtp["ssrc"] == line.ssrc
     assert (rtp["expected"], rtp["lost"]) == (expected, line.lost)
     assert line.codec == {0: "g711U", 8: "g711A"}[rtp["payload_type"]]

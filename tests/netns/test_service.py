@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from tests.support.flood import Streams, playing
 from tests.support.foreign import counter
 from tests.support.service import CONFIG, Service, service
 from tests.support.waiting import until
-from tests.support.wire import flow, udp
+from tests.support.wire import Tun, Wire, flow, udp
 
 HOLD = f"{PUBLIC}:4000"
 MUSIC = f"{UCM}:24576"
@@ -36,7 +37,7 @@ def state(fw: Firewall) -> str:
     return fw.namespace.tc_state("lan", "wan")
 
 
-def status(fw: Firewall) -> dict:
+def status(fw: Firewall) -> dict[str, Any]:
     return json.loads(fw.moh("status", "--json", check=False).stdout)
 
 
@@ -44,7 +45,7 @@ def program_ids(fw: Firewall) -> list[int]:
     return [program["id"] for program in status(fw)["programs"]]
 
 
-def hears_music(fw: Firewall, public: str = PUBLIC, wire=None) -> bool:
+def hears_music(fw: Firewall, public: str = PUBLIC, wire: Wire | Tun | None = None) -> bool:
     """Does a hold now get its music from this public address?"""
     wire = wire or fw.wan
     wire.send(udp(PROVIDER, f"{public}:4000"))
@@ -436,8 +437,8 @@ def test_a_log_that_nobody_reads_cannot_stop_it(fw: Firewall, tmp_path: Path) ->
             assert run.wait_for_word("READY") == "1"
             ids = program_ids(fw)
             do(fw, "tc filter del dev lan ingress pref 4000")
-            restored = until("it is restored", lambda: not status(fw)["missing"] and status(fw))
-            assert [each["id"] for each in restored["programs"]] == ids
+            until("it is restored", lambda: not status(fw)["missing"])
+            assert program_ids(fw) == ids
             reload(run, tmp_path, "wan = [")
             reload(run, tmp_path, CONFIG.replace("60s", "61s"))
             assert status(fw)["settings"]["timeout"] == 61

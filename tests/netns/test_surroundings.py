@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,11 +50,11 @@ def test_a_time_namespace(fw: Firewall, offset: str) -> None:
     fw.wan.send(*[udp(PROVIDER, HOLD)] * 2)
     fw.wan.sent()
 
-    def peer() -> dict:
+    def peer() -> dict[str, Any]:
         (shown,) = json.loads(fw.namespace.run(*elsewhere, *MOH, "peers", "--json").stdout)
         return shown
 
-    def first_event(*before: str) -> dict:
+    def first_event(*before: str) -> dict[str, Any]:
         told = ("events", "--json", "--history", "--for", "0s")
         return json.loads(fw.namespace.run(*before, *MOH, *told).stdout.splitlines()[0])
 

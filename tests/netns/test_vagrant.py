@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,12 @@ PACKETS = 25  # half a second of a stream
 
 
 @pytest.fixture(scope="module")
-def descriptions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def descriptions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return described(tmp_path_factory.mktemp("vagrant"))
 
 
 @pytest.fixture(scope="module")
-def standing(descriptions: dict[str, dict]) -> Iterator[dict[str, Machine]]:
+def standing(descriptions: dict[str, dict[str, Any]]) -> Iterator[dict[str, Machine]]:
     """The machines after `vagrant up`."""
     needs_pip()
     with machines(descriptions) as made:
@@ -36,7 +37,7 @@ def needs_pip() -> None:
         pytest.skip("the machines use pip and .venv, which scripts/setup --packaged does without")
 
 
-def provision(machine: Machine, description: dict, *, again: bool = False) -> None:
+def provision(machine: Machine, description: dict[str, Any], *, again: bool = False) -> None:
     """What Vagrant runs there, in its order: all of it, or what it runs at each start."""
     (checkout,) = description["folders"]
     for each in description["commands"]:
@@ -48,7 +49,7 @@ def sources(machine: Machine, count: int) -> set[tuple[str, int]]:
     """Where the caller's next packets come from, as they arrive on the provider's wire."""
     with machine.namespace.entered():
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
-    found = []
+    found: list[tuple[str, int]] = []
     with wire:
         wire.settimeout(10)
         wire.bind(("eth1", 0x0800))
@@ -71,7 +72,7 @@ def test_vagrant_finds_the_vagrantfile_valid(tmp_path: Path) -> None:
     assert "validated successfully" in said
 
 
-def test_machines_are_wired_as_the_lab(descriptions: dict[str, dict]) -> None:
+def test_machines_are_wired_as_the_lab(descriptions: dict[str, dict[str, Any]]) -> None:
     wires = {name: [*each["networks"]] for name, each in descriptions.items()}
     assert wires == {role: [f"moh-{wire}" for wire in INTERFACES[role]] for role in Role}
     assert all(each["networks"] == each["libvirt_networks"] for each in descriptions.values())
@@ -103,7 +104,7 @@ def test_the_call_is_played_on_the_machines(standing: dict[str, Machine]) -> Non
 
 @pytest.mark.parametrize("role", Role)
 def test_provisioning_again_changes_nothing(
-    role: Role, standing: dict[str, Machine], descriptions: dict[str, dict]
+    role: Role, standing: dict[str, Machine], descriptions: dict[str, dict[str, Any]]
 ) -> None:
     """Nor does it end a call: the endpoints' sockets are those from before."""
     machine = standing[role]
@@ -130,7 +131,9 @@ def test_the_hypervisor_gets_in_as_before(role: Role, standing: dict[str, Machin
         client.connect((MANAGEMENT, 22))
 
 
-def test_the_call_tells_when_the_far_end_is_not_there(descriptions: dict[str, dict]) -> None:
+def test_the_call_tells_when_the_far_end_is_not_there(
+    descriptions: dict[str, dict[str, Any]],
+) -> None:
     needs_pip()
     with machines(descriptions) as made:
         provision(made["ucm"], descriptions["ucm"])
@@ -139,7 +142,9 @@ def test_the_call_tells_when_the_far_end_is_not_there(descriptions: dict[str, di
         assert re.fullmatch("moh-ebpf: RTP endpoint provider(:| does not answer).*\n", done.stderr)
 
 
-def test_a_machine_with_other_interfaces_is_refused(descriptions: dict[str, dict]) -> None:
+def test_a_machine_with_other_interfaces_is_refused(
+    descriptions: dict[str, dict[str, Any]],
+) -> None:
     needs_pip()
     with machines(descriptions) as made:
         provider = made["provider"]

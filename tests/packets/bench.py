@@ -162,7 +162,7 @@ class Bench:
         flags: int = 0,
         segments: int = 0,
         size: int = 0,
-    ):
+    ) -> tuple[int, bytes]:
         """The verdict, and the frame after it. Ethernet is put before a bare IP packet. As GRO
         makes it, it is one of so many segments, of `size` bytes each."""
         wire = self.firewall.lan if role is Role.BYPASS else self.firewall.wan
@@ -180,7 +180,9 @@ class Bench:
         for number in sequence:
             self.run(Role.LEARN, udp(endpoint, public, rtp(number)))
 
-    def send(self, role: Role, *sequence: int, source: str = f"{UCM}:24576", to: str = PROVIDER):
+    def send(
+        self, role: Role, *sequence: int, source: str = f"{UCM}:24576", to: str = PROVIDER
+    ) -> list[int]:
         """UCM's RTP to an endpoint, with these sequence numbers; the verdicts."""
         return [self.run(role, udp(source, to, rtp(number)))[0] for number in sequence]
 

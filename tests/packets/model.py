@@ -344,7 +344,7 @@ class Model:
             assert beside.public
             return Known(beside.state, (beside.public[0], beside.public[1] + 1), beside)
         report = self._report((address, port))
-        return report and Known(report.state, report.public, beside)
+        return Known(report.state, report.public, beside) if report else None
 
     def _put_on_hold(self, datagram: Datagram, peer: Peer) -> Known | None:
         """A call whose RTP has stopped, as RTCP to a phantom port has said since: asked for if UCM
@@ -657,7 +657,7 @@ def rewrite(frame: bytes, datagram: Datagram, source: tuple[IPv4Address, int], h
     return frame[:_ETHERNET] + bytes(after)
 
 
-def _moved(checksum: bytes, before: bytes, after: bytes) -> bytes:
+def _moved(checksum: bytearray, before: bytearray, after: bytearray) -> bytes:
     """RFC 1624 by plain arithmetic: HC' = ~(~HC + ~m + m')."""
     total = 0xFFFF - int.from_bytes(checksum, "big")
     for at in range(0, len(before), 2):

@@ -1,9 +1,11 @@
 """What only looks like RTP: a header may, a flow does not."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from scapy.layers.inet import UDP
+from scapy.packet import Packet
 
 from moh_ebpf.registry.record import Role
 from tests.packets.bench import SHOT, UNSPEC, Bench
@@ -40,7 +42,9 @@ FAXES = [
 
 @pytest.mark.parametrize("role", BOTH)
 @pytest.mark.parametrize(("what", "data"), FAXES, ids=named)
-def test_a_fax_over_all_of_its_numbers(programs: Bench, role: Role, what: str, data) -> None:
+def test_a_fax_over_all_of_its_numbers(
+    programs: Bench, role: Role, what: str, data: Callable[[int], bytes]
+) -> None:
     """One packet is held back at most, where it begins to look like RTP."""
     verdicts = []
     headers = fax_headers(programs, role, len(udptl(0, data(0))))
@@ -102,7 +106,9 @@ ALIKE = [
 
 @pytest.mark.parametrize("role", BOTH)
 @pytest.mark.parametrize(("what", "packet"), ALIKE, ids=lambda value: str(value)[:20])
-def test_what_only_looks_like_rtp_is_not_dropped(programs: Bench, role: Role, what, packet) -> None:
+def test_what_only_looks_like_rtp_is_not_dropped(
+    programs: Bench, role: Role, what: str, packet: Packet
+) -> None:
     programs.set_learned()
     assert programs.run(role, packet)[0] == UNSPEC, what
     assert programs.counters() == {}

@@ -1,8 +1,10 @@
 """Another host's connection on a phantom port: what belongs to it reaches it."""
 
+from collections.abc import Callable
+
 import pytest
 from scapy.layers.inet import IP, UDP
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from moh_ebpf.kernel import libbpf
 from moh_ebpf.layout import State
@@ -15,7 +17,7 @@ HOST = "10.10.10.77"
 PORTS = [4000, 4001, 4003]
 
 
-def answer(port: int = 4000, endpoint: str = PROVIDER):
+def answer(port: int = 4000, endpoint: str = PROVIDER) -> Packet:
     return udp(endpoint, f"{PUBLIC}:{port}", rtp(2))
 
 
@@ -30,12 +32,13 @@ def send_from_elsewhere(programs: Bench, port: int = 4000, payload: bytes | None
     assert programs.run(Role.ENFORCE, packet)[0] == UNSPEC
 
 
+Way = Callable[..., None]
 WAYS = [send_from_lan, send_from_elsewhere]
 
 
 @pytest.mark.parametrize("send", WAYS)
 @pytest.mark.parametrize("port", PORTS)
-def test_its_answers_pass(programs: Bench, send, port: int) -> None:
+def test_its_answers_pass(programs: Bench, send: Way, port: int) -> None:
     """FIELD's F14: a softphone that sends from port 4000."""
     send(programs, port)
     for _ in range(5):
@@ -48,14 +51,16 @@ def test_its_answers_pass(programs: Bench, send, port: int) -> None:
 
 
 @pytest.mark.parametrize("send", WAYS)
-def test_whatever_it_sends_opens_the_way(programs: Bench, send) -> None:
+def test_whatever_it_sends_opens_the_way(programs: Bench, send: Way) -> None:
     send(programs, payload=b"hello")
     assert programs.run(Role.LEARN, answer())[0] == UNSPEC
 
 
 @pytest.mark.parametrize("send", WAYS)
 @pytest.mark.parametrize(("idle", "verdict"), [(110, UNSPEC), (130, SHOT)])
-def test_as_long_as_conntrack_keeps_it(programs: Bench, send, idle: float, verdict: int) -> None:
+def test_as_long_as_conntrack_keeps_it(
+    programs: Bench, send: Way, idle: float, verdict: int
+) -> None:
     """Each packet of either side keeps it."""
     send(programs)
     programs.age_all(100)
@@ -104,7 +109,7 @@ NOBODY = [
 
 
 @pytest.mark.parametrize(("what", "role", "packet"), NOBODY, ids=lambda value: str(value)[:20])
-def test_nobody_else_opens_it(programs: Bench, what: str, role: Role, packet) -> None:
+def test_nobody_else_opens_it(programs: Bench, what: str, role: Role, packet: Packet) -> None:
     programs.run(role, packet)
     noted = [keys for keys, _ in libbpf.entries(programs.loaded.maps.opened["others"])]
     assert b"".join(noted) == b"", what

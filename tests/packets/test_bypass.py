@@ -1,8 +1,11 @@
 """bypass: UCM's RTP at the LAN, with the kernel's own routes and neighbours."""
 
+from typing import Any
+
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from moh_ebpf.layout import State
 from moh_ebpf.registry.record import Role
@@ -15,11 +18,11 @@ MOH = PeerState(State.MOH, HOLD)
 TWO = PeerState(State.TWO, f"{PUBLIC}:24600")
 
 
-def music(to: str = PROVIDER, **ip: object):
+def music(to: str = PROVIDER, **ip: Any) -> Packet:
     return udp(f"{UCM}:24576", to, **ip)
 
 
-def routed(packet):
+def routed(packet: Packet) -> bytes:
     """As a router with our source would send it: one hop less, checksums anew by scapy."""
     expected = packet.copy()
     expected[IP].src, expected[UDP].sport = PUBLIC, 4000
@@ -40,7 +43,7 @@ def routed(packet):
          / UDP(sport=24576, dport=21000, chksum=0) / music()[UDP].payload),
     ],
 )  # fmt: skip
-def test_hold_music_goes_to_the_next_hop(programs: Bench, what: str, packet) -> None:
+def test_hold_music_goes_to_the_next_hop(programs: Bench, what: str, packet: Packet) -> None:
     programs.set_peer(PROVIDER, MOH)
     first, by_route = programs.run(Role.BYPASS, packet)
     programs.trust_hops()

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 from scapy.layers.inet import UDP, IPOption_NOP
+from scapy.packet import Packet
 
 from moh_ebpf.layout import State
 from moh_ebpf.registry.record import Role
@@ -14,7 +15,7 @@ from tests.support.wire import flow, udp
 HOLD, MUSIC = f"{PUBLIC}:4000", f"{UCM}:24576"
 
 
-def without_checksum():
+def without_checksum() -> Packet:
     packet = udp(MUSIC, PROVIDER)
     packet[UDP].chksum = 0
     return packet
@@ -32,7 +33,7 @@ def without_checksum():
 )
 @pytest.mark.parametrize(("role", "verdict"), [(Role.ENFORCE, UNSPEC), (Role.BYPASS, REDIRECT)])
 def test_the_sum_of_the_whole_packet_follows(
-    programs: Bench, role: Role, verdict: int, packet
+    programs: Bench, role: Role, verdict: int, packet: Packet
 ) -> None:
     """Twice: bypass sends the first packet by the route, and the second by the hop it keeps."""
     programs.set_peer(PROVIDER, PeerState(State.MOH, HOLD))

@@ -1,12 +1,13 @@
 """enforce: UCM's RTP at the WAN, as it leaves without NAT."""
 
 import socket
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from moh_ebpf.layout import State
 from moh_ebpf.registry.record import Role
@@ -19,11 +20,11 @@ MOH = PeerState(State.MOH, HOLD)
 TWO = PeerState(State.TWO, f"{PUBLIC}:24600")
 
 
-def music(source: str = f"{UCM}:24576", to: str = PROVIDER, **ip: object):
+def music(source: str = f"{UCM}:24576", to: str = PROVIDER, **ip: Any) -> Packet:
     return udp(source, to, **ip)
 
 
-def rewritten(packet):
+def rewritten(packet: Packet) -> bytes:
     """The packet as it must leave: source and checksums anew, computed by scapy, else the same."""
     expected = packet.copy()
     expected[IP].src, expected[UDP].sport = PUBLIC, 4000
@@ -49,7 +50,7 @@ MUSIC = [
 
 
 @pytest.mark.parametrize(("what", "packet"), MUSIC, ids=lambda value: str(value)[:30])
-def test_rewrites_hold_music(programs: Bench, what: str, packet) -> None:
+def test_rewrites_hold_music(programs: Bench, what: str, packet: Packet) -> None:
     programs.set_peer(PROVIDER, MOH)
     frame = programs.firewall.wan.frame(packet)
     verdict, out = programs.run(Role.ENFORCE, frame)
@@ -70,7 +71,7 @@ def test_every_payload_sum_stays_right(programs: Bench) -> None:
 
 
 @pytest.mark.parametrize("options", [[], [IPOption_NOP()] * 4])
-def test_a_sum_of_zero_is_sent_as_ffff(programs: Bench, options: list) -> None:
+def test_a_sum_of_zero_is_sent_as_ffff(programs: Bench, options: list[Packet]) -> None:
     """0 would mean "no checksum" (RFC 768). The word that makes it so is the sum without it."""
     programs.set_peer(PROVIDER, MOH)
     without = IP(bytes(udp(HOLD, PROVIDER, b"\x80\0\0\0")))[UDP].chksum
@@ -82,7 +83,7 @@ def test_a_sum_of_zero_is_sent_as_ffff(programs: Bench, options: list) -> None:
 
 
 @pytest.mark.parametrize("options", [[], [IPOption_NOP()] * 4])
-def test_a_full_sum_that_looks_like_a_partial_one(programs: Bench, options: list) -> None:
+def test_a_full_sum_that_looks_like_a_partial_one(programs: Bench, options: list[Packet]) -> None:
     """It is the sum over the pseudo header by chance; a partial one would not count the payload."""
     programs.set_peer(PROVIDER, MOH)
     ends = socket.inet_aton(UCM) + socket.inet_aton(PROVIDER.split(":")[0])
@@ -100,7 +101,7 @@ def sum_of(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("layer", [IP, UDP])
-def test_a_wrong_checksum_stays_wrong(programs: Bench, layer) -> None:
+def test_a_wrong_checksum_stays_wrong(programs: Bench, layer: type[Packet]) -> None:
     programs.set_peer(PROVIDER, MOH)
     packet = IP(bytes(music()))
     right = packet[layer].chksum
@@ -131,7 +132,9 @@ UNIDENTIFIED = [
 
 
 @pytest.mark.parametrize(("what", "peer", "changes"), UNIDENTIFIED)
-def test_drops_the_unidentified(programs: Bench, what: str, peer, changes) -> None:
+def test_drops_the_unidentified(
+    programs: Bench, what: str, peer: PeerState | None, changes: dict[str, Any]
+) -> None:
     programs.set_learned()
     if peer:
         programs.set_peer(PROVIDER, PeerState(peer.state, peer.public, **changes))
@@ -200,7 +203,7 @@ NOT_OURS = [
 
 
 @pytest.mark.parametrize(("what", "packet"), NOT_OURS, ids=lambda value: str(value)[:30])
-def test_leaves_alone(programs: Bench, what: str, packet) -> None:
+def test_leaves_alone(programs: Bench, what: str, packet: Packet) -> None:
     programs.set_peer(PROVIDER, MOH)
     frame = bytes(packet if Ether in packet else programs.firewall.wan.frame(packet))
     assert programs.run(Role.ENFORCE, frame) == (UNSPEC, frame), what
@@ -208,7 +211,7 @@ def test_leaves_alone(programs: Bench, what: str, packet) -> None:
 
 
 @pytest.mark.parametrize("ip", [{"flags": "MF"}, {"frag": 2}])
-def test_fragments_pass(programs: Bench, ip) -> None:
+def test_fragments_pass(programs: Bench, ip: dict[str, Any]) -> None:
     programs.set_peer(PROVIDER, MOH)
     frame = bytes(programs.firewall.wan.frame(music(**ip)))
     assert programs.run(Role.ENFORCE, frame) == (UNSPEC, frame)

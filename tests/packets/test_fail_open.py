@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import Dot1Q, Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from moh_ebpf.layout import Kind, State
 from moh_ebpf.registry.record import Role
@@ -32,11 +32,11 @@ def counted(role: Role, **counters: int) -> dict[str, int]:
 # of a limit by more than the test itself takes, or by what a pause of the machine cannot change.
 
 
-def music(to: str = PROVIDER):
+def music(to: str = PROVIDER) -> Packet:
     return udp(f"{UCM}:24576", to)
 
 
-def report(to: str = "203.0.113.10:21001"):
+def report(to: str = "203.0.113.10:21001") -> Packet:
     return udp(f"{UCM}:24577", to, REPORT)
 
 
@@ -65,14 +65,16 @@ UNSEEN = [
 
 
 @pytest.mark.parametrize(("what", "packet"), SEEN, ids=lambda value: str(value)[:30])
-def test_learn_sees_any_packet_to_a_public_address(programs: Bench, what: str, packet) -> None:
+def test_learn_sees_any_packet_to_a_public_address(
+    programs: Bench, what: str, packet: Packet
+) -> None:
     programs.run(Role.LEARN, packet)
     (wan,) = programs.wans()
     assert wan.learn_age is not None, what
 
 
 @pytest.mark.parametrize(("what", "packet"), UNSEEN, ids=lambda value: str(value)[:30])
-def test_learn_that_runs_is_not_learn_that_sees(programs: Bench, what: str, packet) -> None:
+def test_learn_that_runs_is_not_learn_that_sees(programs: Bench, what: str, packet: Packet) -> None:
     frame = packet if Ether in packet else programs.firewall.wan.frame(packet)
     programs.run(Role.LEARN, frame)
     (wan,) = programs.wans()
@@ -84,7 +86,9 @@ def test_learn_that_runs_is_not_learn_that_sees(programs: Bench, what: str, pack
 
 @pytest.mark.parametrize("role", VERDICTS)
 @pytest.mark.parametrize("learned", [None, 1.5, 20])
-def test_a_call_whose_learn_fell_silent_goes_on(programs: Bench, role: Role, learned) -> None:
+def test_a_call_whose_learn_fell_silent_goes_on(
+    programs: Bench, role: Role, learned: float | None
+) -> None:
     programs.set_learned(learned)
     programs.set_peer(PROVIDER, forgotten(TWO, 10.5 if learned is None else learned + 9.5))
     assert programs.run(role, music())[0] == UNSPEC
@@ -104,7 +108,7 @@ def test_a_call_whose_learn_fell_silent_goes_on(programs: Bench, role: Role, lea
     ],
 )
 def test_what_may_become_a_hold_is_held_back_for_a_second(
-    programs: Bench, role: Role, what: str, peer
+    programs: Bench, role: Role, what: str, peer: PeerState | None
 ) -> None:
     programs.set_learned(2)
     if peer:
@@ -252,7 +256,9 @@ def test_reports_of_a_silent_provider_keep_a_wan_from_being_blind(programs: Benc
 
 @pytest.mark.parametrize("role", VERDICTS)
 @pytest.mark.parametrize("peer", [None, forgotten(MOH), forgotten(TWO)])
-def test_after_the_patience_it_passes_and_is_told_once(programs: Bench, role: Role, peer) -> None:
+def test_after_the_patience_it_passes_and_is_told_once(
+    programs: Bench, role: Role, peer: PeerState | None
+) -> None:
     if peer:
         programs.set_peer(PROVIDER, peer)
     for seconds, verdict in ((0, SHOT), (0.9, SHOT), (2.5, UNSPEC), (1, UNSPEC)):

@@ -4,7 +4,8 @@ import errno
 import itertools
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -74,7 +75,7 @@ def message(
     return (end.join(headers) + body).encode()
 
 
-def out_udp(payload: bytes, source: str = PUBLIC, **ip: object) -> Packet:
+def out_udp(payload: bytes, source: str = PUBLIC, **ip: Any) -> Packet:
     return IP(src=source, dst=PROVIDER, **ip) / UDP(sport=5060, dport=5060) / Raw(payload)
 
 
@@ -82,7 +83,7 @@ def in_udp(payload: bytes) -> Packet:
     return IP(src=PROVIDER, dst=PUBLIC) / UDP(sport=5060, dport=5060) / Raw(payload)
 
 
-def out_tcp(payload: bytes, sequence: int = 1000, source: str = PUBLIC, **tcp: object) -> Packet:
+def out_tcp(payload: bytes, sequence: int = 1000, source: str = PUBLIC, **tcp: Any) -> Packet:
     return (
         IP(src=source, dst=PROVIDER)
         / TCP(sport=45678, dport=5060, seq=sequence, flags="PA", **tcp)
@@ -327,7 +328,12 @@ UNREAD = [
     ("what", "payload", "packet", "more", "end"), UNREAD, ids=[each[0] for each in UNREAD]
 )
 def test_what_is_not_read_to_its_end_ends_a_hold(
-    sip: Bench, what: str, payload: bytes, packet, more: dict, end: int
+    sip: Bench,
+    what: str,
+    payload: bytes,
+    packet: Callable[..., Packet],
+    more: dict[str, Any],
+    end: int,
 ) -> None:
     """FIELD's H5: a resume that is cut, and the provider's sendrecv reached UCM as recvonly."""
     flip(sip, out_udp(message(HOLD)))
@@ -540,6 +546,7 @@ def test_a_line_in_two_segments_is_left_when_both_come_again_as_one(sip: Bench) 
 def test_a_packet_of_segments_of_which_one_comes_again(sip: Bench, direction: str) -> None:
     """Cut into segments behind us (GSO), one may be lost, and is sent again alone: what the other
     end puts together is changed as a whole or not at all."""
+    make: Callable[[bytes, int], Packet]
     role, make, old, new = Role.ENFORCE, out_tcp, b"a=sendonly", b"a=sendrecv"
     payload = message(["m=video 5000 RTP/AVP 97", old.decode()] * ("video" in direction) + HOLD)
     if direction == "back":

@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from moh_ebpf import layout
 from moh_ebpf.counters import COUNTERS, VALUE
@@ -15,7 +16,7 @@ SOURCE = (Path(__file__).parents[2] / "bpf/layout.h").read_text()
 SIZES = {"u64": 8, "__be32": 4, "__be16": 2, "u8": 1}
 
 
-def table(programs: Bench, name: str):
+def table(programs: Bench, name: str) -> Any:
     return programs.loaded.module[name.encode()]
 
 

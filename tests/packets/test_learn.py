@@ -1,11 +1,13 @@
 """learn: what an inbound packet teaches, and what becomes of it."""
 
+from typing import Any
+
 import pytest
 from scapy.layers.dns import DNS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from moh_ebpf.layout import State
 from moh_ebpf.registry.record import Role
@@ -17,7 +19,7 @@ MOH_PEER = ("MOH", f"{PUBLIC}:4000")
 TWO_PEER = ("TWO", f"{PUBLIC}:24600")
 
 
-def hold(**ip: object):
+def hold(**ip: Any) -> Packet:
     return udp(PROVIDER, f"{PUBLIC}:4000", **ip)
 
 
@@ -47,7 +49,9 @@ TEACHES = [
 
 
 @pytest.mark.parametrize(("what", "packet", "verdict", "peer"), TEACHES, ids=lambda v: str(v)[:40])
-def test_teaches(programs: Bench, what: str, packet, verdict: int, peer) -> None:
+def test_teaches(
+    programs: Bench, what: str, packet: Packet, verdict: int, peer: tuple[str, str]
+) -> None:
     assert programs.run(Role.LEARN, packet)[0] == verdict, what
     assert programs.peers() == {packet_source(packet): peer}
     assert programs.counters() == ({"consumed": 1} if verdict == SHOT else {})
@@ -56,7 +60,7 @@ def test_teaches(programs: Bench, what: str, packet, verdict: int, peer) -> None
     assert (seen.out_packets, seen.out_bytes) == (0, 0)
 
 
-def packet_source(packet) -> str:
+def packet_source(packet: Packet) -> str:
     return f"{packet[IP].src}:{packet[UDP].sport}"
 
 
@@ -116,7 +120,7 @@ NOT_OURS = [
 
 
 @pytest.mark.parametrize(("what", "packet"), NOT_OURS, ids=lambda value: str(value)[:30])
-def test_leaves_alone(programs: Bench, what: str, packet) -> None:
+def test_leaves_alone(programs: Bench, what: str, packet: Packet) -> None:
     wire = programs.firewall.wan
     frame = (
         packet
@@ -136,7 +140,7 @@ def test_leaves_alone(programs: Bench, what: str, packet) -> None:
         ("the last but one", hold(flags="MF", frag=3)),
     ],
 )
-def test_fragments_teach_nothing(programs: Bench, what: str, packet) -> None:
+def test_fragments_teach_nothing(programs: Bench, what: str, packet: Packet) -> None:
     assert programs.run(Role.LEARN, packet)[0] == UNSPEC, what
     assert (programs.peers(), programs.counters()) == ({}, {"fragments": 1})
 
@@ -157,11 +161,11 @@ def test_rtcp_makes_no_peer(programs: Bench, what: str, payload: bytes) -> None:
     assert (programs.peers(), programs.counters()) == ({}, {"consumed": 2})
 
 
-def two(port: int = 24600, sequence: int = 1):
+def two(port: int = 24600, sequence: int = 1) -> Packet:
     return udp(PROVIDER, f"{PUBLIC}:{port}", rtp(sequence))
 
 
-def moh(sequence: int = 1):
+def moh(sequence: int = 1) -> Packet:
     return udp(PROVIDER, f"{PUBLIC}:4000", rtp(sequence))
 
 
@@ -199,7 +203,7 @@ def test_forgotten_endpoint_is_learned_anew(programs: Bench) -> None:
     ("config", "last"),
     [({"port": 16380}, 16383), ({"port": 16382}, 16383), ({"port": 65534}, 65535)],
 )
-def test_phantom_ports_as_far_as_rtp_leaves_them(config: dict, last: int) -> None:
+def test_phantom_ports_as_far_as_rtp_leaves_them(config: dict[str, Any], last: int) -> None:
     with firewall(masquerade=False) as own, bench(own, **config) as programs:
         for port in (config["port"], last):
             assert programs.run(Role.LEARN, udp(PROVIDER, f"{PUBLIC}:{port}"))[0] == SHOT

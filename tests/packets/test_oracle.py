@@ -6,8 +6,10 @@ sequences are tried: 12,000 by default, 4,000 in CI, where they are the same eac
 
 import os
 import time
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, reject, settings
@@ -58,7 +60,7 @@ def packet(random: Random, inbound: bool, late: bool = True) -> bytes:
         if random.random() < 1 / 8:  # another host, at the LAN or behind NAT already
             source, sport = random.choice([HOST, PUBLIC]), random.choice(ANOTHERS_PORTS)
     # By name: what is odd, and the value that it has.
-    odd = dict([random.choice(ODDITIES)]) if random.random() < 1 / 3 else {}
+    odd: dict[str, Any] = dict([random.choice(ODDITIES)]) if random.random() < 1 / 3 else {}
     if "port" in odd:
         sport, dport = random.choice([(odd["port"], dport), (sport, odd["port"])])
     if "address" in odd:
@@ -125,7 +127,7 @@ ODDITIES = [
 ]
 
 
-def checksum(data: bytes) -> bytes:
+def checksum(data: bytes | bytearray) -> bytes:
     data = bytes(data) + b"\0" * (len(data) % 2)
     total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
     while total > 0xFFFF:
@@ -273,7 +275,7 @@ def routed_firewall(shared_firewall: Firewall) -> Firewall:
 
 
 @pytest.fixture(scope="module", params=["any global address", "listed providers", "no link header"])
-def pair(request: pytest.FixtureRequest, routed_firewall: Firewall):
+def pair(request: pytest.FixtureRequest, routed_firewall: Firewall) -> Iterator[Pair]:
     providers = LISTED if request.param == "listed providers" else []
     values = {
         "ucm": UCM_ADDRESSES,
@@ -299,7 +301,9 @@ def pair(request: pytest.FixtureRequest, routed_firewall: Firewall):
     database=None,
 )
 @given(sequence=st.lists(steps, min_size=1, max_size=8))
-def test_programs_do_what_the_model_does(pair: Pair, sequence) -> None:
+def test_programs_do_what_the_model_does(
+    pair: Pair, sequence: list[tuple[Role, bytes, float]]
+) -> None:
     pair.start()
     try:
         for role, frame, seconds in sequence:

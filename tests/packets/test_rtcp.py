@@ -23,7 +23,9 @@ def report(programs: Bench, public: str, endpoint: str = BESIDE) -> int:
     return programs.run(Role.LEARN, udp(endpoint, public, REPORT))[0]
 
 
-def leaves(programs: Bench, role: Role, source: str, to: str = PROVIDER, payload=None) -> str:
+def leaves(
+    programs: Bench, role: Role, source: str, to: str = PROVIDER, payload: bytes | None = None
+) -> str:
     """The source that UCM's packet leaves with; the verdict's name if it is not rewritten."""
     verdict, out = programs.run(role, udp(source, to, payload))
     left = flow(IP(out[14:]))[0]
@@ -108,7 +110,14 @@ ORDER = [
 
 @pytest.mark.parametrize("role", BOTH)
 @pytest.mark.parametrize(("what", "rtp", "rtcp", "expected"), ORDER, ids=lambda v: str(v)[:40])
-def test_the_later_one_has_the_word(quiet: Bench, role: Role, what, rtp, rtcp, expected) -> None:
+def test_the_later_one_has_the_word(
+    quiet: Bench,
+    role: Role,
+    what: str,
+    rtp: tuple[State, float],
+    rtcp: tuple[int, float],
+    expected: str,
+) -> None:
     state, age = rtp
     port, seconds = rtcp
     public = HOLD if state is State.MOH else CALL

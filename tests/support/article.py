@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scapy.layers.inet import IP, UDP
+from scapy.packet import Packet
 
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall, firewall
 from tests.support.wire import Wire, flow, rtp, udp
@@ -280,7 +281,7 @@ def left(fw: Firewall, ucm_port: int, public_port: int) -> list[tuple[str, str]]
     return udp_flows(fw.wan)
 
 
-def udp_checksum(packet: IP) -> int:
+def udp_checksum(packet: Packet) -> int:
     """What the packet's UDP checksum ought to be."""
     copy = packet[IP].copy()
     del copy[UDP].chksum

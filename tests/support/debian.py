@@ -1,6 +1,7 @@
 """Debian's archives, as this machine reaches them."""
 
 import subprocess
+from typing import Any
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ARCHIVES = ("debian", "debian-security")
@@ -10,7 +11,7 @@ class Unavailable(Exception):
     """What was asked for cannot be had."""
 
 
-def output(*command: str, **options) -> str:
+def output(*command: str, **options: Any) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode:
         raise Unavailable(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
@@ -19,7 +20,7 @@ def output(*command: str, **options) -> str:
 
 def archives() -> dict[str, str]:
     """Where this machine gets Debian from: the URIs of its "debian" and "debian-security"."""
-    found = {}
+    found: dict[str, str] = {}
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Component: main"]
     for uri in output(*command).split():
         # Cloud images name a file of mirrors, such as mirror+file:/etc/apt/mirrors/debian.list.

@@ -8,7 +8,6 @@ test: what it answers to a hold, and where it sends RTP, is its own decision.
 
 import array
 import math
-import random
 import shutil
 import wave
 from collections.abc import Callable, Iterator
@@ -26,12 +25,10 @@ from tests.support.telephony import (
     PHANTOM,
     PROVIDER_ADDRESS,
     PROVIDER_RULES,
-    UCM_PORTS,
-    Call,
     Capture,
+    Conversation,
     Program,
     Sipp,
-    Steps,
 )
 from tests.support.waiting import until
 
@@ -250,7 +247,7 @@ class Sdp(NamedTuple):
     direction: str
 
 
-class DirectCall(Call):
+class DirectCall(Conversation):
     """A call from UCM to baresip, step by step; afterwards, what the captures show of it.
 
     UCM's devices listen before an SDP names their port. They speak when baresip has turned to them,
@@ -260,15 +257,8 @@ class DirectCall(Call):
     def __init__(
         self, made: Hosts, directory: Path, stack: ExitStack, scenario: Scenario, helped: bool
     ) -> None:
-        self.hosts = made
-        ports = random.sample(UCM_PORTS, 5)
-        self.agent, self.music, self.agent_again, self.music_again, self.agent_at_last = ports
-        self.at_ucm = stack.enter_context(closing(Capture(made.ucm, directory, "ucm")))
-        self.at_provider = stack.enter_context(
-            closing(Capture(made.provider, directory, "provider"))
-        )
-        self._media = self._start_media(directory, stack)
-        self._steps = stack.enter_context(closing(Steps(directory)))
+        super().__init__(made, directory, stack)
+        self.agent_at_last = self._fifth
         self.baresip = Baresip(made.provider, PROVIDER_ADDRESS, directory)
         stack.enter_context(closing(self.baresip))
         self.baresip.says("baresip is ready")
@@ -290,7 +280,12 @@ class DirectCall(Call):
         words = [str(word) for name, value in keys.items() for word in ("-key", name, value)]
         call = ("-cid_str", Sipp.CALL_ID, "-s", "5551234", f"{PROVIDER_ADDRESS}:5060")
         started = Sipp(
-            *(self.hosts.ucm, UCM, directory, "ucm", *words, *call),
+            self.hosts.ucm,
+            UCM,
+            directory,
+            "ucm",
+            *words,
+            *call,
             scenarios=directory,
             tcp=scenario.tcp,
         )
@@ -354,8 +349,8 @@ class DirectCall(Call):
 
 def sdps(capture: Capture) -> list[Sdp]:
     """The SDPs that a capture has, in order of time, with those that were sent again."""
-    fields = ("ip.src", "sip.Method", "sip.Status-Code", "sip.CSeq.seq")
-    fields += ("sdp.media.port_string", "sdp.media_attr")
+    fields = ["ip.src", "sip.Method", "sip.Status-Code", "sip.CSeq.seq"]
+    fields += ["sdp.media.port_string", "sdp.media_attr"]
     found = []
     for line in _fields(capture, "sdp", *fields):
         source, method, status, sequence, port, attributes = line

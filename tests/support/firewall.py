@@ -1,5 +1,6 @@
 """A firewall between a LAN and WANs, as the end-to-end tests need it."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Firewall:
     wan: Wire
     stack: ExitStack
 
-    def moh(self, *arguments: str, check: bool = True):
+    def moh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.namespace.moh(*arguments, check=check)
 
     def attach(self, *arguments: str) -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import traceback
 from functools import cache
+from typing import Any
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _MS_REC, _MS_SLAVE, _MNT_DETACH = 0x4000, 0x80000, 2
@@ -23,7 +24,7 @@ _LONGEST_REQUEST = 1 << 20
 
 def run(
     namespace: str, words: tuple[str, ...], seconds: float = 120
-) -> subprocess.CompletedProcess:
+) -> subprocess.CompletedProcess[str]:
     """Run it with these words; its output as text. Raises TimeoutError."""
     request = {"namespace": namespace, "words": words, "cwd": os.getcwd(), "env": dict(os.environ)}
     outputs = [os.memfd_create("stdout"), os.memfd_create("stderr")]
@@ -70,7 +71,7 @@ def _zygote(_pid: int) -> socket.socket:
     return ours
 
 
-def _end(way: socket.socket, process: subprocess.Popen) -> None:
+def _end(way: socket.socket, process: subprocess.Popen[bytes]) -> None:
     way.close()
     process.wait()
 
@@ -92,7 +93,7 @@ def _serve(requests: socket.socket) -> None:
             os.close(fd)
 
 
-def _begin(request: dict, fds: list[int]) -> None:
+def _begin(request: dict[str, Any], fds: list[int]) -> None:
     """Fork the command, wait for it, tell its end."""
     *streams, tells = fds
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -108,7 +109,7 @@ def _begin(request: dict, fds: list[int]) -> None:
     os._exit(0)
 
 
-def _become(request: dict, streams: list[int]) -> None:
+def _become(request: dict[str, Any], streams: list[int]) -> None:
     """moh-ebpf with these words, in the namespace."""
     try:
         for number, fd in enumerate(streams):

@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread
+from typing import Any
 
 from tests.support.namespace import Namespace
 from tests.support.waiting import until
@@ -150,7 +152,7 @@ def must(place: Namespace, commands: str) -> None:
 
 
 def _wireguard(kind: Kind, number: int, stack: ExitStack, near: End, far: End) -> None:
-    def wg(*words: str, **options) -> str:
+    def wg(*words: str, **options: Any) -> str:
         return subprocess.check_output(["wg", *words], text=True, **options).strip()
 
     directory = stack.enter_context(tempfile.TemporaryDirectory())
@@ -213,7 +215,11 @@ def pppd(kind: Kind, number: int, stack: ExitStack, near: End, far: End) -> None
 
     stack.callback(hang_up)
     for end in (near, far):
-        until(f"{end.name} is up", lambda end=end: end.address in _addresses(end))
+        until(f"{end.name} is up", partial(_is_up, end))
+
+
+def _is_up(end: End) -> bool:
+    return end.address in _addresses(end)
 
 
 def _addresses(end: End) -> str:

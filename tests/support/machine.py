@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.namespace import Namespace, namespace
 from tests.systems.roots import MORTAL
@@ -56,7 +57,7 @@ def vagrant(home: Path, *command: str) -> str:
     return done.stdout
 
 
-def described(home: Path) -> dict[str, dict]:
+def described(home: Path) -> dict[str, dict[str, Any]]:
     """The Vagrantfile's machines, as Vagrant understands it (machines.rb)."""
     script = Path(__file__).with_name("machines.rb")
     return json.loads(vagrant(home, "ruby", str(script), str(DIRECTORY)))
@@ -74,7 +75,7 @@ class Machine:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def attempt(self, command: str) -> subprocess.CompletedProcess:
+    def attempt(self, command: str) -> subprocess.CompletedProcess[str]:
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net"]
         return subprocess.run(
             [*enter, "sh", "-c", command],
@@ -87,7 +88,7 @@ class Machine:
 
 
 @contextmanager
-def machines(descriptions: dict[str, dict]) -> Iterator[dict[str, Machine]]:
+def machines(descriptions: dict[str, dict[str, Any]]) -> Iterator[dict[str, Machine]]:
     """The machines, switched on, with nothing provisioned."""
     with ExitStack() as stack:
         made = {name: stack.enter_context(_machine(name)) for name in descriptions}

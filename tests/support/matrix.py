@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Timer
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _OUTCOME = r"(?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
 # As pytest -v tells it, and as pytest-xdist does.
@@ -74,7 +74,7 @@ class Process:
     when we leave; then `status` is None.
     """
 
-    def __init__(self, command: list[str], patience_seconds: float, **options) -> None:
+    def __init__(self, command: list[str], patience_seconds: float, **options: Any) -> None:
         self._command, self._patience, self._options = command, patience_seconds, options
         self.timed_out = False
         self.status: int | None = None
@@ -222,7 +222,7 @@ this page. Under other kernels, in QEMU's software emulation, the packet tests r
 end-to-end tests whose outcome is the kernel's doing; on other systems everything does."""
 
 
-def page(kept: dict[str, list[dict]]) -> Iterator[str]:
+def page(kept: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """The Markdown of all that is kept: a table a place, and why tests were skipped there."""
     yield _PAGE
     for place, rows in kept.items():

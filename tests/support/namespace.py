@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support import forked
 
@@ -36,8 +37,8 @@ class Namespace:
         subprocess.run(["ip", "netns", "del", self.name], check=False)
 
     def run(
-        self, *command: str, check: bool = True, timeout: float = 120, **options
-    ) -> subprocess.CompletedProcess:
+        self, *command: str, check: bool = True, timeout: float = 120, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command, its output as text; a failing one shows what it said."""
         done = subprocess.run(
             ["ip", "netns", "exec", self.name, *command],
@@ -51,7 +52,7 @@ class Namespace:
             assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done
 
-    def moh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    def moh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run moh-ebpf in it."""
         done = forked.run(self.name, arguments)
         if check:

@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import sys
+from typing import Any
 
 _IP_CHECKSUM, _IP_SOURCE = 10, 12
 _UDP_SOURCE, _UDP_CHECKSUM = 0, 6
@@ -33,7 +34,7 @@ def rewrite(packet: bytes, source: bytes, port: bytes) -> bytes:
     return bytes(new)
 
 
-def _sum(words: bytes) -> int:
+def _sum(words: bytes | bytearray) -> int:
     return sum(struct.unpack(f"!{len(words) // 2}H", words))
 
 
@@ -50,7 +51,7 @@ def main(queue: str, endpoint: str) -> None:
     host, port = endpoint.split(":")
     source, sport = socket.inet_aton(host), struct.pack("!H", int(port))
 
-    def rewritten(packet) -> None:
+    def rewritten(packet: Any) -> None:
         packet.set_payload(rewrite(packet.get_payload(), source, sport))
         packet.accept()
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from moh_ebpf.calls.peers import Peer, Snapshot
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.layout import State
@@ -42,6 +44,11 @@ WITHOUT_BYPASS = DESCRIPTION | {
     "programs": DESCRIPTION["programs"][:2],
     "missing": [{"interface": "eth0", "hook": "ingress", "role": "bypass"}],
 }
+
+
+def about(value: float) -> Any:
+    """pytest.approx, where a number is declared."""
+    return pytest.approx(value)
 
 
 def peer(number: int = 1, state: State = State.MOH, **changes: Any) -> Peer:

@@ -23,7 +23,7 @@ class Service:
     """A running service. `wait_for_line` and `wait_for_word` await its log and its notifications;
     each is looked at once, in order."""
 
-    def __init__(self, process: subprocess.Popen, manager: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[str], manager: socket.socket) -> None:
         self.process = process
         self.lines: list[str] = []
         self._log: queue.Queue[str] = queue.Queue()

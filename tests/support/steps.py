@@ -72,7 +72,7 @@ def kill(place: Namespace, step: Step, *words: str) -> None:
     _strace(place, _inject(step, "signal=KILL"), words)
 
 
-def fail(place: Namespace, step: Step, *words: str) -> subprocess.CompletedProcess:
+def fail(place: Namespace, step: Step, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command with these words; at this step the kernel says that it has no memory."""
     return _strace(place, _inject(step, "error=ENOMEM"), words)
 
@@ -84,7 +84,7 @@ def _inject(step: Step, fault: str) -> list[str]:
 
 def _strace(
     place: Namespace, options: list[str], words: tuple[str, ...]
-) -> subprocess.CompletedProcess:
+) -> subprocess.CompletedProcess[str]:
     # entered by strace's parent, so that no call but the command's own is counted
     with place.entered():
         return subprocess.run(

@@ -344,8 +344,9 @@ def answers_options(hosts: Hosts) -> bool:
             return False
 
 
-class Call:
-    """A call from UCM to the provider, step by step; afterwards, what the captures show of it.
+class Conversation:
+    """What is common to the calls from UCM to the provider, step by step; afterwards, what the
+    captures show of them.
 
     UCM's devices listen before an SDP names their port. They speak when the provider has turned to
     them, and are silent again before it is told to turn: of UCM's packets in between, who is
@@ -354,20 +355,20 @@ class Call:
 
     HEARD = 40  # packets each way, before the call goes on
 
+    rtp: Address
+    _ucm: Sipp
+    _speech: tuple[int, Sound]
+
     def __init__(self, hosts: Hosts, directory: Path, stack: ExitStack) -> None:
         self.hosts = hosts
-        self.expected_on_hold = ""
         ports = random.sample(UCM_PORTS, 5)
-        self.agent, self.music, self.agent_again, self.music_again, self.voicemail = ports
+        self.agent, self.music, self.agent_again, self.music_again, self._fifth = ports
         self.at_ucm = stack.enter_context(closing(Capture(hosts.ucm, directory, "ucm")))
         self.at_provider = stack.enter_context(
             closing(Capture(hosts.provider, directory, "provider"))
         )
         self._media = self._start_media(directory, stack)
         self._steps = stack.enter_context(closing(Steps(directory)))
-        self._provider = self._start_provider(directory, stack)
-        self._ucm = self._start_ucm(directory, stack)
-        self.rtp = self._step("ringing", "sendrecv")
 
     def _start_media(self, directory: Path, stack: ExitStack) -> Phone:
         control = directory / "media.sock"
@@ -376,6 +377,94 @@ class Call:
         stack.enter_context(closing(started))
         started.says("ready")
         return Phone(control)
+
+    def _step(self, name: str, direction: str) -> Address:
+        """Wait for UCM to take a step. Returns where the provider wants its RTP."""
+        step, port, answered = self._steps.next()
+        assert (step, answered) == (name, direction), f"UCM: {step}, and sees {answered}"
+        return PROVIDER_ADDRESS, int(port)
+
+    def hold(self, answer: str = "recvonly") -> None:
+        self._ucm.press()
+        self._step("held", answer)
+
+    def play(self, port: int) -> None:
+        """Hold music, once the provider has turned to the phantom port."""
+        self._turned(PHANTOM)
+        self._play_until_heard(port)
+        self._hush()
+
+    def _play_until_heard(self, port: int) -> None:
+        self._speak(port, Sound.MUSIC)
+        before = self.at_provider.count((PUBLIC, PHANTOM), self.rtp)
+        until(
+            "hold music is heard",
+            lambda: self.at_provider.count((PUBLIC, PHANTOM), self.rtp) >= before + self.HEARD,
+        )
+
+    def sends(self, port: int) -> None:
+        """Wait until UCM has sent more from this port, to the provider's RTP endpoint."""
+        wanted = self.at_ucm.count((UCM, port), self.rtp) + self.HEARD
+        until("UCM speaks", lambda: self.at_ucm.count((UCM, port), self.rtp) >= wanted)
+
+    def _catch_up(self) -> None:
+        for capture in (self.at_ucm, self.at_provider):
+            capture.catch_up()
+
+    def refused(self) -> int:
+        """UDP packets that the provider's firewall has dropped."""
+        said = self.hosts.provider.run("nft", "list", "counter", "ip", "provider", "refused").stdout
+        return int(re.findall(r"packets (\d+)", said)[0])
+
+    def has_sip_helper(self) -> bool:
+        tables = self.hosts.firewall.run("nft", "list", "tables").stdout
+        return "table ip helper" in tables
+
+    def expected(self) -> str:
+        """The connections that the firewall's SIP helper has read of in SDPs."""
+        return self.hosts.firewall.run("conntrack", "-L", "expect").stdout
+
+    def peers(self) -> list[dict[str, object]]:
+        return json.loads(self.hosts.firewall.moh("peers", "--json").stdout)
+
+    def counters(self) -> dict[str, int]:
+        return json.loads(self.hosts.firewall.moh("status", "--json").stdout)["counters"]
+
+    def _speak(self, port: int, sound: Sound) -> None:
+        self._speech = (port, sound)
+        self._media.play(port, sound, self.rtp)
+
+    def _hush(self) -> None:
+        self._media.play(*self._speech, NOWHERE)
+
+    def _turned(self, port: int) -> None:
+        """Wait until the provider sends to this port of UCM's SDP."""
+        before = self.at_provider.count(self.rtp, (PUBLIC, port))
+        until(
+            f"the provider turns to {port}",
+            lambda: self.at_provider.count(self.rtp, (PUBLIC, port)) > before,
+        )
+
+    def _heard_both_ways(self, port: int) -> None:
+        until(
+            f"both hear each other, port {port}",
+            lambda: (
+                self.at_provider.count((PUBLIC, port), self.rtp) >= self.HEARD
+                and self.at_ucm.count(self.rtp, (UCM, port)) >= self.HEARD
+            ),
+        )
+
+
+class Call(Conversation):
+    """Through the proxy, with a transfer."""
+
+    def __init__(self, hosts: Hosts, directory: Path, stack: ExitStack) -> None:
+        super().__init__(hosts, directory, stack)
+        self.voicemail = self._fifth
+        self.expected_on_hold = ""
+        self._provider = self._start_provider(directory, stack)
+        self._ucm = self._start_ucm(directory, stack)
+        self.rtp = self._step("ringing", "sendrecv")
 
     def _start_provider(self, directory: Path, stack: ExitStack) -> Sipp:
         (directory / "caller.pcmu").write_bytes(bytes(range(160)) * 50)  # a second of a sound
@@ -397,12 +486,6 @@ class Call:
         started = Sipp(self.hosts.ucm, UCM, directory, "ucm", *words, *call)
         stack.enter_context(closing(started))
         return started
-
-    def _step(self, name: str, direction: str) -> Address:
-        """Wait for UCM to take a step. Returns where the provider wants its RTP."""
-        step, port, answered = self._steps.next()
-        assert (step, answered) == (name, direction), f"UCM: {step}, and sees {answered}"
-        return PROVIDER_ADDRESS, int(port)
 
     def whole(self) -> None:
         """Talk, hold, resume, hold, transfer, hang up."""
@@ -429,33 +512,10 @@ class Call:
         self._provider.press()
         self._step("talking", "sendrecv")
 
-    def hold(self, answer: str = "recvonly") -> None:
-        self._ucm.press()
-        self._step("held", answer)
-
-    def play(self, port: int) -> None:
-        """Hold music, once the provider has turned to the phantom port."""
-        self._turned(PHANTOM)
-        self._play_until_heard(port)
-        self._hush()
-
-    def _play_until_heard(self, port: int) -> None:
-        self._speak(port, Sound.MUSIC)
-        before = self.at_provider.count((PUBLIC, PHANTOM), self.rtp)
-        until(
-            "hold music is heard",
-            lambda: self.at_provider.count((PUBLIC, PHANTOM), self.rtp) >= before + self.HEARD,
-        )
-
     def play_unheard(self, port: int) -> None:
         """Hold music that is not to be heard: whatever becomes of it."""
         self._speak(port, Sound.MUSIC)
         self.sends(port)
-
-    def sends(self, port: int) -> None:
-        """Wait until UCM has sent more from this port, to the provider's RTP endpoint."""
-        wanted = self.at_ucm.count((UCM, port), self.rtp) + self.HEARD
-        until("UCM speaks", lambda: self.at_ucm.count((UCM, port), self.rtp) >= wanted)
 
     def resume(self) -> None:
         self._speech = (self.agent_again, Sound.AGENT)
@@ -475,29 +535,6 @@ class Call:
         self._provider.succeeds()
         self._catch_up()
 
-    def _catch_up(self) -> None:
-        for capture in (self.at_ucm, self.at_provider):
-            capture.catch_up()
-
-    def refused(self) -> int:
-        """UDP packets that the provider's firewall has dropped."""
-        said = self.hosts.provider.run("nft", "list", "counter", "ip", "provider", "refused").stdout
-        return int(re.findall(r"packets (\d+)", said)[0])
-
-    def has_sip_helper(self) -> bool:
-        tables = self.hosts.firewall.run("nft", "list", "tables").stdout
-        return "table ip helper" in tables
-
-    def expected(self) -> str:
-        """The connections that the firewall's SIP helper has read of in SDPs."""
-        return self.hosts.firewall.run("conntrack", "-L", "expect").stdout
-
-    def peers(self) -> list[dict[str, object]]:
-        return json.loads(self.hosts.firewall.moh("peers", "--json").stdout)
-
-    def counters(self) -> dict[str, int]:
-        return json.loads(self.hosts.firewall.moh("status", "--json").stdout)["counters"]
-
     def _converse(self, step: str) -> None:
         port, _ = self._speech
         self._hush()  # it listens from now on
@@ -507,30 +544,6 @@ class Call:
         self._speak(*self._speech)
         self._heard_both_ways(port)
         self._hush()
-
-    def _speak(self, port: int, sound: Sound) -> None:
-        self._speech = (port, sound)
-        self._media.play(port, sound, self.rtp)
-
-    def _hush(self) -> None:
-        self._media.play(*self._speech, NOWHERE)
-
-    def _turned(self, port: int) -> None:
-        """Wait until the provider sends to this port of UCM's SDP."""
-        before = self.at_provider.count(self.rtp, (PUBLIC, port))
-        until(
-            f"the provider turns to {port}",
-            lambda: self.at_provider.count(self.rtp, (PUBLIC, port)) > before,
-        )
-
-    def _heard_both_ways(self, port: int) -> None:
-        until(
-            f"both hear each other, port {port}",
-            lambda: (
-                self.at_provider.count((PUBLIC, port), self.rtp) >= self.HEARD
-                and self.at_ucm.count(self.rtp, (UCM, port)) >= self.HEARD
-            ),
-        )
 
 
 @contextmanager

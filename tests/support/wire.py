@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import ARP, Ether
@@ -34,7 +35,7 @@ def rtp(sequence: int = 1, payload_type: int = 0, size: int = 160, ssrc: int = 7
     return header + b"\xff" * size
 
 
-def udp(source: str, destination: str, payload: bytes | None = None, **ip: object) -> Packet:
+def udp(source: str, destination: str, payload: bytes | None = None, **ip: Any) -> Packet:
     """An IP packet of UDP from "address:port" to "address:port", RTP unless told otherwise. A Wire
     that sends that RTP gives it its place in a stream."""
     (saddr, sport), (daddr, dport) = source.split(":"), destination.split(":")
@@ -207,7 +208,7 @@ class Tun:
     def sent(self) -> list[Packet]:
         """The IP packets sent out since the last call: those that are there, for a tun's queue is
         filled by the time the sender's system call returns."""
-        packets = []
+        packets: list[Packet] = []
         while True:
             try:
                 packets.append(IP(os.read(self._file, 65535)))

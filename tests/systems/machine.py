@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 # One at a time: scripts/test-systems takes turns.
 CGROUP = "moh-test-systems"
@@ -37,14 +38,16 @@ class Machine:
     def __init__(self, process: int) -> None:
         self._enter = ["nsenter", "--target", str(process), *_SPACES]
 
-    def run(self, *command: str, check: bool = True, **options) -> subprocess.CompletedProcess:
+    def run(
+        self, *command: str, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([*self._enter, *command], capture_output=True, text=True, check=False,
                               timeout=120, **options)  # fmt: skip
         if check:
             assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done
 
-    def popen(self, *command: str, **options) -> subprocess.Popen:
+    def popen(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen([*self._enter, *command], text=True, **options)
 
     def property(self, unit: str, name: str) -> str:
@@ -72,7 +75,7 @@ def machine() -> Iterator[Machine]:
             process.wait()
 
 
-def _init(process: subprocess.Popen) -> int | None:
+def _init(process: subprocess.Popen[bytes]) -> int | None:
     """The number of systemd's process, as soon as it is systemd's."""
     assert process.poll() is None, "systemd has not started"
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():

@@ -1,9 +1,11 @@
 """What surrounds the compiler: limits, directories and errors."""
 
 import os
+import platform
 import resource
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,8 @@ def test_a_refusal_for_want_of_locked_memory(
     monkeypatch: pytest.MonkeyPatch, release: str, limit: int, may_load: bool, named: bool
 ) -> None:
     """Its words are those for want of rights."""
-    monkeypatch.setattr(compiler.platform, "release", lambda: release)
-    monkeypatch.setattr(compiler.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(platform, "release", lambda: release)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     monkeypatch.setattr(compiler, "may_load", lambda: may_load)
     said = compiler.explain(REFUSED)
     assert ("LimitMEMLOCK=infinity" in said, "64 KiB" in said) == (named, named)
@@ -84,14 +86,18 @@ def test_a_python_that_does_not_know(
 
 
 def headers(
-    monkeypatch: pytest.MonkeyPatch, include: Path, machine: str, multiarch: str | None, there: list
+    monkeypatch: pytest.MonkeyPatch,
+    include: Path,
+    machine: str,
+    multiarch: str | None,
+    there: list[str],
 ) -> None:
     for name in ["linux/pkt_cls.h", *(f"{each}/asm/types.h" for each in there)]:
         (include / name).parent.mkdir(parents=True)
         (include / name).touch()
     monkeypatch.setattr(compiler, "_INCLUDE", include)
-    monkeypatch.setattr(compiler.platform, "machine", lambda: machine)
-    monkeypatch.setattr(compiler.sysconfig, "get_config_var", {"MULTIARCH": multiarch}.get)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(sysconfig, "get_config_var", {"MULTIARCH": multiarch}.get)
 
 
 def test_no_jump_is_by_a_table() -> None:

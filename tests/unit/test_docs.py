@@ -26,7 +26,7 @@ DOCUMENTS = [
     if not path.parent.name.startswith(".")
 ]
 
-COMMANDS = typer.main.get_command(cli.app)
+COMMANDS = typer.main.get_group(cli.app)
 
 
 def tables(document: str, heading: str) -> list[list[str]]:

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,7 +159,7 @@ def test_what_a_chain_does(lines: list[str], passes: Truth, by: str) -> None:
     assert by in outcome.by
 
 
-def nft(expression: list, *more: dict) -> Ruleset:
+def nft(expression: list[Any], *more: dict[str, Any]) -> Ruleset:
     return from_nft([
         {"metainfo": {"version": "1.0.6"}},
         {"chain": {"family": "inet", "table": "t", "name": "c", "handle": 1, "type": "filter",
@@ -168,11 +169,11 @@ def nft(expression: list, *more: dict) -> Ruleset:
     ])  # fmt: skip
 
 
-def match(left: dict, right: object, op: str = "==") -> dict:
+def match(left: dict[str, Any], right: object, op: str = "==") -> dict[str, Any]:
     return {"match": {"op": op, "left": left, "right": right}}
 
 
-def payload(protocol: str, field: str) -> dict:
+def payload(protocol: str, field: str) -> dict[str, Any]:
     return {"payload": {"protocol": protocol, "field": field}}
 
 
@@ -182,7 +183,7 @@ PREFIX = {"prefix": {"addr": "203.0.113.0", "len": 24}}
 NAMED = {"set": {"family": "inet", "table": "t", "name": "s", "type": "ipv4_addr", "handle": 9}}
 
 
-def named(**values: object) -> dict:
+def named(**values: object) -> dict[str, Any]:
     return {"set": NAMED["set"] | values}
 
 
@@ -229,7 +230,9 @@ def named(**values: object) -> dict:
         ({"counter": {"packets": 0, "bytes": 0}}, Truth.YES, []),
     ],
 )
-def test_what_nft_rules_match(matched: dict, truth: Truth, more: list[dict]) -> None:
+def test_what_nft_rules_match(
+    matched: dict[str, Any], truth: Truth, more: list[dict[str, Any]]
+) -> None:
     ruleset = nft([matched, {"accept": None}], *more)
     (_, rule), *_ = ruleset.rules()
     assert rules.matches(rule, PACKETS) is truth
@@ -274,7 +277,7 @@ def test_nat_by_a_map_is_for_its_keys(data: object, truth: Truth) -> None:
     assert (dnat.action, rules.matches(dnat, PACKETS)) == ("dnat", truth)
 
 
-def chain_of_nat(name: str, priority: int, statement: dict) -> list[dict]:
+def chain_of_nat(name: str, priority: int, statement: dict[str, Any]) -> list[dict[str, Any]]:
     of = {"family": "inet", "table": "t", "handle": 1}
     return [
         {"chain": of | {"name": name, "type": "nat", "hook": "postrouting", "prio": priority}},
@@ -289,7 +292,9 @@ def chain_of_nat(name: str, priority: int, statement: dict) -> list[dict]:
         ({"accept": None}, ["snat"]),
     ],
 )
-def test_the_first_nat_by_priority_is_the_last(statement: dict, reached: list[str]) -> None:
+def test_the_first_nat_by_priority_is_the_last(
+    statement: dict[str, Any], reached: list[str]
+) -> None:
     """As the kernel does it: an accept is for its chain alone."""
     later = chain_of_nat("a", 100, {"snat": {"addr": "198.51.100.2"}})
     ruleset = from_nft([*later, *chain_of_nat("b", -10, statement)])
@@ -443,11 +448,11 @@ FLOWTABLE = Flowtable("ip t f", ("lan", "wan"), hardware=False)
             Level.WARNING,
         ),
         ({"other_version": True}, "attached", Level.WARNING),
-        ({"routes": WELL.routes | {PROVIDER: None}}, "wan-route", Level.ERROR),
-        ({"routes": WELL.routes | {UCM: None}}, "ucm-route", Level.WARNING),
-        ({"routes": WELL.routes | {UCM: None}, "lan": []}, "ucm-route", Level.WARNING),
+        ({"routes": {**WELL.routes, PROVIDER: None}}, "wan-route", Level.ERROR),
+        ({"routes": {**WELL.routes, UCM: None}}, "ucm-route", Level.WARNING),
+        ({"routes": {**WELL.routes, UCM: None}, "lan": []}, "ucm-route", Level.WARNING),
         (
-            {"routes": WELL.routes | {UCM: WELL.routes[PROVIDER]}, "lan": []},
+            {"routes": {**WELL.routes, UCM: WELL.routes[PROVIDER]}, "lan": []},
             "ucm-route",
             Level.NOTE,
         ),
@@ -456,7 +461,7 @@ FLOWTABLE = Flowtable("ip t f", ("lan", "wan"), hardware=False)
         ({"others": [Caution("wan egress: a u32 filter")]}, "other-programs", Level.WARNING),
     ],
 )
-def test_levels(facts: dict, check: str, level: Level) -> None:
+def test_levels(facts: dict[str, Any], check: str, level: Level) -> None:
     one = found(replace(WELL, **facts))[check]
     assert one.level is level
     assert one.evidence
@@ -483,7 +488,7 @@ def test_flowtables_of_nft() -> None:
     assert single.devices == ("lan",)
 
 
-def attached(seconds: float = 2, **counters: tuple[int, int]) -> Facts:
+def attached(seconds: float = 2, /, **counters: tuple[int, int]) -> Facts:
     """Attached, with counters before and after, looked at for so long."""
     before, after = (
         Snapshot(time, [], {name: counters.get(name, (0, 0))[n] for name in COUNTERS})
@@ -504,7 +509,7 @@ def attached(seconds: float = 2, **counters: tuple[int, int]) -> Facts:
         ({"dropped_unidentified": (0, 100), "learned_moh": (1, 1)}, Level.WARNING, "a stream"),
     ],
 )
-def test_unidentified(counters: dict, level: Level | None, words: str) -> None:
+def test_unidentified(counters: dict[str, Any], level: Level | None, words: str) -> None:
     one = found(attached(**counters)).get("unidentified")
     assert (one and one.level) == level
     assert words in (one.found if one else "")
@@ -524,7 +529,7 @@ def test_a_packet_in_no_time_is_no_stream() -> None:
         ({"left_to_stack": (1, 2)}, None),
     ],
 )
-def test_failures(counters: dict, level: Level | None) -> None:
+def test_failures(counters: dict[str, Any], level: Level | None) -> None:
     one = found(attached(**counters)).get("failures")
     assert (one and one.level) == level
 
@@ -545,7 +550,7 @@ BLIND = Wan("wan", learn_age=9.0, open_age=0.02, blind_for=9.0)
         ({"missing": [Place(0x7FFFFFFF, Role.LEARN)]}, "no packet comes in"),
     ],
 )
-def test_a_blind_wan_has_a_cause(changes: dict, cause: str) -> None:
+def test_a_blind_wan_has_a_cause(changes: dict[str, Any], cause: str) -> None:
     facts = attached()
     assert facts.after
     facts = replace(facts, after=replace(facts.after, wans=[BLIND]), **changes)

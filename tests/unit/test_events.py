@@ -12,6 +12,7 @@ from moh_ebpf.calls.tracker import PeerEntry, Tracker
 from moh_ebpf.layout import Evidence, Kind, State
 from moh_ebpf.service.sums import Histogram, Sums
 from moh_ebpf.show.follow import line
+from tests.support.samples import about
 
 SECOND = 10**9
 KEY = inet_aton("203.0.113.10"), struct.pack("!H", 20000)
@@ -43,7 +44,10 @@ class Peers:
 
     def look(self, key: Key) -> PeerEntry | None:
         times = self.there.get(key)
-        return times and PeerEntry(heard(self.state), *(round(each * SECOND) for each in times))
+        if times is None:
+            return None
+        last_seen, since = (round(each * SECOND) for each in times)
+        return PeerEntry(heard(self.state), last_seen, since)
 
     def told(self, *records: KernelEvent) -> list[Event]:
         return [event for each in records for event in self.story.tell(each)]
@@ -77,7 +81,7 @@ def test_a_hold_by_rtcp_whose_endpoint_speaks_again() -> None:
     again = record(40.05, Kind.LEARNED, State.TWO, before=State.MOH, lasted=5)
     expired, new = story.tell(again)
     assert (expired.event, expired.time, expired.lasted) == ("expired", 40, 5)
-    assert (new.event, new.time) == ("new", pytest.approx(40.05))
+    assert (new.event, new.time) == ("new", about(40.05))
 
 
 def test_a_call_that_is_put_on_hold_and_resumed(peers: Peers) -> None:

@@ -11,7 +11,7 @@ ETHERNET, PPP, TUNNEL, GRE, NONE = 1, 512, 768, 778, 65534
 REORDERED, WITH_GVRP = {"flags": 1, "mask": 0xFFFFFFFF}, {"flags": 2, "mask": 0xFFFFFFFF}
 
 
-class Link(dict):
+class Link(dict[str, Any]):
     """As pyroute2 has a message: fields are items, attributes are asked for."""
 
     def __init__(self, index: int, link_type: int = ETHERNET, kind: str | None = None, **more: Any):
@@ -32,7 +32,7 @@ class Link(dict):
         return self._attributes.get(name)
 
 
-class Attributes(dict):
+class Attributes(dict[str, Any]):
     def get_attr(self, name: str) -> Any:
         return self.get(name)
 

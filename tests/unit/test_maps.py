@@ -23,7 +23,9 @@ WITH_ALL = replace(
 ALWAYS = {"counters", "events", "others"}
 
 
-def adopted(old: Settings, new: Settings, *, same_wans: bool = True, same_room: bool = True):
+def adopted(
+    old: Settings, new: Settings, *, same_wans: bool = True, same_room: bool = True
+) -> set[str]:
     change = Change(old, new, same_wans, same_room)
     return {row.name for row in maps.of(new) if row.is_adopted(change)}
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ JUNIT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def result(name: str, **changes: object) -> Result:
+def result(name: str, **changes: Any) -> Result:
     made = Result(name, 12.4, Counter(passed=3), [], Counter(), versions={"python": "3.11"})
     return made._replace(**changes)
 
@@ -66,7 +67,9 @@ SIDE_BY_SIDE = [
 
 
 @pytest.mark.parametrize("said", [ONE_BY_ONE, SIDE_BY_SIDE])
-def test_a_failure_stays_on_the_screen(tmp_path: Path, capsys, said: list[str]) -> None:
+def test_a_failure_stays_on_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], said: list[str]
+) -> None:
     log = tmp_path / "log"
     matrix.follow(said, log, Progress("here"))
     shown = capsys.readouterr().out

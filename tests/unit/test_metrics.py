@@ -2,10 +2,12 @@
 
 import json
 import re
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -70,10 +72,10 @@ def exposed(facts: Sample | None) -> dict[str, float]:
     """Sample → value, as a scraper reads them."""
 
     class Collector:
-        def describe(self) -> list:
+        def describe(self) -> list[Any]:
             return []
 
-        def collect(self) -> Iterable:
+        def collect(self) -> Iterable[Any]:
             return metrics.families(facts)
 
     registry = CollectorRegistry()
@@ -244,7 +246,7 @@ def test_the_kernel_is_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) 
         return FACTS
 
     monkeypatch.setattr(metrics, "_sample", facts)
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     registry = metrics.metric_registry()
     with ThreadPoolExecutor() as pool:
         whole = list(pool.map(lambda _: generate_latest(registry), range(20)))

@@ -11,7 +11,7 @@ from moh_ebpf.calls import peers
 from moh_ebpf.calls.peers import Peer, PeerRate
 from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.layout import Evidence, State
-from tests.support.samples import later, peer, snapshot
+from tests.support.samples import about, later, peer, snapshot
 
 SECOND = 10**9
 NOW = 5_000 * SECOND
@@ -41,12 +41,12 @@ def entry(
 
 def decode(*entries: tuple[bytes, bytes], timeout: float = 1.0, **options: Any) -> list[Peer]:
     unpacked = [(layout.ENDPOINT.unpack(key), layout.PEER.unpack(value)) for key, value in entries]
-    given = {"now": NOW, "timeout": timeout, "interfaces": {0: "eth1", 1: "ppp0"}}
+    given: dict[str, Any] = {"now": NOW, "timeout": timeout, "interfaces": {0: "eth1", 1: "ppp0"}}
     return peers.decode(unpacked, **(given | options))
 
 
 def test_every_field_is_decoded() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "last_seen": NOW - SECOND // 4,
         "since": NOW - 90 * SECOND,
         "longest_gap": SECOND // 2,
@@ -87,15 +87,15 @@ def test_every_field_is_decoded() -> None:
             public_address="198.51.100.2",
             public_port=24576,
             interface="ppp0",
-            age=pytest.approx(0.25),
-            since=pytest.approx(90),
-            longest_gap=pytest.approx(0.5),
+            age=about(0.25),
+            since=about(90),
+            longest_gap=about(0.5),
             in_packets=1,
             in_bytes=200,
             out_packets=2**40,
             out_bytes=2**50,
-            out_age=pytest.approx(0.02),
-            in_rtp=Rtp(7, 8, 10, 1, pytest.approx(0.001), pytest.approx(0.05)),
+            out_age=about(0.02),
+            in_rtp=Rtp(7, 8, 10, 1, about(0.001), about(0.05)),
             out_rtp=None,
         )
     ]
@@ -151,7 +151,12 @@ def test_rtcp_speaks_where_rtp_is_silent(
 
 def test_one_that_is_known_by_rtcp_alone() -> None:
     """Its last_seen may lie before the kernel's clock began."""
-    values = {"state": 0, "last_seen": 2**64 - 5, "by_rtcp": RTCP, "rtcp_at": NOW - SECOND}
+    values: dict[str, Any] = {
+        "state": 0,
+        "last_seen": 2**64 - 5,
+        "by_rtcp": RTCP,
+        "rtcp_at": NOW - SECOND,
+    }
     (one,) = decode(entry(**values), rtcp_timeout=15.0)
     assert (one.state, one.identified, one.expired) == (State.MOH, Evidence.RTCP, False)
 

@@ -3,16 +3,20 @@
 import fcntl
 import logging
 import os
+import sys
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 
+from moh_ebpf.attach import attachment
 from moh_ebpf.errors import MohError
 from moh_ebpf.registry.record import Place, Record
 from moh_ebpf.service import keeper, systemd
 from moh_ebpf.service.changes import News
 from moh_ebpf.service.keeper import Keeper
+from moh_ebpf.service.signals import Signals
 from moh_ebpf.service.sums import Sums
 from moh_ebpf.service.wanted import Wanted
 from moh_ebpf.settings import Settings
@@ -29,9 +33,11 @@ class Run:
         self.wanted = Wanted(SETTINGS, RECORD, "somebody had removed learn on ppp0")
         self.attached: list[float] = []
         self.fails = False
-        monkeypatch.setattr(keeper.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(keeper, "run_attach", self._attach)
-        self.service = Keeper(SETTINGS, logging.getLogger("test"), None, Sums())
+        # No signal comes: the attach that would look for one is ours.
+        signals: Signals = None  # type: ignore[assignment]
+        self.service = Keeper(SETTINGS, logging.getLogger("test"), signals, Sums())
         monkeypatch.setattr(self.service, "look", lambda at_start, needed: self.wanted)
 
     def _attach(self, *_: object) -> list[str]:
@@ -77,7 +83,7 @@ def removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> News:
         run.attached.append(run.now)
         return []
 
-    monkeypatch.setattr(keeper.attachment, "put_back", put_back)
+    monkeypatch.setattr(attachment, "put_back", put_back)
     monkeypatch.setattr(run.service, "kept", Held())
     return News(filters={7})
 
@@ -115,7 +121,12 @@ def test_what_cannot_be_put_back_is_attached_when_it_has_settled(
     run: Run, removed: News, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attached: list[float] = []
-    monkeypatch.setattr(keeper, "run_attach", lambda *_: attached.append(run.now) or [])
+
+    def attach(*_: object) -> list[str]:
+        attached.append(run.now)
+        return []
+
+    monkeypatch.setattr(keeper, "run_attach", attach)
     run.fails = True
     begun = run.now
     run.service.expect_change(removed)
@@ -131,6 +142,7 @@ def test_programs_of_an_interface_that_went_are_let_go_of(
 ) -> None:
     """Another may have its index by now. If messages were lost, that may have happened."""
     held = run.service.kept
+    assert isinstance(held, Held)
     run.service.expect_change(News(links={8}))
     assert not held.closed
     run.service.expect_change(news)
@@ -185,7 +197,7 @@ def test_log_waits_for_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     with os.fdopen(reader, "rb") as end, os.fdopen(writer, "w") as stream:
-        monkeypatch.setattr(systemd.sys, "stderr", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
         monkeypatch.setattr(systemd, "_MOST_LINES", 20)
         with systemd.logger("test-log") as log:
             logged = 1000
@@ -213,6 +225,6 @@ def test_log_minds_no_reader_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> No
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
-        monkeypatch.setattr(systemd.sys, "stderr", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
         with systemd.logger("test-log") as log:
             log.info("nobody")

@@ -11,7 +11,8 @@ import pytest
 
 from moh_ebpf import settings
 from moh_ebpf.errors import UsageError
-from moh_ebpf.settings import PortRange, Settings, from_values
+from moh_ebpf.parsers import PortRange
+from moh_ebpf.settings import Settings, from_values
 
 LEAST = {"wan": "eth1", "ucm": "10.10.10.10"}
 

@@ -14,7 +14,7 @@ from moh_ebpf.show.status import status_view
 from moh_ebpf.show.words import short
 from tests.support.samples import DESCRIPTION, WITHOUT_BYPASS, peer
 
-COLOUR = {"force_terminal": True, "color_system": "truecolor"}
+COLOUR: dict[str, Any] = {"force_terminal": True, "color_system": "truecolor"}
 MAGENTA, GREEN, RED, DIM = "35m", "32m", "31m", "\x1b[2m"
 
 

@@ -37,7 +37,7 @@ def _keeps_peers(change: Change) -> bool:
 
 
 @dataclass(frozen=True)
-class Row:
+class MapRow:
     """`parts` are the formats and fields of its keys and values. `exists`: with these settings.
     `is_adopted`: the next programs go on with it. `prefixes`: what it is filled with, if nothing
     but the programs reads it then. `is_scratch`: it holds nothing from one packet to the next."""
@@ -55,9 +55,9 @@ class Row:
         return f"{zlib.crc32(repr(self.parts).encode()):08x}"
 
 
-def _of_sip(name: str) -> Row:
+def _of_sip(name: str) -> MapRow:
     """What is known of SIP, which no command reads."""
-    return Row(
+    return MapRow(
         name,
         (layout.SIP.format,),
         exists=lambda settings: settings.flip_hold,
@@ -70,37 +70,37 @@ _PEER = (layout.PEER.format, layout.RTP.format, layout.PEER_FIELDS, layout.RTP_F
 ROWS = {
     each.name: each
     for each in (
-        Row(
+        MapRow(
             "peers",
             (layout.ENDPOINT.format, layout.HEARD.format, *_PEER),
             is_adopted=_keeps_peers,
         ),
-        Row("counters", tuple(COUNTERS), is_adopted=_always),
-        Row("settings"),
-        Row("events", (layout.EVENT.format, layout.EVENT_FIELDS), is_adopted=_always),
-        Row(
+        MapRow("counters", tuple(COUNTERS), is_adopted=_always),
+        MapRow("settings"),
+        MapRow("events", (layout.EVENT.format, layout.EVENT_FIELDS), is_adopted=_always),
+        MapRow(
             "waiting_for",
             (layout.ENDPOINT.format, layout.WAITING.format),
             is_adopted=lambda change: change.old.patience == change.new.patience,
         ),
-        Row("others", (layout.ANOTHERS.format,), is_adopted=_always),
-        Row(
+        MapRow("others", (layout.ANOTHERS.format,), is_adopted=_always),
+        MapRow(
             "wans",
             (layout.WAN.format, layout.WAN_FIELDS),
             is_adopted=lambda change: change.same_wans,
         ),
-        Row(
+        MapRow(
             "reports",
             (layout.ENDPOINT.format, layout.REPORT.format),
             exists=lambda settings: settings.rtcp_timeout,
             is_adopted=_keeps_peers,
         ),
-        Row(
+        MapRow(
             "providers",
             exists=lambda settings: settings.provider,
             prefixes=lambda settings: settings.provider,
         ),
-        Row(
+        MapRow(
             "sip_networks",
             exists=lambda settings: settings.flip_hold and settings.sip_from,
             prefixes=lambda settings: settings.sip_from,
@@ -111,13 +111,13 @@ ROWS = {
         _of_sip("segments_back"),
         _of_sip("cut_lines"),
         _of_sip("cut_lines_back"),
-        Row("unborn", is_scratch=True),
-        Row("sip_text", exists=lambda settings: settings.flip_hold, is_scratch=True),
+        MapRow("unborn", is_scratch=True),
+        MapRow("sip_text", exists=lambda settings: settings.flip_hold, is_scratch=True),
     )
 }
 
 
-def of(settings: Settings) -> list[Row]:
+def of(settings: Settings) -> list[MapRow]:
     """The maps that programs with these settings share, without scratch."""
     return [row for row in ROWS.values() if row.exists(settings) and not row.is_scratch]
 

@@ -30,7 +30,7 @@ MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Row:
+class Setting:
     """What a setting is besides its name, type and default. `unset` says what holds without it
     where that is no value, `shown` what status shows then, if that is another word."""
 
@@ -53,7 +53,7 @@ def _setting(
     parse: Parser, metavar: str, help: str, *, default: Any = MISSING, unset: str = "",
     shown: str = "",
 ) -> Any:  # fmt: skip
-    return field(default=default, metadata={"row": Row(parse, metavar, help, unset, shown)})
+    return field(default=default, metadata={"row": Setting(parse, metavar, help, unset, shown)})
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Settings:
 
 
 # By the settings' names.
-ROWS: dict[str, Row] = {each.name: each.metadata["row"] for each in fields(Settings)}
+ROWS: dict[str, Setting] = {each.name: each.metadata["row"] for each in fields(Settings)}
 DEFAULTS: dict[str, Any] = {
     each.name: each.default for each in fields(Settings) if each.default is not MISSING
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moh_ebpf.errors import MohError
 from moh_ebpf.lab.audio import Sound, hears, is_clear
-from moh_ebpf.lab.topology import PROVIDER_ENDPOINT, PUBLIC, UCM, Lab, Role
+from moh_ebpf.lab.topology import PROVIDER_ENDPOINT, PUBLIC, UCM, Host, Lab
 
 CALLER_PORT = 20000  # the provider's, for the whole call
 PHANTOM_PORT = 4000  # what UCM says in its SDP while it plays hold music
@@ -24,7 +24,7 @@ UCM_PORTS = range(24576, 32768, 2)  # UCM's RTP ports; the odd ones are for RTCP
 PATIENCE = 15.0  # seconds for an endpoint to obey
 _MOST_LISTENS = 3  # where what is heard is unclear
 
-ADDRESSES = {Role.UCM: UCM, Role.PROVIDER: PROVIDER_ENDPOINT}
+ADDRESSES = {Host.UCM: UCM, Host.PROVIDER: PROVIDER_ENDPOINT}
 
 
 class Phone:
@@ -75,8 +75,8 @@ class Call:
     """A call in a lab, steered as UCM does it; any process may, the endpoints hold the state."""
 
     def __init__(self, lab: Lab) -> None:
-        self._ucm = Phone(lab.control(Role.UCM))
-        self._caller = Phone(lab.control(Role.PROVIDER))
+        self._ucm = Phone(lab.control(Host.UCM))
+        self._caller = Phone(lab.control(Host.PROVIDER))
         self._used: set[int] = set()
 
     def talk(self) -> int:
@@ -129,7 +129,7 @@ def begin(lab: Lab) -> Call:
     return call
 
 
-def spawn_endpoint(lab: Lab, role: Role) -> subprocess.Popen[str]:
+def spawn_endpoint(lab: Lab, role: Host) -> subprocess.Popen[str]:
     """Start a role's endpoint; Lab.wait_ready waits for it."""
     module = [sys.executable, "-m", "moh_ebpf.lab.endpoint"]
     return lab.spawn(role, [*module, ADDRESSES[role], str(lab.control(role))])

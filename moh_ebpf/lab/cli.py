@@ -12,7 +12,7 @@ import typer
 
 from moh_ebpf.errors import MohError
 from moh_ebpf.lab.lifetime import within
-from moh_ebpf.lab.topology import PROVIDER_ENDPOINT, PUBLIC, UCM, Lab, Role, require
+from moh_ebpf.lab.topology import PROVIDER_ENDPOINT, PUBLIC, UCM, Host, Lab, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +100,7 @@ def voicemail(name: str = NAME) -> None:
     "exec",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-def execute(role: Role = ROLE, command: list[str] = COMMAND, name: str = NAME) -> None:
+def execute(role: Host = ROLE, command: list[str] = COMMAND, name: str = NAME) -> None:
     """Run a command in a namespace of the lab: ucm, firewall or provider."""
     argv = _standing(name).command(role, command)
     # moh-ebpf of a virtual environment is found there, too, if the environment is not active.

@@ -32,7 +32,7 @@ def within(lab: Lab, act: Callable[[], T], keep: bool = False) -> T:
             raise
         finally:
             _ignore_signals()
-    except _Stopped as stopped:
+    except _Interrupted as stopped:
         handlers.update(dict.fromkeys(SIGNALS, signal.SIG_IGN))  # until the process has ended
         raise _interrupted(stopped) from None
     finally:
@@ -43,14 +43,14 @@ def within(lab: Lab, act: Callable[[], T], keep: bool = False) -> T:
     return result
 
 
-class _Stopped(BaseException):
+class _Interrupted(BaseException):
     """A signal arrived; no Exception, lest someone handles it on its way."""
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     """The first signal ends the act; more of them must not end the clean-up."""
     _ignore_signals()
-    raise _Stopped(signal.Signals(number).name)
+    raise _Interrupted(signal.Signals(number).name)
 
 
 def _ignore_signals() -> None:
@@ -62,7 +62,7 @@ def _overhear(_number: int, _frame: FrameType | None) -> None:
     """Not SIG_IGN: with that, Python complains of a signal that was already on its way."""
 
 
-def _interrupted(stopped: _Stopped) -> MohError:
+def _interrupted(stopped: _Interrupted) -> MohError:
     error = MohError(f"stopped by {stopped}; the lab is gone")
     error.status = ExitStatus.INTERRUPTED
     return error

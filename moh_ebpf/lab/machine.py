@@ -26,8 +26,8 @@ from moh_ebpf.lab.topology import (
     PROVIDER_ENDPOINT,
     STARTING,
     UCM,
+    Host,
     Lab,
-    Role,
     require,
     run,
 )
@@ -42,11 +42,11 @@ Address = str | tuple[str, int]  # of a Unix socket, or of TCP
 class Machine(Lab):
     """The lab, as seen by the one of its hosts that this machine is."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Host) -> None:
         super().__init__(LAB)
         self.role = role
 
-    def command(self, role: Role, command: Sequence[str]) -> list[str]:
+    def command(self, role: Host, command: Sequence[str]) -> list[str]:
         """Whatever the role, it is done here."""
         return list(command)
 
@@ -54,7 +54,7 @@ class Machine(Lab):
         """Addresses, routes and rules; then the firewall's config, or an end of the call."""
         management, interfaces = find_interfaces(self.role)
         self.configure(self.role, interfaces, self._more_rules(management))
-        if self.role is Role.FIREWALL:
+        if self.role is Host.FIREWALL:
             write_config(interfaces)
             return
         self.directory.mkdir(mode=0o700, exist_ok=True)
@@ -63,7 +63,7 @@ class Machine(Lab):
     def _more_rules(self, management: str) -> str:
         """Whoever logs in by the default route's interface is not locked out."""
         rules = f'add rule ip {self.role} input iifname "{management}" accept\n'
-        if self.role is Role.PROVIDER:
+        if self.role is Host.PROVIDER:
             rules += f"add rule ip {self.role} input tcp dport {CONTROL[1]} accept\n"
         return rules
 
@@ -74,15 +74,15 @@ class Machine(Lab):
             control.unlink(missing_ok=True)
             self.wait_ready(self.role, spawn_endpoint(self, self.role))
         host, port = CONTROL
-        if self.role is Role.PROVIDER:
+        if self.role is Host.PROVIDER:
             there = f"TCP-LISTEN:{port},bind={host},reuseaddr,fork"
-            self._relay(Role.UCM, CONTROL, there, f"UNIX-CONNECT:{control}")
+            self._relay(Host.UCM, CONTROL, there, f"UNIX-CONNECT:{control}")
         else:
-            far = self.control(Role.PROVIDER)
+            far = self.control(Host.PROVIDER)
             here = f"UNIX-LISTEN:{far},unlink-early,fork"
-            self._relay(Role.PROVIDER, str(far), here, f"TCP:{host}:{port},connect-timeout=5")
+            self._relay(Host.PROVIDER, str(far), here, f"TCP:{host}:{port},connect-timeout=5")
 
-    def _relay(self, towards: Role, address: Address, listen: str, connect: str) -> None:
+    def _relay(self, towards: Host, address: Address, listen: str, connect: str) -> None:
         """Pass on what comes to an address, until the machine goes down."""
         if _answers(address):
             return
@@ -97,7 +97,7 @@ class Machine(Lab):
             time.sleep(0.05)
 
 
-def find_interfaces(role: Role) -> tuple[str, dict[str, str]]:
+def find_interfaces(role: Host) -> tuple[str, dict[str, str]]:
     """The interface of the default route, and the others by what they are wired to."""
     routes = json.loads(run(["ip", "-json", "-4", "route", "show", "default"]))
     if not routes:
@@ -130,9 +130,9 @@ def _answers(address: Address) -> bool:
 def main() -> int:
     try:
         require()
-        if len(sys.argv) != 2 or sys.argv[1] not in list(Role):
-            raise UsageError(f"usage: python -m moh_ebpf.lab.machine {'|'.join(Role)}")
-        Machine(Role(sys.argv[1])).set_up()
+        if len(sys.argv) != 2 or sys.argv[1] not in list(Host):
+            raise UsageError(f"usage: python -m moh_ebpf.lab.machine {'|'.join(Host)}")
+        Machine(Host(sys.argv[1])).set_up()
     except MohError as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return error.status

@@ -10,7 +10,7 @@ from rich.table import Table
 from moh_ebpf.errors import MohError
 from moh_ebpf.lab.audio import SILENCE, Sound
 from moh_ebpf.lab.call import Call, begin
-from moh_ebpf.lab.topology import UCM, Lab, Role
+from moh_ebpf.lab.topology import UCM, Host, Lab
 
 ACT_SECONDS = 2.5  # of recording in every scene
 INTERFACES = ("lan", "wan")  # the firewall's
@@ -18,7 +18,7 @@ ATTACH = ["attach", "--wan", "wan", "--lan", "lan", "--ucm", UCM]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Observation:
     """One thing to see or hear after something was done."""
 
     done: str
@@ -36,7 +36,7 @@ class Act:
     """A letter to name it by, and what was found; its title is the first thing done."""
 
     letter: str
-    findings: list[Finding]
+    findings: list[Observation]
 
     @property
     def title(self) -> str:
@@ -99,34 +99,34 @@ def table(acts: list[Act]) -> Table:
     return result
 
 
-def _talking(call: Call, done: str) -> list[Finding]:
+def _talking(call: Call, done: str) -> list[Observation]:
     return _both(call, done, Sound.AGENT, "agent")
 
 
-def _both(call: Call, done: str, sound: Sound, ucm: str) -> list[Finding]:
+def _both(call: Call, done: str, sound: Sound, ucm: str) -> list[Observation]:
     """Two-way audio: what the caller hears, and who listens at UCM."""
     heard = call.listen(ACT_SECONDS)
     return [
-        Finding(done, "caller", sound.label, heard.caller),
-        Finding(done, ucm, Sound.CALLER.label, heard.ucm),
+        Observation(done, "caller", sound.label, heard.caller),
+        Observation(done, ucm, Sound.CALLER.label, heard.ucm),
     ]
 
 
-def _music(call: Call, done: str) -> Finding:
-    return Finding(done, "caller", Sound.MUSIC.label, call.listen(ACT_SECONDS).caller)
+def _music(call: Call, done: str) -> Observation:
+    return Observation(done, "caller", Sound.MUSIC.label, call.listen(ACT_SECONDS).caller)
 
 
-def _dead_air(call: Call) -> Finding:
+def _dead_air(call: Call) -> Observation:
     """Hold as it is without us, music from a port that the provider knows nothing of."""
     done = f"hold, port {call.hold()}"
-    return Finding(done, "caller", SILENCE, call.listen(ACT_SECONDS).caller)
+    return Observation(done, "caller", SILENCE, call.listen(ACT_SECONDS).caller)
 
 
-def _cleared(before: str, after: str) -> Finding:
+def _cleared(before: str, after: str) -> Observation:
     """Nothing of ours is left on the firewall's interfaces."""
     left = [line.strip() for line in after.splitlines() if line not in before.splitlines()]
     found = "as before" if after == before else f"not as before: {'; '.join(left)}"
-    return Finding("detach", "lan, wan", "as before", found)
+    return Observation("detach", "lan, wan", "as before", found)
 
 
 def _verdict(passed: bool) -> str:
@@ -136,7 +136,7 @@ def _verdict(passed: bool) -> str:
 def _moh_ebpf(lab: Lab, arguments: list[str]) -> None:
     """The real command, as an administrator of the firewall gives it."""
     try:
-        lab.run(Role.FIREWALL, [sys.executable, "-m", "moh_ebpf", *arguments])
+        lab.run(Host.FIREWALL, [sys.executable, "-m", "moh_ebpf", *arguments])
     except MohError as error:
         raise MohError(f"moh-ebpf {arguments[0]} fails in the lab's firewall. {error}") from None
 
@@ -152,4 +152,4 @@ def _traffic_control(lab: Lab) -> str:
             ["filter", "show", "dev", name, "egress"],
         )
     ]
-    return "".join(lab.run(Role.FIREWALL, ["tc", *show]) for show in shows)
+    return "".join(lab.run(Host.FIREWALL, ["tc", *show]) for show in shows)

@@ -35,7 +35,7 @@ STARTING = 30.0  # seconds: GStreamer's first run on a machine looks through all
 STOPPING = 5.0  # seconds for killed processes to be gone
 
 
-class Role(StrEnum):
+class Host(StrEnum):
     UCM = "ucm"
     FIREWALL = "firewall"
     PROVIDER = "provider"
@@ -43,9 +43,9 @@ class Role(StrEnum):
 
 # What each host is wired to, and what the interface is called in the lab.
 INTERFACES = {
-    Role.UCM: {"lan": "eth0"},
-    Role.FIREWALL: {"lan": "lan", "wan": "wan"},
-    Role.PROVIDER: {"wan": "eth0"},
+    Host.UCM: {"lan": "eth0"},
+    Host.FIREWALL: {"lan": "lan", "wan": "wan"},
+    Host.PROVIDER: {"wan": "eth0"},
 }
 
 # The lab's wires, as ip(8) commands of the firewall's namespace.
@@ -56,7 +56,7 @@ WIRES = """
 
 # ip(8) commands of each host, run in this order; again, they change nothing.
 ADDRESSES = {
-    Role.FIREWALL: """
+    Host.FIREWALL: """
         link set lo up
         address replace 10.10.10.1/24 dev $lan
         address replace 198.51.100.2/24 dev $wan
@@ -64,14 +64,14 @@ ADDRESSES = {
         link set $wan up
         route replace 203.0.113.0/24 via 198.51.100.1
     """,
-    Role.UCM: """
+    Host.UCM: """
         link set lo up
         address replace 10.10.10.10/24 dev $lan
         link set $lan up
         route replace 198.51.100.0/24 via 10.10.10.1
         route replace 203.0.113.0/24 via 10.10.10.1
     """,
-    Role.PROVIDER: """
+    Host.PROVIDER: """
         link set lo up
         address replace 203.0.113.10/32 dev lo
         address replace 198.51.100.1/24 dev $wan
@@ -80,12 +80,12 @@ ADDRESSES = {
 }
 
 # In the lab all other addresses are behind the WAN, too; a machine has a default route of its own.
-GATEWAYS = {Role.UCM: "10.10.10.1", Role.FIREWALL: "198.51.100.1"}
+GATEWAYS = {Host.UCM: "10.10.10.1", Host.FIREWALL: "198.51.100.1"}
 
 # nft(8) rules, in one table that bears the role's name.
 RULES = {
     # A firewall as one meets it: forwards what the LAN began, and masquerades it.
-    Role.FIREWALL: """
+    Host.FIREWALL: """
         table ip firewall {
             chain input {
                 type filter hook input priority filter; policy drop;
@@ -105,7 +105,7 @@ RULES = {
         }
     """,
     # The provider hears only whom it speaks to: RTP from any other port is dropped.
-    Role.PROVIDER: """
+    Host.PROVIDER: """
         table ip provider {
             chain input {
                 type filter hook input priority filter; policy drop;
@@ -135,10 +135,10 @@ class Lab:
         self.directory = Path(f"/run/moh-lab-{name}")  # the endpoints' sockets and logs
         self._children: list[subprocess.Popen[str]] = []
 
-    def namespace(self, role: Role) -> str:
-        return f"moh-{self.name}-{'fw' if role is Role.FIREWALL else role}"
+    def namespace(self, role: Host) -> str:
+        return f"moh-{self.name}-{'fw' if role is Host.FIREWALL else role}"
 
-    def control(self, role: Role) -> Path:
+    def control(self, role: Host) -> Path:
         """The socket on which a role's endpoint takes requests (endpoint.py)."""
         return self.directory / f"{role}.sock"
 
@@ -152,16 +152,16 @@ class Lab:
             self.directory.mkdir(mode=0o700)
         except FileExistsError:
             raise LabExistsError(self.name) from None
-        for role in Role:
+        for role in Host:
             run(["ip", "netns", "add", self.namespace(role)])
-        names = {role.value: self.namespace(role) for role in Role}
-        self.run(Role.FIREWALL, ["ip", "-batch", "-"], WIRES.format(**names))
+        names = {role.value: self.namespace(role) for role in Host}
+        self.run(Host.FIREWALL, ["ip", "-batch", "-"], WIRES.format(**names))
         for role in ADDRESSES:
             self.configure(role, INTERFACES[role])
         for role, gateway in GATEWAYS.items():
             self.run(role, ["ip", "route", "add", "default", "via", gateway])
 
-    def configure(self, role: Role, interfaces: Mapping[str, str], more_rules: str = "") -> None:
+    def configure(self, role: Host, interfaces: Mapping[str, str], more_rules: str = "") -> None:
         """Give a host its addresses, routes and rules; again, it is as it was after the first time.
 
         `interfaces` are their names by what they are wired to (INTERFACES). `more_rules` come into
@@ -172,7 +172,7 @@ class Lab:
             rules = Template(RULES[role]).substitute(interfaces)
             afresh = f"table ip {role}\ndelete table ip {role}\n"
             self.run(role, ["nft", "-f", "-"], afresh + rules + more_rules)
-        if role is Role.FIREWALL:
+        if role is Host.FIREWALL:
             self.run(role, ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
 
     def destroy(self) -> None:
@@ -189,15 +189,15 @@ class Lab:
         if failures:
             raise MohError("\n".join(failures))
 
-    def command(self, role: Role, command: Sequence[str]) -> list[str]:
+    def command(self, role: Host, command: Sequence[str]) -> list[str]:
         """What runs a command in a role's namespace."""
         return ["ip", "netns", "exec", self.namespace(role), *command]
 
-    def run(self, role: Role, command: Sequence[str], stdin: str = "") -> str:
+    def run(self, role: Host, command: Sequence[str], stdin: str = "") -> str:
         """The output of a command in a role's namespace; MohError if it fails."""
         return run(self.command(role, command), stdin)
 
-    def spawn(self, role: Role, command: Sequence[str]) -> subprocess.Popen[str]:
+    def spawn(self, role: Host, command: Sequence[str]) -> subprocess.Popen[str]:
         """Start what stays in a role's namespace; it outlives this process, not the lab."""
         with open(self.directory / f"{role}.log", "w") as log, _signals_held():
             child = subprocess.Popen(
@@ -211,7 +211,7 @@ class Lab:
             self._children.append(child)
         return child
 
-    def wait_ready(self, role: Role, child: subprocess.Popen[str]) -> None:
+    def wait_ready(self, role: Host, child: subprocess.Popen[str]) -> None:
         """Until a spawned program says "ready", its first line; MohError if it does not."""
         assert child.stdout
         with child.stdout:
@@ -224,7 +224,7 @@ class Lab:
 
     def _standing(self) -> list[str]:
         """Those of this lab's namespaces that there are."""
-        return [name for name in map(self.namespace, Role) if (NAMESPACES / name).exists()]
+        return [name for name in map(self.namespace, Host) if (NAMESPACES / name).exists()]
 
     def _kill(self, namespaces: list[str]) -> None:
         for child in self._children:  # one just started is not in its namespace yet

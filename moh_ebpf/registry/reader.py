@@ -34,7 +34,7 @@ class Reader:
     """
 
     _ring: Ring
-    _maps: "_Maps"
+    _maps: "_Look"
     _story: Tracker
     _joins: bool  # whom the map has, besides those of the ring, is to be looked up
     _attached: "_Identity"
@@ -127,7 +127,7 @@ class Reader:
             since = after.at if after and same else None
             ring = Ring(events, history=history, since=since)
             stack.callback(ring.close)
-            maps = stack.enter_context(_Maps(attached))
+            maps = stack.enter_context(_Look(attached))
             if history and ring.was_full:  # nobody has told of those that had no room
                 maps.unwritten_before = 0
             settings, names = attached.record.settings, attached.wan_names()
@@ -213,14 +213,14 @@ class _Identity(NamedTuple):
         return cls(ring, maps.peers_id, record.settings.timeout, record.wan)
 
 
-class _Maps:
+class _Look:
     """The maps of peers and of counters, for a look at one of each."""
 
     def __init__(self, attached: Attached) -> None:
         self._close: Callable[[], None] = lambda: None
         self.replace(attached)
 
-    def __enter__(self) -> "_Maps":
+    def __enter__(self) -> "_Look":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -59,7 +59,7 @@ def served(host: str, port: int, sums: Sums, notify: Callable[[str], None]) -> I
     app = metrics.prometheus().exposition.make_wsgi_app(metrics.metric_registry(sums))
 
     def make(warn: Callable[[str], None]) -> Any:
-        return make_server(host, port, app, _server(host, port, warn), _Handler)
+        return make_server(host, port, app, _server(host, port, warn), _RequestHandler)
 
     def warn(text: str) -> None:
         notify(f"warning: {text}")
@@ -195,7 +195,7 @@ class _Clients:
             client.shutdown(SHUT_RDWR)
 
 
-class _Handler(WSGIRequestHandler):
+class _RequestHandler(WSGIRequestHandler):
     timeout = _PATIENCE_SECONDS
 
     def parse_request(self) -> bool:

@@ -65,7 +65,7 @@ def watchdog_seconds() -> float | None:
 def logger(name: str) -> Iterator[logging.Logger]:
     """Logs to stderr, a line an event: with the journal's priorities where that reads it, elsewhere
     as the command line's other messages. Never waits for whoever reads."""
-    handler = _Handler(sys.stderr.fileno())
+    handler = _LogHandler(sys.stderr.fileno())
     handler.setFormatter(_Format(_is_journal(sys.stderr.fileno())))
     made = logging.getLogger(name)
     made.handlers = [handler]
@@ -78,7 +78,7 @@ def logger(name: str) -> Iterator[logging.Logger]:
         handler.finish()
 
 
-class _Handler(logging.Handler):
+class _LogHandler(logging.Handler):
     """Has a thread of its own write the lines: a full pipe, a journal that hangs, a terminal that
     was stopped hold that up, and nothing else. (To set O_NONBLOCK instead would change the stream
     for everybody who has it.)"""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moh_ebpf.lab.topology import INTERFACES, PROVIDER_ENDPOINT, PUBLIC, Role
+from moh_ebpf.lab.topology import INTERFACES, PROVIDER_ENDPOINT, PUBLIC, Host
 from tests.support.machine import CHECKOUT, MANAGEMENT, Machine, described, machines, vagrant
 
 CALLER = (PROVIDER_ENDPOINT, 20000)
@@ -74,14 +74,14 @@ def test_vagrant_finds_the_vagrantfile_valid(tmp_path: Path) -> None:
 
 def test_machines_are_wired_as_the_lab(descriptions: dict[str, dict[str, Any]]) -> None:
     wires = {name: [*each["networks"]] for name, each in descriptions.items()}
-    assert wires == {role: [f"moh-{wire}" for wire in INTERFACES[role]] for role in Role}
+    assert wires == {role: [f"moh-{wire}" for wire in INTERFACES[role]] for role in Host}
     assert all(each["networks"] == each["libvirt_networks"] for each in descriptions.values())
     assert {each["box"] for each in descriptions.values()} == {"debian/bookworm64"}
     assert {tuple(each["folders"].values()) for each in descriptions.values()} == {("..",)}
 
 
 def test_the_call_is_played_on_the_machines(standing: dict[str, Machine]) -> None:
-    ucm, firewall, provider = (standing[role] for role in Role)
+    ucm, firewall, provider = (standing[role] for role in Host)
     both = "caller hears: agent. At UCM's end one hears: caller."
     said = ucm.run("moh-ebpf lab resume")
     assert both in said
@@ -102,9 +102,9 @@ def test_the_call_is_played_on_the_machines(standing: dict[str, Machine]) -> Non
     firewall.run("moh-ebpf detach")
 
 
-@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("role", Host)
 def test_provisioning_again_changes_nothing(
-    role: Role, standing: dict[str, Machine], descriptions: dict[str, dict[str, Any]]
+    role: Host, standing: dict[str, Machine], descriptions: dict[str, dict[str, Any]]
 ) -> None:
     """Nor does it end a call: the endpoints' sockets are those from before."""
     machine = standing[role]
@@ -118,8 +118,8 @@ def test_provisioning_again_changes_nothing(
     assert machine.run(asked) == before
 
 
-@pytest.mark.parametrize("role", Role)
-def test_the_hypervisor_gets_in_as_before(role: Role, standing: dict[str, Machine]) -> None:
+@pytest.mark.parametrize("role", Host)
+def test_the_hypervisor_gets_in_as_before(role: Host, standing: dict[str, Machine]) -> None:
     """`vagrant ssh` is a new connection, from the network that is not the lab's."""
     machine = standing[role]
     with machine.namespace.entered():

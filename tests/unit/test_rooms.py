@@ -1,6 +1,7 @@
 """The rooms of the house: each imports those below it alone, and no module is in a circle."""
 
 import ast
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -68,3 +69,13 @@ def test_imports_go_down(name: str) -> None:
 def test_no_module_is_in_a_circle() -> None:
     graph = {each: imports(each, at_start=True) - {each} for each in MODULES}
     assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_a_class_has_its_name_alone() -> None:
+    named = Counter(
+        each.name.lstrip("_")
+        for file in MODULES.values()
+        for each in ast.walk(ast.parse(file.read_text()))
+        if isinstance(each, ast.ClassDef)
+    )
+    assert [name for name, count in named.items() if count > 1] == []

@@ -147,7 +147,7 @@ def _as_lines(frames: Iterator[Frame], interval: float, file: IO[str]) -> None:
 def _on_screen(frames: Iterator[Frame], interval: float, console: Console) -> None:
     """Signals come while we wait for them and at no other time: nothing is left half drawn."""
     stdin = _keyboard()
-    shown = _Shown(next(frames), interval, console, has_keys=stdin is not None)
+    shown = _Screen(next(frames), interval, console, has_keys=stdin is not None)
     live = Live(console=console, screen=True, auto_refresh=False)
     with terminal.opened(live, stdin) as opened:
         opened.draw(shown.lines())
@@ -167,7 +167,7 @@ def _keyboard() -> int | None:
     return sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
 
 
-class _Shown:
+class _Screen:
     """What is on the screen: a frame, and how it is looked at."""
 
     def __init__(self, frame: Frame, interval: float, console: Console, *, has_keys: bool) -> None:

@@ -99,13 +99,7 @@ int moh_bypass(struct __sk_buff *skb)
 		note_anothers(&packet);
 		return TC_ACT_UNSPEC;
 	}
-	packet.count = this_cpu_counters();
-	if (!packet.count)
-		return TC_ACT_UNSPEC;
-
-	packet.now = clock_ns();
-	known = identify(&packet);
-	if (!known.evidence && !may_be_dropped(kind, &packet))
+	if (!is_to_be_judged(kind, &packet, &known))
 		return TC_ACT_UNSPEC;
 	/* Only what would leave by a WAN waits. The rest is not ours. */
 	if (may_wait(&known, &packet)) {

@@ -68,13 +68,7 @@ int moh_enforce(struct __sk_buff *skb)
 		note_anothers_at_wan(&packet);
 		return TC_ACT_UNSPEC;
 	}
-	packet.count = this_cpu_counters();
-	if (!packet.count)
-		return TC_ACT_UNSPEC;
-
-	packet.now = clock_ns();
-	known = identify(&packet);
-	if (!known.evidence && !may_be_dropped(kind, &packet))
+	if (!is_to_be_judged(kind, &packet, &known))
 		return TC_ACT_UNSPEC;
 	if (!known.evidence)
 		return judge_unheard_at_wan(&packet);

@@ -9,6 +9,17 @@ static inline bool may_be_dropped(enum kind kind, struct packet *packet)
 	return kind == KIND_RTP && may_be_provider(packet->daddr);
 }
 
+/* Is a packet of UCM's to be judged, and by what? Otherwise it passes. */
+static inline bool is_to_be_judged(enum kind kind, struct packet *packet, struct known *known)
+{
+	packet->count = this_cpu_counters();
+	if (!packet->count)
+		return false;
+	packet->now = clock_ns();
+	*known = identify(packet);
+	return known->evidence || may_be_dropped(kind, packet);
+}
+
 /* The rewrite ran out of memory: what is half changed must not leave. */
 static inline int drop_failed(struct counters *count)
 {

@@ -2,8 +2,7 @@
 
 import errno
 import time
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from moh_ebpf import maps
-from moh_ebpf.attach import cautions, compiler, obstacles
+from moh_ebpf.attach import cautions, compiler, filters, obstacles
 from moh_ebpf.attach.carry import adopted_maps, carry_clocks, carry_over
 from moh_ebpf.attach.compiler import Loaded
 from moh_ebpf.attach.kept import Kept
@@ -19,17 +18,14 @@ from moh_ebpf.attach.plan import Plan, made_by_us, make_plan, make_record
 from moh_ebpf.errors import MohError
 from moh_ebpf.kernel import libbpf, requirements, tc
 from moh_ebpf.kernel.lock import Notify, exclusive
-from moh_ebpf.kernel.namespace import enter_new_namespace
-from moh_ebpf.kernel.tc import Batch, Filter
 from moh_ebpf.registry import walk
 from moh_ebpf.registry.attached import Attached
 from moh_ebpf.registry.programs import open_program
-from moh_ebpf.registry.record import Place, Record, Role
-from moh_ebpf.registry.walk import Found
+from moh_ebpf.registry.record import Place, Record
 from moh_ebpf.settings import Settings
 
 # How long detach waits for the kernel to free what it has let go of.
-_FREED_WITHIN_SECONDS = 2.0
+FREED_WITHIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -69,16 +65,18 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
             report = Report(
                 record.places,
                 [place for place in record.places if place in before.filters],
-                list(_left(record, before)),
+                list(filters.left(record, before)),
                 plan.settings,
                 [*cautions.exchanged(ipr, plan), *map(str, cautions.found(ipr, plan, record))],
             )
             if dry_run:
-                _rehearse(loaded)
+                filters.rehearse(loaded)
                 return report
             carry_clocks(before.readable, loaded, record)
             copied = carry_over(before.readable, loaded, record, {})
-            apply(ipr, _changes(ipr, record, loaded, before), before.filters)
+            filters.apply(
+                ipr, filters.changes(ipr, record, loaded.programs, before), before.filters
+            )
             with suppress(OSError):  # It is done; what is missed now speaks again in a moment.
                 carry_over(before.readable, loaded, record, copied)
             return report
@@ -92,21 +90,18 @@ def put_back(kept: Kept, notify: Notify) -> list[Place]:
     work, or has attached other programs, or the kernel refuses a change.
     """
     with exclusive(notify, waits=False), IPRoute() as ipr:
-        filters = walk.find_filters(ipr)
-        if not kept.has_all_of(filters):
+        found = walk.find_filters(ipr)
+        if not kept.has_all_of(found):
             raise MohError("other programs were attached meanwhile")
-        missing = [place for place in kept.record.places if place not in filters]
+        missing = [place for place in kept.record.places if place not in found]
         refuse_foreign(ipr, kept.record)
         hooks = tc.ingress_qdiscs(ipr)
-        batch = Batch()
-        _add_hooks(batch, missing, hooks)
-        for place in missing:
-            _replace_filter(batch, place, kept.programs[place.role])
+        batch = filters.additions(missing, hooks, kept.programs)
         known, before = set(kept.made), kept.record.clsact
         # First what detach must know: whatever stops us then, no qdisc of ours stays.
         kept.write(made_by_us((*kept.record.wan, *kept.record.lan), hooks, known))
         try:
-            apply(ipr, batch, filters)
+            filters.apply(ipr, batch, found)
         except BaseException:
             kept.write(before)
             kept.made = known
@@ -123,8 +118,7 @@ def detach(notify: Notify, *, is_kept: bool = False) -> list[Place]:
     requirements.require_root()
     with exclusive(notify), IPRoute() as ipr:
         found = walk.find_filters(ipr)
-        batch = Batch()
-        removed = _delete(batch, ipr, found, walk.own_clsact(found))
+        batch, removed = filters.removal(ipr, found, walk.own_clsact(found))
         errors = batch.send()
         if errors:
             raise MohError("detach: " + "; ".join(map(str, errors)))
@@ -164,122 +158,13 @@ def _bind_maps(loaded: Loaded) -> None:
         raise MohError(lacks or str(error)) from error
 
 
-def _changes(ipr: IPRoute, record: Record, loaded: Loaded, before: Found) -> Batch:
-    """clsact, learn, enforce, bypass, then what is no longer wanted, in the reverse order."""
-    batch = Batch()
-    _add_hooks(batch, record.places, tc.ingress_qdiscs(ipr))
-    for place in record.places:
-        _replace_filter(batch, place, loaded.programs[place.role])
-    unused = before.clsact - {place.ifindex for place in record.places}
-    _delete(batch, ipr, _left(record, before), unused, also_ours=before.filters)
-    return batch
-
-
-def _add_hooks(batch: Batch, places: list[Place], hooks: Mapping[int, str]) -> None:
-    for ifindex in dict.fromkeys(place.ifindex for place in places):
-        if ifindex not in hooks:
-            batch.add_clsact(ifindex)
-
-
-def _replace_filter(batch: Batch, place: Place, program: int) -> None:
-    batch.replace_filter(place.ifindex, place.role.hook, place.role.program, program)
-
-
-def _left(record: Record, before: Found) -> dict[Place, Filter]:
-    """Our filters where no program of the record's comes in their place."""
-    kept = {(place.ifindex, place.role.hook) for place in record.places}
-    return {
-        place: each
-        for place, each in before.filters.items()
-        if (place.ifindex, place.role.hook) not in kept
-    }
-
-
-def _rehearse(loaded: Loaded) -> None:
-    """Attach the programs to the loopback interface of a network namespace made for it, which goes
-    with the thread that made it: qdisc and classifier are tried as the programs are."""
-    batch = Batch()
-    loopback = 1
-    batch.add_clsact(loopback)
-    for role, fd in loaded.programs.items():
-        batch.replace_filter(loopback, role.hook, role.program, fd)
-    with ThreadPoolExecutor(max_workers=1) as elsewhere:
-        errors = elsewhere.submit(_send_in_new_namespace, batch).result()
-    if errors:
-        raise MohError(f"attach --dry-run: {errors[0]}")
-
-
-def _send_in_new_namespace(batch: Batch) -> list[MohError]:
-    try:
-        enter_new_namespace()
-    except PermissionError:  # a container's root, perhaps: nothing to rehearse in
-        return []
-    return batch.send()
-
-
-def _delete(
-    batch: Batch,
-    ipr: IPRoute,
-    places: dict[Place, Filter],
-    made: set[int],
-    also_ours: dict[Place, Filter] | None = None,
-) -> list[Place]:
-    """Delete our filters in the reverse order of attaching, then each clsact of `made`, which are
-    those that attach made, where nothing but ours is left. Returns the places in that order."""
-    roles = list(Role)
-    in_order = sorted(places, key=lambda place: roles.index(place.role), reverse=True)
-    for place in in_order:
-        batch.delete_filter(place.ifindex, place.role.hook)
-    ours = {*places.values(), *(also_ours or {}).values()}
-    hooks = tc.ingress_qdiscs(ipr)
-    for ifindex in made:
-        if hooks.get(ifindex) == "clsact" and set(tc.filters(ipr, ifindex)) <= ours:
-            batch.delete_clsact(ifindex)
-    return in_order
-
-
-def apply(ipr: IPRoute, changes: Batch, before: Mapping[Place, Filter]) -> None:
-    """Send the changes. Raises MohError, with the state before restored, if one fails."""
-    hooks = tc.ingress_qdiscs(ipr)
-    with ExitStack() as stack:
-        programs = {}
-        for place, each in before.items():
-            with suppress(FileNotFoundError):  # somebody has removed it meanwhile
-                opened = open_program(each.program_id or 0)
-                programs[place] = stack.enter_context(opened)[0]
-        try:
-            errors = changes.send()
-        except BaseException:
-            _restore(ipr, programs, hooks)
-            raise
-        if errors:
-            _restore(ipr, programs, hooks)
-            raise MohError(f"attach: {errors[0]}; all is as it was before")
-
-
-def _restore(ipr: IPRoute, programs: dict[Place, int], hooks: dict[int, str]) -> None:
-    now, hooks_now = walk.find_filters(ipr), tc.ingress_qdiscs(ipr)
-    batch = Batch()
-    new_hooks = hooks_now.keys() - hooks.keys()
-    for ifindex in {place.ifindex for place in programs} - hooks_now.keys():
-        batch.add_clsact(ifindex)
-    had = {(place.ifindex, place.role.hook) for place in programs}
-    added = {
-        place: each for place, each in now.items() if (place.ifindex, place.role.hook) not in had
-    }
-    for place, fd in programs.items():
-        _replace_filter(batch, place, fd)
-    _delete(batch, ipr, added, new_hooks)
-    batch.send()
-
-
 def _await_freed(program_ids: list[int | None]) -> None:
     """Wait until the kernel has freed the programs, which it does a moment after a filter's end.
 
     There is no event for it, so it is asked. Somebody else may hold one, or the kernel not answer:
     then do not insist, for it is detached.
     """
-    deadline = time.monotonic() + _FREED_WITHIN_SECONDS
+    deadline = time.monotonic() + FREED_WITHIN_SECONDS
     for program_id in program_ids:
         with suppress(OSError):
             while time.monotonic() < deadline:

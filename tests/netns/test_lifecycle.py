@@ -16,7 +16,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from moh_ebpf import doctor
-from moh_ebpf.attach import attachment
+from moh_ebpf.attach import attachment, filters
 from moh_ebpf.kernel.tc import Hook
 from moh_ebpf.registry import walk
 from moh_ebpf.settings import from_values
@@ -341,14 +341,14 @@ def test_peers_are_copied_before_the_swap_and_after(
     fw.attach(*PATIENT)
     staying, changing, coming = "203.0.113.20:7000", PROVIDER, "203.0.113.30:7000"
     fw.wan.send(*[udp(changing, HOLD), udp(staying, HOLD)] * 2)
-    swap = attachment.apply
+    swap = filters.apply
 
     def hear_swap_and_play(*arguments: Any) -> None:
         fw.wan.send(udp(changing, f"{PUBLIC}:24600"), *[udp(coming, HOLD)] * 2)
         swap(*arguments)
         fw.lan.send(udp(MUSIC, staying))
 
-    monkeypatch.setattr(attachment, "apply", hear_swap_and_play)
+    monkeypatch.setattr(filters, "apply", hear_swap_and_play)
     values = {"wan": "wan", "lan": "lan", "ucm": UCM, "timeout": "60s", "max_peers": "1000"}
     with fw.namespace.entered():
         attachment.attach(from_values(values), print)

@@ -14,7 +14,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from moh_ebpf.attach import attachment
-from moh_ebpf.attach.attachment import _FREED_WITHIN_SECONDS
+from moh_ebpf.attach.attachment import FREED_WITHIN_SECONDS
 from moh_ebpf.attach.kept import Kept
 from moh_ebpf.errors import MohError
 from moh_ebpf.kernel.tc import Hook
@@ -214,7 +214,7 @@ def test_detach_beside_a_service_does_not_wait_for_it(fw: Firewall, tmp_path: Pa
             fw.moh("detach")
             took.append(time.monotonic() - begun)
         assert all(map(is_loaded, ids))
-        assert took[0] < took[1] + _FREED_WITHIN_SECONDS / 2
+        assert took[0] < took[1] + FREED_WITHIN_SECONDS / 2
         run.send(signal.SIGCONT)
         run.wait_for_line("put back (nothing was attached)")
 

@@ -33,7 +33,7 @@
 #include "events.c"
 #include "anothers.c"
 #include "learn.c"
-#include "source.c"
+#include "new_port.c"
 #include "known.c"
 #include "unheard.c"
 #include "verdict.c"

@@ -13,7 +13,7 @@ from moh_ebpf import maps
 from moh_ebpf.attach import cautions, compiler, filters, obstacles
 from moh_ebpf.attach.carry import adopted_maps, carry_clocks, carry_over
 from moh_ebpf.attach.compiler import Loaded
-from moh_ebpf.attach.kept import Kept
+from moh_ebpf.attach.held import Held
 from moh_ebpf.attach.plan import Plan, made_by_us, make_plan, make_record
 from moh_ebpf.errors import MohError
 from moh_ebpf.kernel import libbpf, requirements, tc
@@ -82,8 +82,8 @@ def attach(settings: Settings, notify: Notify, *, dry_run: bool = False) -> Repo
             return report
 
 
-def put_back(kept: Kept, notify: Notify) -> list[Place]:
-    """Attach the kept programs again where somebody has removed their filters; where that was.
+def put_back(held: Held, notify: Notify) -> list[Place]:
+    """Attach the held programs again where somebody has removed their filters; where that was.
 
     The record that they share is corrected where a clsact qdisc is made, or was made by somebody
     else meanwhile. Raises MohError or OSError with everything as it was: another command is at
@@ -91,20 +91,20 @@ def put_back(kept: Kept, notify: Notify) -> list[Place]:
     """
     with exclusive(notify, waits=False), IPRoute() as ipr:
         found = walk.find_filters(ipr)
-        if not kept.has_all_of(found):
+        if not held.has_all_of(found):
             raise MohError("other programs were attached meanwhile")
-        missing = [place for place in kept.record.places if place not in found]
-        refuse_foreign(ipr, kept.record)
+        missing = [place for place in held.record.places if place not in found]
+        refuse_foreign(ipr, held.record)
         hooks = tc.ingress_qdiscs(ipr)
-        batch = filters.additions(missing, hooks, kept.programs)
-        known, before = set(kept.made), kept.record.clsact
+        batch = filters.additions(missing, hooks, held.programs)
+        known, before = set(held.made), held.record.clsact
         # First what detach must know: whatever stops us then, no qdisc of ours stays.
-        kept.write(made_by_us((*kept.record.wan, *kept.record.lan), hooks, known))
+        held.write(made_by_us((*held.record.wan, *held.record.lan), hooks, known))
         try:
             filters.apply(ipr, batch, found)
         except BaseException:
-            kept.write(before)
-            kept.made = known
+            held.write(before)
+            held.made = known
             raise
         return missing
 

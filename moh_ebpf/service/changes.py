@@ -51,7 +51,7 @@ class News:
 
 
 def drain(changes: socket.socket) -> News:
-    """What was deleted: how soon to look, and whether kept programs can still be trusted. The rest
+    """What was deleted: how soon to look, and whether held programs can still be trusted. The rest
     is asked anew."""
     news = News()
     while True:

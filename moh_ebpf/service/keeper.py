@@ -8,7 +8,7 @@ from contextlib import suppress
 from pyroute2 import IPRoute
 
 from moh_ebpf.attach import attachment
-from moh_ebpf.attach.kept import Kept
+from moh_ebpf.attach.held import Held
 from moh_ebpf.errors import MohError
 from moh_ebpf.kernel import interfaces
 from moh_ebpf.layout import State
@@ -62,7 +62,7 @@ class Keeper:
         self._told_to_wait = False
         self._not_before = 0.0
         self._settled_at = 0.0
-        self.kept: Kept | None = None
+        self.held: Held | None = None
         self._put_back_at = -_LONGEST_PUT_BACK_PAUSE_SECONDS
         self._put_back_pause = _PUT_BACK_PAUSE_SECONDS
         self.lookout = Lookout(log)
@@ -70,9 +70,9 @@ class Keeper:
 
     def close(self) -> None:
         """Let go of the programs that are held open."""
-        if self.kept:
-            self.kept.close()
-        self.kept = None
+        if self.held:
+            self.held.close()
+        self.held = None
 
     def begin(self) -> None:
         """The first step, whose errors are the service's own: MohError, OSError."""
@@ -109,14 +109,14 @@ class Keeper:
         self.lookout.expect_change()
 
     def _settles_in(self, news: News) -> float:
-        if self.kept is None:
+        if self.held is None:
             return SETTLED_SECONDS
-        if news.lost or news.links & self.kept.interfaces:
+        if news.lost or news.links & self.held.interfaces:
             # Another interface may have the index of one that is gone.
             self.close()
             return SETTLED_SECONDS
-        self.kept.hooks_are_gone(news.hooks)
-        removed = (news.hooks | news.filters) & self.kept.interfaces
+        self.held.hooks_are_gone(news.hooks)
+        removed = (news.hooks | news.filters) & self.held.interfaces
         return _REMOVED_SECONDS if removed else SETTLED_SECONDS
 
     def act(self) -> None:
@@ -194,15 +194,15 @@ class Keeper:
     def _put_back(self, wanted: Wanted, patient: bool) -> bool:
         """Put back what somebody has removed, if that is all there is to do; where `patient`,
         later, if it was just now. False: it cannot be done."""
-        kept = self.kept
-        if not (kept and wanted.record and wanted.reason and is_same(kept.record, wanted.record)):
+        held = self.held
+        if not (held and wanted.record and wanted.reason and is_same(held.record, wanted.record)):
             return False
         now = time.monotonic()
         if patient and now < self._put_back_at + self._put_back_pause:
             self.due = self._put_back_at + self._put_back_pause
             return True
         try:
-            attachment.put_back(kept, self._log.warning)
+            attachment.put_back(held, self._log.warning)
         except (MohError, OSError):
             return False  # attach tells what is wrong, if that stays
         if now - self._put_back_at < self._put_back_pause + _CLOSE_SECONDS:
@@ -219,7 +219,7 @@ class Keeper:
         begun = time.monotonic()
         try:
             with IPRoute() as ipr, walk.found(ipr) as found:
-                if self.kept and not self.kept.has_all_of(found.filters):
+                if self.held and not self.held.has_all_of(found.filters):
                     self.close()
                 wanted = find_wanted(ipr, self._settings, found, at_start, needed)
                 if wanted.record and not wanted.reason and found.attached:
@@ -233,11 +233,11 @@ class Keeper:
             self._not_before = begun + min(took / LOOKING_SHARE, LONGEST_LAG_SECONDS)
 
     def _keep(self, attached: Attached) -> None:
-        if self.kept:
-            self.kept.is_whole()
+        if self.held:
+            self.held.is_whole()
             return
         with suppress(MohError, OSError):  # replaced meanwhile, or no memory: compiled if need be
-            self.kept = Kept(attached)
+            self.held = Held(attached)
 
     def _is_somebody_else_s(self, found: Found) -> bool:
         there = found.attached and found.attached.record

@@ -15,7 +15,7 @@ from pyroute2 import IPRoute
 
 from moh_ebpf.attach import attachment
 from moh_ebpf.attach.attachment import FREED_WITHIN_SECONDS
-from moh_ebpf.attach.kept import Kept
+from moh_ebpf.attach.held import Held
 from moh_ebpf.errors import MohError
 from moh_ebpf.kernel.tc import Hook
 from moh_ebpf.registry import walk
@@ -289,18 +289,18 @@ def test_another_command_at_work_is_waited_for_elsewhere(fw: Firewall, tmp_path:
 
 
 @contextmanager
-def kept(fw: Firewall) -> Iterator[Kept]:
+def holding(fw: Firewall) -> Iterator[Held]:
     """What is attached, held as `run` holds it, with this thread in the namespace."""
     with ExitStack() as stack:
         stack.enter_context(fw.namespace.entered())
         with IPRoute() as ipr, walk.found(ipr) as found:
             assert found.attached
-            yield stack.enter_context(closing(Kept(found.attached)))
+            yield stack.enter_context(closing(Held(found.attached)))
 
 
 def test_a_foreign_filter_in_our_place_is_not_touched(fw: Firewall) -> None:
     fw.attach()
-    with kept(fw) as held:
+    with holding(fw) as held:
         remove(fw, REMOVALS["clsact"])
         with counter(fw, "wan", Hook.INGRESS, 4000):
             before = state(fw)
@@ -311,7 +311,7 @@ def test_a_foreign_filter_in_our_place_is_not_touched(fw: Firewall) -> None:
 
 def test_programs_that_were_attached_meanwhile_stay(fw: Firewall) -> None:
     fw.attach()
-    with kept(fw) as held:
+    with holding(fw) as held:
         fw.attach("--timeout", "7s")
         remove(fw, REMOVALS["learn"])
         before = state(fw)
@@ -324,7 +324,7 @@ def test_all_of_it_is_put_back_or_nothing(fw: Firewall) -> None:
     """The LAN's hooks are a shared block: the WAN's filters are in when bypass fails."""
     fw.namespace.run(*["tc", "qdisc", "add", "dev", "wan", "clsact"])
     fw.attach()
-    with kept(fw) as held:
+    with holding(fw) as held:
         remove(fw, REMOVALS["all-by-tc"] + "\nqdisc add dev lan ingress_block 7 clsact")
         before, record = state(fw), held.record
         with pytest.raises(MohError, match="moh_bypass on lan ingress"):
@@ -342,7 +342,7 @@ def test_a_record_without_room_for_a_qdisc_is_left_as_it_is(
     """As an older version has made its map: attach must replace it."""
     fw.namespace.run("tc", "qdisc", "add", "dev", "wan", "clsact")
     fw.attach()
-    with kept(fw) as held:
+    with holding(fw) as held:
         remove(fw, REMOVALS["clsact"])
         before = state(fw)
         monkeypatch.setattr(Record, "to_bytes", lambda _: b"x" * 4096)
@@ -353,5 +353,5 @@ def test_a_record_without_room_for_a_qdisc_is_left_as_it_is(
 
 def test_descriptors_of_programs_are_not_passed_on(fw: Firewall) -> None:
     fw.attach()
-    with kept(fw) as held:
+    with holding(fw) as held:
         assert not any(map(os.get_inheritable, held.programs.values()))

@@ -150,3 +150,15 @@ def test_the_tests_that_security_names_are_there() -> None:
     for file, test in named:
         text = (ROOT / file).read_text()
         assert f"def {test}(" in text if test else "def test_" in text, f"{file}::{test}"
+
+
+def test_the_developer_page_names_each_module() -> None:
+    page = (ROOT / "docs/development.md").read_text()
+    listed = set(re.findall(r"^ +([\w.]+) {2,}\S", page, re.M))
+    modules = [*(ROOT / "moh_ebpf").rglob("*.py"), *(ROOT / "bpf").glob("*.[ch]")]
+    folders = {"checks", "ask"}
+    assert {
+        each.name
+        for each in modules
+        if not each.name.startswith("__") and each.parent.name not in folders
+    } <= listed

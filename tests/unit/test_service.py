@@ -84,12 +84,12 @@ def removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> News:
         return []
 
     monkeypatch.setattr(attachment, "put_back", put_back)
-    monkeypatch.setattr(run.service, "kept", Held())
+    monkeypatch.setattr(run.service, "held", Held())
     return News(filters={7})
 
 
 class Held:
-    """What the service asks of kept programs."""
+    """What the service asks of held programs."""
 
     record = RECORD
     interfaces = frozenset({7})
@@ -141,13 +141,13 @@ def test_programs_of_an_interface_that_went_are_let_go_of(
     run: Run, removed: News, monkeypatch: pytest.MonkeyPatch, news: News
 ) -> None:
     """Another may have its index by now. If messages were lost, that may have happened."""
-    held = run.service.kept
+    held = run.service.held
     assert isinstance(held, Held)
     run.service.expect_change(News(links={8}))
     assert not held.closed
     run.service.expect_change(news)
     assert held.closed
-    assert run.service.kept is None
+    assert run.service.held is None
 
 
 def test_other_settings_are_not_put_back(run: Run, removed: News) -> None:

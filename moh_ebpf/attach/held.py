@@ -17,7 +17,7 @@ from moh_ebpf.registry.programs import maps_of
 from moh_ebpf.registry.record import Place, Role
 
 
-class Kept:
+class Held:
     """Descriptors of the attached programs by role, until `close`. They keep the programs in the
     kernel: they must be closed when other programs have taken their place.
 
@@ -49,7 +49,7 @@ class Kept:
         return {*self.record.wan, *self.record.lan}
 
     def has_all_of(self, filters: Mapping[Place, Filter]) -> bool:
-        """Have all these filters the programs that are kept?"""
+        """Have all these filters the programs that are held?"""
         return all(
             each.program_id is not None and each.program_id == self._ids.get(place.role)
             for place, each in filters.items()

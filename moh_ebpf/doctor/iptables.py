@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from moh_ebpf.doctor import rules
@@ -55,7 +56,9 @@ def from_iptables(saved: str, tool: str) -> Ruleset:
             words = shlex.split(line)
             chain = chains.get((table, words[1]))
             if chain:
-                chain.rules.append(_iptables_rule(f"{table} {line}", words[2:]))
+                rule = _iptables_rule(f"{table} {line}", words[2:])
+                removal = f"{table} -D {line.removeprefix('-A ')}"
+                chain.rules.append(replace(rule, removal=removal))
     return Ruleset(chains)
 
 

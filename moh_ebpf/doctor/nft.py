@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -55,7 +56,9 @@ def from_nft(objects: Iterable[Mapping[str, Any]], text: str = "", skip: Iterabl
             where = f"{chain} handle {each['handle']}"
             said = texts.get((table, each["chain"], each["handle"]))
             found = f"{where}: {said}" if said else where
-            chain.rules.extend(_nft_rules(found, each, sets))
+            removal = f"nft delete rule {where}"
+            parts = _nft_rules(found, each, sets)
+            chain.rules.extend(replace(part, removal=removal) for part in parts)
     flowtables = tuple(
         Flowtable(
             f"{each['family']} {each['table']} {each['name']}",

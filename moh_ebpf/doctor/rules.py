@@ -56,7 +56,7 @@ class Match:
 class Rule:
     """One thing that a rule does (`action`, and its `target`: a chain, a helper), with `text` the
     rule as its tool prints it. For NAT, the `addresses` and `ports` given out, where it names any,
-    and whether a port is given out at `random`.
+    and whether a port is given out at `random`. `removal`: the command that takes it away.
     """
 
     text: str
@@ -66,6 +66,7 @@ class Rule:
     addresses: tuple[Range, ...] = ()
     ports: Range | None = None
     random: bool = False
+    removal: str = ""
 
 
 @dataclass(frozen=True)

@@ -290,3 +290,22 @@ def test_the_evidence_is_the_rule_and_no_chain_that_lets_all_pass(space: Namespa
     rule = "udp dport 10000-40000 accept"
     shown = judged(space, MASQUERADE + early + at("input", rule, policy="drop"))
     assert f": {rule}; " in shown["input-chain"].evidence
+
+
+@pytest.mark.parametrize("way", ["nft", *VARIANTS])
+def test_the_command_that_is_told_takes_the_rule_away(space: Namespace, way: str) -> None:
+    if way != "nft" and (why := why_not(way)):
+        pytest.skip(why)
+    space.nft("flush ruleset\n" + (MASQUERADE if way == "nft" else ""))
+    if way != "nft":
+        space.run(*f"{way} -t nat -A POSTROUTING -o uplink -m comment --comment".split(), "a -A b",
+                  "-j", "MASQUERADE")  # fmt: skip
+    try:
+        with space.entered():
+            ((_, rule),) = netfilter.ruleset().rules()
+        space.run(*shlex.split(rule.removal))
+        with space.entered():
+            assert list(netfilter.ruleset().rules()) == []
+    finally:
+        if way != "nft":
+            space.run(way, "-t", "nat", "-F")

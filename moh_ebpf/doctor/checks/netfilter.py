@@ -93,16 +93,8 @@ def phantom_port(facts: Facts) -> Findings:
                 f"{ports[0]} to {ports[1]}",
                 rule.text,
                 "remove it: hold music needs no rule, and its ports are moh_ebpf's "
-                f"({_removal(rule)})",
+                f"({rule.removal})",
             )
-
-
-def _removal(rule: Rule) -> str:
-    """The command that takes a rule away."""
-    if found := re.match(r"(ip\S*-\w+ -t \w+) -A (.*)", rule.text):
-        return f"{found[1]} -D {found[2]}"
-    where = rule.text.partition(":")[0]
-    return f"nft delete rule {where}"
 
 
 _THEIR_CHAINS = {"MOH-LIST", "MOH-BLOCK"}
@@ -146,7 +138,7 @@ def untracked(facts: Facts) -> Findings:
                 continue
             if rule.text not in seen and not _takes_phantom_port(facts, rule):
                 seen.add(rule.text)
-                yield Level.WARNING, found, rule.text, f"remove it: {_removal(rule)}"
+                yield Level.WARNING, found, rule.text, f"remove it: {rule.removal}"
 
 
 def _source_nat(facts: Facts) -> Rule | None:

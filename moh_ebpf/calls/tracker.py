@@ -94,6 +94,11 @@ class Tracker:
         # What CLOCK_MONOTONIC's 0 is in ns of the epoch.
         self.epoch = 0
 
+    @property
+    def scheduled(self) -> int:
+        """How many looks at endpoints are to come: one for each that is known."""
+        return len(self._due)
+
     def go_on(self, timeout_ns: int, rtcp_timeout_ns: int = 0) -> None:
         """What is known stays; the timeouts are others."""
         for known in self._known.values():

@@ -1,6 +1,7 @@
 """From the kernel's records to events, and events as lines."""
 
 import struct
+from collections.abc import Callable
 from socket import inet_aton
 
 import pytest
@@ -40,7 +41,8 @@ class Peers:
     def __init__(self) -> None:
         self.there: dict[Key, tuple[float, float]] = {}
         self.state = State.TWO
-        self.story = Tracker(self.look, SECOND, {0: "eth1"})
+        self.renew: Callable[[], bool] = lambda: False
+        self.story = Tracker(self.look, SECOND, {0: "eth1"}, lambda: self.renew())
 
     def look(self, key: Key) -> PeerEntry | None:
         times = self.there.get(key)
@@ -255,7 +257,7 @@ def test_one_that_changes_for_ever_is_looked_for_once(peers: Peers) -> None:
     for n in range(1000):
         state, before = (State.MOH, State.TWO) if n % 2 else (State.TWO, State.MOH)
         peers.told(record(10 + n / 1000, Kind.CHANGED, state, before=before))
-    assert len(peers.story._due) == 1
+    assert peers.story.scheduled == 1
     peers.there[KEY] = 10.999, 10.999
     assert [each.event for each in peers.after(11.9)] == []
     assert [each.event for each in peers.after(12.1)] == ["hold", "expired"]
@@ -287,11 +289,11 @@ def test_an_end_is_looked_up_where_it_is_by_now(peers: Peers) -> None:
         peers.story.go_on(SECOND)
         return True
 
-    peers.story._renew = renew
+    peers.renew = renew
     assert peers.after(11.6) == []
     assert len(asked) == 1
     assert [each.port for each in peers.after(12.55)] == [20002]
-    assert len(peers.story._due) == 1
+    assert peers.story.scheduled == 1
 
 
 def test_what_it_was_at_last_though_a_record_was_missed(peers: Peers) -> None:

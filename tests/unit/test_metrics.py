@@ -17,6 +17,7 @@ from moh_ebpf.calls.peers import Peer, Snapshot, Wan
 from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.errors import UsageError
+from moh_ebpf.kernel.interfaces import GONE
 from moh_ebpf.layout import State
 from moh_ebpf.service import exporter, metrics
 from moh_ebpf.service.metrics import RunTime, Sample
@@ -62,6 +63,8 @@ FACTS = Sample(
             Wan("wan", 0.5, None, None),
             Wan("wan2", 70.0, 0.1, 70.0),
             Wan("wan3", None, 9, None),
+            Wan(GONE, 0.5, None, None),
+            Wan(GONE, 0.5, None, None),
         ],
     ),
     unheard=[peer(4, State.TWO, age=2.5, out_age=1.6)._replace(expired=True)],
@@ -111,7 +114,7 @@ def test_a_wan_where_learn_sees_nothing() -> None:
     ages = [shown.get(f"moh_ebpf_wan_learn_age_seconds{{interface={name}}}") for name in wans]
     assert (blind, is_open, ages) == ([0, 1, 0], [0, 1, 1], [0.5, 70.0, None])
     # Two that are gone would be one series twice.
-    assert not [name for name in shown if "(gone)" in name]
+    assert not [name for name in shown if GONE in name]
 
 
 def test_a_call_where_learn_sees_nothing_is_not_silent() -> None:

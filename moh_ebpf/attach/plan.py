@@ -38,8 +38,8 @@ def make_plan(
     """The settings met with this namespace's interfaces. Raises UsageError if they do not fit,
     NoAddressError if a WAN's address is wanted and there is none (yet).
 
-    Interfaces that we are `attached_to` may be down. `links` are those of network.links_by_name(),
-    asked for if they are not given.
+    Interfaces that we are `attached_to` may be down. `links` are those of
+    interfaces.links_by_name(), asked for if they are not given.
     """
     links = links or interfaces.links_by_name(ipr)
     settings = interfaces.with_present_names(links, settings)

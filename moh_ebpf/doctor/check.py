@@ -45,7 +45,7 @@ def run(facts: Facts) -> list[Finding]:
         unasked = [topic for topic in each.needs if topic in facts.unasked]
         if unasked:
             error = facts.unasked[unasked[0]]
-            remedy = "" if error.what in told else error.remedy or _HELP[unasked[0]]
+            remedy = "" if error.what in told else error.remedy or WHAT_TO_TRY[unasked[0]]
             told.add(error.what)
             found.append(
                 Finding(name, Level.NOTE, "this could not be looked at", error.what, remedy)
@@ -58,7 +58,7 @@ def run(facts: Facts) -> list[Finding]:
 
 
 # What to try where something could not be asked.
-_HELP = {
+WHAT_TO_TRY = {
     "kernel": NOT_PERMITTED,
     "hooks": NOT_PERMITTED,
     "programs": NOT_PERMITTED,

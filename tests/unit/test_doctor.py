@@ -1,8 +1,9 @@
 """doctor's parsing and judging, and that its page has what the code has."""
 
+import ast
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from moh_ebpf import layout
 from moh_ebpf.attach.cautions import Caution
 from moh_ebpf.calls.peers import Peer, Snapshot, Wait, Wan
 from moh_ebpf.counters import COUNTERS
-from moh_ebpf.doctor import CHECKS, Finding, Level, rules, worst
+from moh_ebpf.doctor import CHECKS, Finding, Level, gather, rules, worst
 from moh_ebpf.doctor.ask import machine, netfilter
+from moh_ebpf.doctor.check import WHAT_TO_TRY
 from moh_ebpf.doctor.checks import run
 from moh_ebpf.doctor.facts import Facts, Route, Target, listening
 from moh_ebpf.doctor.iptables import from_iptables
@@ -655,3 +657,13 @@ def test_the_pages_levels_are_those_that_the_code_gives() -> None:
         assert set(levels.split(", ")) == {
             each.lower() for each in re.findall(r"Level\.(\w+)", source)
         }, name
+
+
+def test_each_question_is_asked_and_has_what_to_try() -> None:
+    """Else a check would be well for ever, or fail where its question cannot be asked."""
+    assert {need for each in CHECKS.values() for need in each.needs} <= set(WHAT_TO_TRY)
+    tree = ast.parse(Path(gather.__file__).read_text())
+    calls = [each for each in ast.walk(tree) if isinstance(each, ast.Call)]
+    (made,) = (each for each in calls if ast.unparse(each.func) == "Facts")
+    asked = {each.arg for each in made.keywords}
+    assert {each.name for each in fields(Facts)} - asked == {"unasked"}  # which comes last

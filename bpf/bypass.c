@@ -99,7 +99,7 @@ int moh_bypass(struct __sk_buff *skb)
 		note_anothers(&packet);
 		return TC_ACT_UNSPEC;
 	}
-	if (!is_to_be_judged(kind, &packet, &known))
+	if (!begin_judging(kind, &packet, &known))
 		return TC_ACT_UNSPEC;
 	/* Only what would leave by a WAN waits. The rest is not ours. */
 	if (may_wait(&known, &packet)) {

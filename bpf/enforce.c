@@ -68,7 +68,7 @@ int moh_enforce(struct __sk_buff *skb)
 		note_anothers_at_wan(&packet);
 		return TC_ACT_UNSPEC;
 	}
-	if (!is_to_be_judged(kind, &packet, &known))
+	if (!begin_judging(kind, &packet, &known))
 		return TC_ACT_UNSPEC;
 	if (!known.evidence)
 		return judge_unheard_at_wan(&packet);

@@ -115,7 +115,8 @@ struct hop_src {
 	u8 out;	  /* index of the WAN to leave by, plus 1: a word of 0 is no hop */
 };
 
-/* One per CPU. A name here is a name in `status --json`; moh_ebpf/counters.py says what each counts.
+/* One per CPU. A name here is a name in `status --json`; moh_ebpf/counters.py says what each
+ * counts.
  */
 struct counters {
 	u64 learned_moh;

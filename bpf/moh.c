@@ -11,8 +11,8 @@
  * What is not clearly ours gets TC_ACT_UNSPEC: untouched, and other filters still see it.
  *
  * BCC turns map accesses into helper calls in its main buffer only. So compiler.py puts the parts
- * below, which have maps, into that buffer; the headers hold pure functions. It also inlines each
- * static function of that buffer; those of a header must say __always_inline.
+ * below, which have maps, into that buffer; the headers hold pure functions. BCC also inlines
+ * each static function of that buffer; those of a header must say __always_inline.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>

@@ -74,7 +74,7 @@ enum kind {
 	KIND_RTP,      /* RTP or RTCP, by all that their headers tell */
 };
 
-/* A packet on its way through a program. */
+/* A packet on its way through a program, which sets `count` and `now` when it needs them. */
 struct packet {
 	struct __sk_buff *skb;
 	struct counters *count; /* this CPU's */

@@ -9,8 +9,8 @@ static inline bool may_be_dropped(enum kind kind, struct packet *packet)
 	return kind == KIND_RTP && may_be_provider(packet->daddr);
 }
 
-/* Is a packet of UCM's to be judged, and by what? Otherwise it passes. */
-static inline bool is_to_be_judged(enum kind kind, struct packet *packet, struct known *known)
+/* Sets the packet's counters and time, and looks up what decides about it; false: it passes. */
+static inline bool begin_judging(enum kind kind, struct packet *packet, struct known *known)
 {
 	packet->count = this_cpu_counters();
 	if (!packet->count)

@@ -134,6 +134,8 @@ def refuse_foreign(ipr: IPRoute, record: Record) -> None:
 
 
 def load(plan: Plan, record: Record, before: Attached | None) -> Loaded:
+    """The programs compiled and loaded, their maps filled; attached nowhere. They go on with maps
+    of what is attached `before`."""
     adopt = adopted_maps(plan, record, before) if before else {}
     with ExitStack() as stack:
         loaded = stack.enter_context(closing(compiler.load(plan, record.size(), adopt)))

@@ -101,7 +101,7 @@ def _delete(
     return in_order
 
 
-def apply(ipr: IPRoute, changes: Batch, before: Mapping[Place, Filter]) -> None:
+def apply(ipr: IPRoute, batch: Batch, before: Mapping[Place, Filter]) -> None:
     """Send the changes. Raises MohError, with the state before restored, if one fails."""
     hooks = tc.ingress_qdiscs(ipr)
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def apply(ipr: IPRoute, changes: Batch, before: Mapping[Place, Filter]) -> None:
                 opened = open_program(each.program_id or 0)
                 programs[place] = stack.enter_context(opened)[0]
         try:
-            errors = changes.send()
+            errors = batch.send()
         except BaseException:
             _restore(ipr, programs, hooks)
             raise

@@ -1,14 +1,7 @@
-"""What happened: changes of state as the programs tell them, for any number of readers.
+"""From what the kernel tells to events: changes of state, holds with their music, ends.
 
-The kernel's ring buffer has one consumer's position, but any process may map its pages. Each reader
-here keeps a position of its own, and moves the kernel's half a ring behind what was written last:
-there is room for what comes, whoever reads, and the last events stay for a reader that comes later.
-A reader that falls behind by more than the ring learns how many events it has missed, for all
-records are of one size; while nobody makes room, the kernel counts those that it could not write.
-(kernel: Documentation/bpf/ringbuf.rst)
-
-That an endpoint is forgotten or evicted is no event of the kernel's: nothing happens then. The
-reader looks for those that it knows of, when they may have been forgotten.
+That an endpoint is forgotten or evicted is no event of the kernel's: nothing happens then. So those
+that are known are looked for, when they may have been forgotten.
 """
 
 import heapq
@@ -19,7 +12,8 @@ from socket import inet_ntoa
 from typing import NamedTuple
 
 from moh_ebpf import layout
-from moh_ebpf.calls.events import MUSIC_WITHIN_SECONDS, SECOND, Event, KernelEvent, Key
+from moh_ebpf.calls import events
+from moh_ebpf.calls.events import SECOND, Event, KernelEvent, Key
 from moh_ebpf.calls.peers import GOES_ON_SECONDS
 from moh_ebpf.layout import Evidence, Kind, State
 
@@ -142,7 +136,7 @@ class Tracker:
             return
         self._looked, self._is_renewed = now, False
         for key, (since, _) in list(self._waiting.items()):
-            if now - since < MUSIC_WITHIN_SECONDS * SECOND:
+            if now - since < events.MUSIC_WITHIN_SECONDS * SECOND:
                 break
             yield from self._without_music(key)
         while self._due and self._due[0][0] <= now:
@@ -234,7 +228,8 @@ class Tracker:
     def _music(self, key: Key, known: _Live | None, record: KernelEvent) -> Iterator[Event]:
         if key in self._waiting:
             since, hold = self._waiting.pop(key)
-            if record.time - since >= MUSIC_WITHIN_SECONDS * SECOND:  # too late, whoever read late
+            # Too late, whoever read late.
+            if record.time - since >= events.MUSIC_WITHIN_SECONDS * SECOND:
                 yield hold
                 return
         elif known and known.state is State.MOH and not known.from_map:
@@ -253,7 +248,7 @@ class Tracker:
         """`ended` is when the hold did, however late that is read."""
         if key in self._waiting:
             since, hold = self._waiting.pop(key)
-            yield hold._replace(ended_first=ended - since < MUSIC_WITHIN_SECONDS * SECOND)
+            yield hold._replace(ended_first=ended - since < events.MUSIC_WITHIN_SECONDS * SECOND)
 
     def _found(self, found: PeerEntry) -> _Live:
         _, _, state, wan = layout.HEARD.unpack(found.heard)

@@ -7,8 +7,6 @@ from moh_ebpf.doctor.facts import Facts
 from moh_ebpf.doctor.findings import Finding, Level
 from moh_ebpf.errors import NOT_PERMITTED
 
-LONGEST_EVIDENCE = 5  # lines
-
 Findings = Iterator[tuple[Level, str, str, str]]  # level, found, evidence, remedy
 
 
@@ -31,6 +29,7 @@ def check(
     """The decorator that makes a function a check."""
 
     def register(look: Callable[[Facts], Findings]) -> Callable[[Facts], Findings]:
+        assert name not in CHECKS, name
         CHECKS[name] = Check(look, well, needs)
         return look
 

@@ -1,9 +1,8 @@
 """What the checks look at: asked before, pure data."""
 
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 
 from moh_ebpf.attach.cautions import Caution
 from moh_ebpf.attach.obstacles import Taken
@@ -13,8 +12,6 @@ from moh_ebpf.errors import MohError
 from moh_ebpf.kernel.interfaces import Interface
 from moh_ebpf.registry.record import Place
 from moh_ebpf.settings import Settings
-
-ANY = IPv4Address("0.0.0.0")  # what a socket listens on that listens on all
 
 
 @dataclass(frozen=True)
@@ -118,23 +115,6 @@ class Facts:
     def lan_names(self) -> list[str]:
         """The LANs that can be used."""
         return [each.name for each in self.lan]
-
-
-def listening(line: str) -> tuple[IPv4Address, int] | None:
-    """Where a line of /proc/net/udp or udp6 listens to IPv4, 0.0.0.0 for all addresses; None if it
-    does not."""
-    local, state = line.split()[1], line.split()[3]
-    if state != "07":  # it has a far end
-        return None
-    digits, port = local.split(":")
-    # Words of 32 bits, each as a number of this machine's.
-    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
-    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-    if len(packed) == 4:
-        return IPv4Address(packed), int(port, 16)
-    address = IPv6Address(packed)
-    by_ipv4 = ANY if address.is_unspecified else address.ipv4_mapped
-    return (by_ipv4, int(port, 16)) if by_ipv4 else None
 
 
 def is_ucm(settings: Settings, one: Connection) -> bool:

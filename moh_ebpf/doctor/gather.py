@@ -1,4 +1,8 @@
-"""All facts, asked for once."""
+"""All facts, asked for once. Nothing here changes anything.
+
+What cannot be asked (no rights, no tool) stands in `unasked` with the reason; the checks that need
+it say so.
+"""
 
 import subprocess
 import time
@@ -114,7 +118,7 @@ def _gather(
     addresses = ask("addresses", lambda: machine.local_addresses(ipr), nowhere)
     gateways = Gateways(ipr, {each.index: each.name for each in wan})
     nobody: list[Connection] = []
-    entries = ask("conntrack", lambda: netfilter.told_connections(settings), nobody)
+    entries = ask("conntrack", lambda: netfilter.connections(settings), nobody)
     modules = ask("modules", machine.loaded_modules, list[str]())
     anothers = [each for each in entries if not is_ucm(settings, each)]
     sources = dict.fromkeys(IPv4Address(each.source[0]) for each in anothers)

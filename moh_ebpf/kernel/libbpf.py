@@ -26,7 +26,7 @@ _NAME_LENGTH = 16
 _BATCH = 8192
 
 
-class _ProgramInfo(ctypes.Structure):
+class ProgramInfo(ctypes.Structure):
     """The head of struct bpf_prog_info (linux/bpf.h), as far as it is read here."""
 
     _fields_ = (
@@ -123,7 +123,7 @@ def program_fd(program_id: int) -> int:
 def program_info(fd: int) -> Program:
     """What the kernel says of an open program. Raises OSError."""
     ids = (ctypes.c_uint32 * 64)()
-    info = _ProgramInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
+    info = ProgramInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
     length = ctypes.c_uint32(ctypes.sizeof(info))
     call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
     map_ids = tuple(ids[: info.nr_map_ids])

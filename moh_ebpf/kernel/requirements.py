@@ -1,4 +1,4 @@
-"""What the programs need of a kernel, and the names of what this one lacks.
+"""What the programs need of a kernel and of who runs us, and the names of what this one lacks.
 
 What it lacks is asked only when it has refused something: one that takes the programs needs no
 questions but for what they can do without, and a version number says little where distributions

@@ -212,7 +212,6 @@ def _name(ifindex: int) -> str:
 # The message header and the answer of netlink(7): struct nlmsghdr, struct nlmsgerr.
 _HEADER = struct.Struct("=IHHII")
 _NLMSG_ERROR = 2
-_NLM_F_CAPPED = 0x100
 _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10

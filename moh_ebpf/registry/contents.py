@@ -1,4 +1,4 @@
-"""What is in the maps, read and written: no other module names a map."""
+"""What is in the maps: their entries are read and written here alone."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ Entry = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Maps:
-    """A program's maps by name: open descriptors, until `close`.
+    """A program's maps by name: open descriptors, which whoever has opened them closes.
 
     Keys and values are those of layout.py. All methods raise OSError; KeyError if there is no such
     map, where nothing else is said.
@@ -32,7 +32,7 @@ class Maps:
         return name in self.opened
 
     def close(self) -> None:
-        """Let go of them."""
+        """For who has opened them: not for a part or a copy of these."""
         for each in self.opened.values():
             os.close(each.fd)
 

@@ -35,7 +35,7 @@ class Reader:
 
     _ring: Ring
     _maps: "_Look"
-    _story: Tracker
+    _tracker: Tracker
     _joins: bool  # whom the map has, besides those of the ring, is to be looked up
     _attached: "_Identity"
 
@@ -72,7 +72,7 @@ class Reader:
         if self._ring.more:
             return 0.0
         to_check = max(0.0, self._check_at - time.monotonic())
-        return min(self._story.next_due(kernel_ns()), to_check)
+        return min(self._tracker.next_due(kernel_ns()), to_check)
 
     def expect_change(self) -> None:
         """The next read is to look whether it is attached still, as what."""
@@ -89,7 +89,7 @@ class Reader:
             try:
                 self._check(events)
             except NotAttachedError:
-                events += [*self._told(), *self._story.give_up()]
+                events += [*self._told(), *self._tracker.give_up()]
                 if not events:
                     raise
                 return events  # what has happened comes first
@@ -97,18 +97,18 @@ class Reader:
                 if not events:
                     raise
                 return events
-        events += self._story.due(kernel_ns())
+        events += self._tracker.due(kernel_ns())
         return events
 
     def _told(self) -> list[Event | Lost]:
         # Whoever is held up between the two clocks has too little: the most is the best.
-        self._story.epoch = max(time.time_ns() - kernel_ns() for _ in range(3))
+        self._tracker.epoch = max(time.time_ns() - kernel_ns() for _ in range(3))
         records, missed = self._ring.read()
         if records:  # an interface may have been renamed
-            self._story.interfaces = self._maps.attached.wan_names()
+            self._tracker.interfaces = self._maps.attached.wan_names()
         events: list[Event | Lost] = [Lost(time.time(), missed)] if missed else []
         for record in records:
-            events += self._story.tell(record)
+            events += self._tracker.tell(record)
         if len(records) >= self._ring.room and (unwritten := self._maps.unwritten()):
             events.append(Lost(time.time(), unwritten))
         if self._joins and not self._ring.more:
@@ -131,12 +131,12 @@ class Reader:
             if history and ring.was_full:  # nobody has told of those that had no room
                 maps.unwritten_before = 0
             settings, names = attached.record.settings, attached.wan_names()
-            story = Tracker(
+            tracker = Tracker(
                 *(maps.look_up, _timeout(settings), names, self._renew, _rtcp_timeout(settings))
             )
             before, self._close = self._close, stack.pop_all().close
         before()
-        self._ring, self._maps, self._story, self._joins = ring, maps, story, True
+        self._ring, self._maps, self._tracker, self._joins = ring, maps, tracker, True
         self._attached = _Identity.of(attached)
 
     def _plan_check(self) -> None:
@@ -147,7 +147,7 @@ class Reader:
         for key, values in self._maps.attached.maps.peers():
             found = self._maps.found(values)
             if found and now - found.last_seen < timeout:
-                self._story.know(key, found)
+                self._tracker.know(key, found)
 
     def _check(self, events: list[Event | Lost]) -> None:
         """Is it attached still, with these maps? Else go on with the new ones; what the old ones
@@ -158,7 +158,7 @@ class Reader:
                 if _Identity.of(attached).ring == self._attached.ring:
                     self._go_on_with(attached)
                 else:
-                    events += [*self._told(), *self._story.give_up()]
+                    events += [*self._told(), *self._tracker.give_up()]
                     # Whatever is in a ring that was made since is news.
                     self._open(attached, history=True)
         except NotAttachedError:
@@ -174,7 +174,7 @@ class Reader:
             return False
         self._maps.replace(attached)
         settings = attached.record.settings
-        self._story.go_on(_timeout(settings), _rtcp_timeout(settings))
+        self._tracker.go_on(_timeout(settings), _rtcp_timeout(settings))
         self._attached = now
         return True
 

@@ -1,4 +1,12 @@
-"""The kernel's ring buffer of events, for any number of readers."""
+"""The kernel's ring buffer of events, for any number of readers.
+
+It has one consumer's position, but any process may map its pages. Each reader here keeps a position
+of its own, and moves the kernel's half a ring behind what was written last: there is room for what
+comes, whoever reads, and the last events stay for a reader that comes later. A reader that falls
+behind by more than the ring learns how many events it has missed, for all records are of one size;
+while nobody makes room, the kernel counts those that it could not write.
+(kernel: Documentation/bpf/ringbuf.rst)
+"""
 
 import mmap
 import select

@@ -9,15 +9,13 @@ from collections.abc import Container
 from moh_ebpf.calls.events import Event, Lost
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.registry.reader import Left, Reader
+from moh_ebpf.service.pace import LONGEST_LAG_SECONDS, LOOKING_SHARE
 from moh_ebpf.service.sums import Sums
 
-# A flood of spoofed endpoints is no reason to fill a log, or to take a core.
+# A flood of spoofed endpoints is no reason to fill a log.
 _LINES_PER_SECOND = 50
-_SHARE = 0.05
 # What went wrong once is tried again after so long.
 _RETRY_SECONDS = 5.0
-# Whatever a read has taken, the next one is no later than that.
-_LONGEST_LAG_SECONDS = 5.0
 
 # Events that say that UCM's RTP passes where it is held back by rights.
 _WARNINGS = ("blind", "unheard")
@@ -97,7 +95,7 @@ class EventLog:
         """Leave the core to others; woken by the next event, unless the last ones have taken so
         long that it must wait."""
         took = time.monotonic() - begun
-        self._not_before = begun + min(took / _SHARE, _LONGEST_LAG_SECONDS)
+        self._not_before = begun + min(took / LOOKING_SHARE, LONGEST_LAG_SECONDS)
         if self._failed:
             return
         if self._reader and took >= 0.002:

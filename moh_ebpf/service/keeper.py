@@ -18,7 +18,8 @@ from moh_ebpf.registry.record import Record
 from moh_ebpf.registry.walk import Found
 from moh_ebpf.service.changes import News
 from moh_ebpf.service.child import run_attach
-from moh_ebpf.service.lookout import LONGEST_LAG_SECONDS, LOOKING_SHARE, SETTLED_SECONDS, Lookout
+from moh_ebpf.service.lookout import Lookout
+from moh_ebpf.service.pace import LONGEST_LAG_SECONDS, LOOKING_SHARE, SETTLED_SECONDS
 from moh_ebpf.service.signals import Signals, Stopped
 from moh_ebpf.service.sums import Sums
 from moh_ebpf.service.wanted import (

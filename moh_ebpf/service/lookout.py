@@ -10,14 +10,15 @@ from moh_ebpf.errors import MohError
 from moh_ebpf.registry import earlier
 from moh_ebpf.registry.earlier import Earlier
 from moh_ebpf.registry.record import Record
+from moh_ebpf.service.pace import (
+    LONGEST_LAG_SECONDS,
+    LOOKING_SHARE,
+    SETTLED_SECONDS,
+    STATUS_SHARE,
+)
 
-# What belongs together (an interface, its address) comes within a moment of each other.
-SETTLED_SECONDS = 0.2
-# Between two looks at what runs before our programs, which take at most this share of a core: a
-# bpf_link makes no netlink message.
-_LOOKOUT_SECONDS, STATUS_SHARE = 10.0, 0.005
-# What looking for changes may take of a core, and how late a change may be seen for that.
-LOOKING_SHARE, LONGEST_LAG_SECONDS = 0.05, 5.0
+# Between two looks at what runs before our programs: a bpf_link makes no netlink message.
+_LOOKOUT_SECONDS = 10.0
 
 
 class Lookout:

@@ -112,16 +112,16 @@ class Collector:
 
     def _collect(self) -> Iterator[Any]:
         try:
-            facts = _sample()
+            sample = _sample()
         except NotAttachedError:
-            facts = None
+            sample = None
         except Exception:  # in a thread of the server's, where it would only print a traceback
             yield from _build_info()
             return
-        yield from self._families(facts)
+        yield from self._families(sample)
 
-    def _families(self, facts: Sample | None) -> Iterator[Any]:
-        yield from families(facts)
+    def _families(self, sample: Sample | None) -> Iterator[Any]:
+        yield from families(sample)
         if self._sums:
             yield from _of_the_service(self._sums)
 
@@ -148,25 +148,25 @@ def _programs(attached: Attached) -> list[RunTime]:
     return found
 
 
-def families(facts: Sample | None) -> Iterator[Any]:
+def families(sample: Sample | None) -> Iterator[Any]:
     """The metric families of what is attached; None: nothing is."""
     core = prometheus().core
     yield from _build_info()
     yield core.GaugeMetricFamily(
-        "moh_ebpf_attached", "1 while programs are attached.", value=int(facts is not None)
+        "moh_ebpf_attached", "1 while programs are attached.", value=int(sample is not None)
     )
-    if facts is None:
+    if sample is None:
         return
-    counters = facts.snapshot.counters
+    counters = sample.snapshot.counters
     yield core.GaugeMetricFamily(
         "moh_ebpf_programs_missing",
         "Places where a program belongs and is not.",
-        value=facts.missing,
+        value=sample.missing,
     )
     yield from _counters(counters)
-    yield from _peers(facts)
-    yield from _wans(facts.snapshot.wans)
-    yield from _run_time(facts.programs)
+    yield from _peers(sample)
+    yield from _wans(sample.snapshot.wans)
+    yield from _run_time(sample.programs)
 
 
 def _counters(values: Mapping[str, int]) -> Iterator[Any]:
@@ -185,15 +185,15 @@ def _counters(values: Mapping[str, int]) -> Iterator[Any]:
     yield from families.values()
 
 
-def _peers(facts: Sample) -> Iterator[Any]:
+def _peers(sample: Sample) -> Iterator[Any]:
     core = prometheus().core
-    peers = facts.snapshot.peers
+    peers = sample.snapshot.peers
     states = Counter(peer.state for peer in peers)
     # Where learn sees nothing, nobody can tell whether a call is silent.
-    blind = {wan.interface for wan in facts.snapshot.wans if wan.is_blind}
-    unheard = [peer for peer in facts.unheard if peer.interface not in blind]
+    blind = {wan.interface for wan in sample.snapshot.wans if wan.is_blind}
+    unheard = [peer for peer in sample.unheard if peer.interface not in blind]
     silent = Counter(
-        peer.state for peer in [*peers, *unheard] if peer.is_silent(facts.settings.port)
+        peer.state for peer in [*peers, *unheard] if peer.is_silent(sample.settings.port)
     )
     for name, help_text, counts in (
         ("peers", "Live endpoints.", states),
@@ -209,7 +209,7 @@ def _peers(facts: Sample) -> Iterator[Any]:
             family.add_metric([state.name.lower()], counts[state])
         yield family
     yield core.GaugeMetricFamily(
-        "moh_ebpf_peers_max", "The most endpoints remembered.", value=facts.settings.max_peers
+        "moh_ebpf_peers_max", "The most endpoints remembered.", value=sample.settings.max_peers
     )
 
 

@@ -21,11 +21,11 @@ from moh_ebpf.service import systemd
 from moh_ebpf.service.changes import drain, kernel_changes
 from moh_ebpf.service.eventlog import EventLog
 from moh_ebpf.service.keeper import Keeper, Load
-from moh_ebpf.service.lookout import STATUS_SHARE
+from moh_ebpf.service.pace import STATUS_SHARE
 from moh_ebpf.service.signals import Signals, Stopped, handled_signals
 from moh_ebpf.service.sums import Sums
 
-# Between two looks at the calls, which take at most this share of a core.
+# Between two looks at the calls, for the status.
 _STATUS_SECONDS = 10.0
 
 

@@ -8,15 +8,11 @@ colour says is said by a word, too.
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
-
-if TYPE_CHECKING:
-    pass
-
 
 Line = Sequence[Segment]
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from socket import inet_aton
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
@@ -23,10 +23,6 @@ from moh_ebpf.show.words import (
     rate_text,
     whole_time,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 STATES = {State.MOH: Style(color="magenta", bold=True), State.TWO: Style(color="green")}
 

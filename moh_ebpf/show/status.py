@@ -1,7 +1,7 @@
 """What `status` shows."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.segment import Segment
@@ -20,10 +20,6 @@ from moh_ebpf.show.lines import (
     Lines,
     table,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 Description = Mapping[str, Any]  # what `status --json` shows
 

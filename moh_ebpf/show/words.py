@@ -1,10 +1,5 @@
 """Numbers and times as words."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 def whole_time(seconds: float) -> str:
     """42s, 3m05s, 1h02m, 2d03h."""

@@ -26,7 +26,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
 from moh_ebpf.kernel import libbpf
-from moh_ebpf.kernel.libbpf import _ProgramInfo
+from moh_ebpf.kernel.libbpf import ProgramInfo
 from moh_ebpf.layout import State
 from moh_ebpf.registry.record import Role
 from tests.bench import native
@@ -162,7 +162,7 @@ def _set_peers(ours: Bench) -> None:
 
 def _instructions(fd: int) -> dict[str, int]:
     """BPF instructions as the kernel runs them, bytes of machine code, the verifier's work."""
-    info = _ProgramInfo()
+    info = ProgramInfo()
     length = ctypes.c_uint32(ctypes.sizeof(info))
     libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(length))
     return {

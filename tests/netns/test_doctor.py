@@ -595,7 +595,7 @@ def test_other_settings_than_those_attached(fw: Firewall) -> None:
     assert "timeout" in found["found"]
 
 
-def test_requirements_are_read_as_ethtool_reads_them(fw: Firewall) -> None:
+def test_features_are_read_as_ethtool_reads_them(fw: Firewall) -> None:
     """No interface here has hw-tc-offload; another feature is read by the same way."""
     for word in ("off", "on"):
         fw.namespace.run("ethtool", "-K", "lan", "rx-gro", word)

@@ -35,8 +35,8 @@ MUSIC = udp(f"{UCM}:24576", PROVIDER)
 # machine likes.
 PATIENT = """
 from moh_ebpf import cli
-from moh_ebpf.calls import tracker
-tracker.MUSIC_WITHIN_SECONDS = 60.0
+from moh_ebpf.calls import events
+events.MUSIC_WITHIN_SECONDS = 60.0
 cli.main()
 """
 

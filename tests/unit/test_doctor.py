@@ -18,7 +18,8 @@ from moh_ebpf.doctor import CHECKS, Finding, Level, gather, rules, worst
 from moh_ebpf.doctor.ask import machine, netfilter
 from moh_ebpf.doctor.check import WHAT_TO_TRY
 from moh_ebpf.doctor.checks import run
-from moh_ebpf.doctor.facts import Facts, Route, Target, listening
+from moh_ebpf.doctor.checks.machine import listening
+from moh_ebpf.doctor.facts import Facts, Route, Target
 from moh_ebpf.doctor.iptables import from_iptables
 from moh_ebpf.doctor.nft import from_nft
 from moh_ebpf.doctor.rules import Flowtable, Packets, Ruleset, Truth

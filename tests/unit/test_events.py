@@ -42,7 +42,7 @@ class Peers:
         self.there: dict[Key, tuple[float, float]] = {}
         self.state = State.TWO
         self.renew: Callable[[], bool] = lambda: False
-        self.story = Tracker(self.look, SECOND, {0: "eth1"}, lambda: self.renew())
+        self.tracker = Tracker(self.look, SECOND, {0: "eth1"}, lambda: self.renew())
 
     def look(self, key: Key) -> PeerEntry | None:
         times = self.there.get(key)
@@ -52,10 +52,10 @@ class Peers:
         return PeerEntry(heard(self.state), last_seen, since)
 
     def told(self, *records: KernelEvent) -> list[Event]:
-        return [event for each in records for event in self.story.tell(each)]
+        return [event for each in records for event in self.tracker.tell(each)]
 
     def after(self, seconds: float) -> list[Event]:
-        return list(self.story.due(round(seconds * SECOND)))
+        return list(self.tracker.due(round(seconds * SECOND)))
 
 
 @pytest.fixture
@@ -70,18 +70,18 @@ def short(told: list[Event]) -> list[tuple[object, ...]]:
 def test_a_hold_by_rtcp_has_lasted_until_its_last_report() -> None:
     """It expires 15 s after that."""
     found = PeerEntry(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND)
-    story = Tracker(lambda key: found, SECOND, {0: "eth1"})
-    story.know(KEY, found)
-    assert short(list(story.due(round(40.2 * SECOND)))) == [("expired", State.MOH, None, 5)]
+    made = Tracker(lambda key: found, SECOND, {0: "eth1"})
+    made.know(KEY, found)
+    assert short(list(made.due(round(40.2 * SECOND)))) == [("expired", State.MOH, None, 5)]
 
 
 def test_a_hold_by_rtcp_whose_endpoint_speaks_again() -> None:
-    story = Tracker(lambda key: None, SECOND, {0: "eth1"}, rtcp_timeout_ns=15 * SECOND)
-    story.know(
+    made = Tracker(lambda key: None, SECOND, {0: "eth1"}, rtcp_timeout_ns=15 * SECOND)
+    made.know(
         KEY, PeerEntry(heard(State.MOH), 39 * SECOND, 20 * SECOND, Evidence.RTCP, 25 * SECOND)
     )
     again = record(40.05, Kind.LEARNED, State.TWO, before=State.MOH, lasted=5)
-    expired, new = story.tell(again)
+    expired, new = made.tell(again)
     assert (expired.event, expired.time, expired.lasted) == ("expired", 40, 5)
     assert (new.event, new.time) == ("new", about(40.05))
 
@@ -221,18 +221,18 @@ def test_of_a_flood_holds_are_told_with_their_music(
     # Nothing is left to wait for once the one that is followed has ended.
     peers.there[KEY] = 10, 10
     assert [each.event for each in peers.after(12)] == ["hold", "expired"]
-    assert peers.story.next_due(12 * SECOND) == float("inf")
+    assert peers.tracker.next_due(12 * SECOND) == float("inf")
 
 
 def test_who_was_there_from_the_start(peers: Peers) -> None:
-    peers.story.know(KEY, PeerEntry(heard(State.TWO), 12 * SECOND, 10 * SECOND))
+    peers.tracker.know(KEY, PeerEntry(heard(State.TWO), 12 * SECOND, 10 * SECOND))
     peers.there[KEY] = 12, 10
     assert short(peers.after(13.5)) == [("expired", State.TWO, None, 2)]
 
 
 def test_what_the_map_had_before_its_record_was_read(peers: Peers) -> None:
     """It is news all the same, and its end comes once."""
-    peers.story.know(KEY, PeerEntry(heard(State.TWO), 12 * SECOND, 10 * SECOND))
+    peers.tracker.know(KEY, PeerEntry(heard(State.TWO), 12 * SECOND, 10 * SECOND))
     assert short(peers.told(record(10, Kind.LEARNED, State.TWO))) == [
         ("new", None, State.TWO, None)
     ]
@@ -257,7 +257,7 @@ def test_one_that_changes_for_ever_is_looked_for_once(peers: Peers) -> None:
     for n in range(1000):
         state, before = (State.MOH, State.TWO) if n % 2 else (State.TWO, State.MOH)
         peers.told(record(10 + n / 1000, Kind.CHANGED, state, before=before))
-    assert peers.story.scheduled == 1
+    assert peers.tracker.scheduled == 1
     peers.there[KEY] = 10.999, 10.999
     assert [each.event for each in peers.after(11.9)] == []
     assert [each.event for each in peers.after(12.1)] == ["hold", "expired"]
@@ -266,14 +266,14 @@ def test_one_that_changes_for_ever_is_looked_for_once(peers: Peers) -> None:
 def test_a_replacement_with_another_timeout_and_other_interfaces(peers: Peers) -> None:
     peers.told(record(10, Kind.LEARNED, State.TWO))
     peers.there[KEY] = 10, 10
-    peers.story.go_on(5 * SECOND)
-    peers.story.interfaces = {0: "eth2"}
+    peers.tracker.go_on(5 * SECOND)
+    peers.tracker.interfaces = {0: "eth2"}
     assert peers.after(14.9) == []
     (end,) = peers.after(15.1)
     assert (end.event, end.time, end.interface) == ("expired", 15, "eth1")
     peers.told(record(20, Kind.LEARNED, State.TWO))
     peers.there[KEY] = 20, 20
-    peers.story.go_on(SECOND)
+    peers.tracker.go_on(SECOND)
     assert [each.event for each in peers.after(21.1)] == ["expired"]
 
 
@@ -286,14 +286,14 @@ def test_an_end_is_looked_up_where_it_is_by_now(peers: Peers) -> None:
     def renew() -> bool:
         asked.append(True)
         peers.there = {KEY: (11.5, 10), OTHER: (11.4, 10)}
-        peers.story.go_on(SECOND)
+        peers.tracker.go_on(SECOND)
         return True
 
     peers.renew = renew
     assert peers.after(11.6) == []
     assert len(asked) == 1
     assert [each.port for each in peers.after(12.55)] == [20002]
-    assert peers.story.scheduled == 1
+    assert peers.tracker.scheduled == 1
 
 
 def test_what_it_was_at_last_though_a_record_was_missed(peers: Peers) -> None:
@@ -314,8 +314,8 @@ def test_two_cpus_that_see_the_same_change(peers: Peers) -> None:
 
 def test_nothing_follows_any_more(peers: Peers) -> None:
     peers.told(record(10, Kind.LEARNED, State.MOH))
-    assert [(each.event, each.ended_first) for each in peers.story.give_up()] == [("hold", True)]
-    assert list(peers.story.give_up()) == []
+    assert [(each.event, each.ended_first) for each in peers.tracker.give_up()] == [("hold", True)]
+    assert list(peers.tracker.give_up()) == []
 
 
 def test_two_endpoints_do_not_mix(peers: Peers) -> None:
@@ -330,7 +330,7 @@ def test_two_endpoints_do_not_mix(peers: Peers) -> None:
 
 
 def test_nothing_to_do_is_nothing_to_wait_for(peers: Peers) -> None:
-    assert peers.story.next_due(SECOND) == float("inf")
+    assert peers.tracker.next_due(SECOND) == float("inf")
 
 
 HOLD = Event(

@@ -1,4 +1,4 @@
-"""Metrics from facts, and the documents that name them."""
+"""Metrics from sample, and the documents that name them."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def snapshot(time: float, *peers: Peer) -> Snapshot:
     return Snapshot(time, list(peers), COUNTS)
 
 
-FACTS = Sample(
+SAMPLE = Sample(
     version="1.2.3",
     settings=Settings(wan=("wan",), ucm=(), max_peers=4096),
     missing=1,
@@ -71,7 +71,7 @@ FACTS = Sample(
 )
 
 
-def exposed(facts: Sample | None) -> dict[str, float]:
+def exposed(sample: Sample | None) -> dict[str, float]:
     """Sample → value, as a scraper reads them."""
 
     class Collector:
@@ -79,7 +79,7 @@ def exposed(facts: Sample | None) -> dict[str, float]:
             return []
 
         def collect(self) -> Iterable[Any]:
-            return metrics.families(facts)
+            return metrics.families(sample)
 
     registry = CollectorRegistry()
     registry.register(Collector())
@@ -93,7 +93,7 @@ def exposed(facts: Sample | None) -> dict[str, float]:
 
 
 def test_what_is_attached() -> None:
-    shown = exposed(FACTS)
+    shown = exposed(SAMPLE)
     assert shown["moh_ebpf_attached"] == 1
     assert shown["moh_ebpf_programs_missing"] == 1
     assert shown["moh_ebpf_peers{state=moh}"] == 1
@@ -107,7 +107,7 @@ def test_what_is_attached() -> None:
 
 
 def test_a_wan_where_learn_sees_nothing() -> None:
-    shown = exposed(FACTS)
+    shown = exposed(SAMPLE)
     wans = ("wan", "wan2", "wan3")
     blind = [shown[f"moh_ebpf_wan_blind{{interface={name}}}"] for name in wans]
     is_open = [shown[f"moh_ebpf_wan_failing_open{{interface={name}}}"] for name in wans]
@@ -118,17 +118,17 @@ def test_a_wan_where_learn_sees_nothing() -> None:
 
 
 def test_a_call_where_learn_sees_nothing_is_not_silent() -> None:
-    unheard = [each._replace(interface="wan2") for each in FACTS.unheard]
-    shown = exposed(replace(FACTS, unheard=unheard))
+    unheard = [each._replace(interface="wan2") for each in SAMPLE.unheard]
+    shown = exposed(replace(SAMPLE, unheard=unheard))
     assert shown["moh_ebpf_peers_silent{state=two}"] == 1
 
 
 def test_what_no_longer_happens_is_still_there() -> None:
-    assert exposed(FACTS)["moh_ebpf_packets_total{verdict=dropped_no_route}"] == 0
+    assert exposed(SAMPLE)["moh_ebpf_packets_total{verdict=dropped_no_route}"] == 0
 
 
 def test_each_counter_is_shown_once_with_its_value() -> None:
-    shown = exposed(FACTS)
+    shown = exposed(SAMPLE)
     elsewhere = (
         {
             "bypassed": "moh_ebpf_bypassed_packets_total",
@@ -163,7 +163,7 @@ def test_nothing_attached_is_said_and_no_more() -> None:
 
 
 def test_run_time_only_where_the_kernel_counts_it() -> None:
-    uncounted = replace(FACTS, programs=[RunTime("learn", 0, 0.0)])
+    uncounted = replace(SAMPLE, programs=[RunTime("learn", 0, 0.0)])
     assert not [name for name in exposed(uncounted) if "program_run" in name]
 
 
@@ -209,7 +209,7 @@ def names(text: str) -> set[str]:
 
 
 def test_documents_name_metrics_that_exist() -> None:
-    known = {re.sub("{.*", "", name) for name in exposed(FACTS)}
+    known = {re.sub("{.*", "", name) for name in exposed(SAMPLE)}
     known |= {"moh_ebpf_events_total", "moh_ebpf_time_to_music_seconds", "moh_ebpf_hold_seconds",
               "moh_ebpf_interfaces_missing"}  # fmt: skip
     rules = "".join(
@@ -243,12 +243,12 @@ def test_the_kernel_is_looked_at_once_a_second(monkeypatch: pytest.MonkeyPatch) 
     """However many scrape, and whatever they ask for."""
     now, looks = 100.0, 0
 
-    def facts() -> Sample:
+    def sample() -> Sample:
         nonlocal looks
         looks += 1
-        return FACTS
+        return SAMPLE
 
-    monkeypatch.setattr(metrics, "_sample", facts)
+    monkeypatch.setattr(metrics, "_sample", sample)
     monkeypatch.setattr(time, "monotonic", lambda: now)
     registry = metrics.metric_registry()
     with ThreadPoolExecutor() as pool:

@@ -1,5 +1,7 @@
 """scripts/mutants breaks what is there: it takes too long for each change, and would go stale."""
 
+import subprocess
+import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -28,3 +30,16 @@ def test_each_replaces_one_text_that_is_there() -> None:
 def test_each_has_tests_that_are_there() -> None:
     files = {word for each in script("mutants").MUTANTS for word in each.tests if "/" in word}
     assert [each for each in sorted(files) if not (ROOT / each).exists()] == []
+
+
+def test_none_is_noticed_for_a_name_that_is_not_there(tmp_path: Path) -> None:
+    for each in script("mutants").MUTANTS:
+        if each.file.endswith(".py"):
+            text = (ROOT / each.file).read_text().replace(each.before, each.after)
+            (tmp_path / f"{each.name}.py").write_text(text)
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache"]
+    done = subprocess.run(
+        [*ruff, "--select", "F821,F823", "--output-format", "concise", str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

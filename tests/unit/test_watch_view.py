@@ -11,7 +11,7 @@ from moh_ebpf.layout import State
 from moh_ebpf.show.peers import WATCH_COLUMNS, Row
 from moh_ebpf.show.watch.history import History, sparkline
 from moh_ebpf.show.watch.keys import HELP, Decoder
-from moh_ebpf.show.watch.view import _ACTIONS, Shown, View, address_filter, pressed, settle
+from moh_ebpf.show.watch.view import ACTIONS, Shown, View, address_filter, pressed, settle
 from tests.support.samples import peer
 
 RATES = {peer(n).endpoint: PeerRate(10.0 * n, 50.0 - n) for n in range(1, 10)}
@@ -248,7 +248,7 @@ def test_every_key_is_in_the_help() -> None:
     spelled = {"Space": " ", "Esc": "escape", "↑": "up", "↓": "down", "PgUp": "page up",
                "PgDn": "page down", "Home": "home", "End": "end", "Enter": "enter"}  # fmt: skip
     named = {spelled.get(name, name) for names, _ in HELP for name in names.split()}
-    assert named - {"Ctrl-C"} == set(_ACTIONS)
+    assert named - {"Ctrl-C"} == set(ACTIONS)
 
 
 # History

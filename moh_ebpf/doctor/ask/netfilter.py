@@ -70,7 +70,7 @@ def _nft_objects(text: str) -> list[dict[str, Any]]:
         raise MohError(f"nft -j list ruleset: not understood: {error}") from error
 
 
-def told_connections(settings: Settings) -> list[Connection]:
+def connections(settings: Settings) -> list[Connection]:
     """conntrack's entries that bear on UCM's ports, or the phantom's. Raises OSError, MohError."""
     try:
         with Path("/proc/net/nf_conntrack").open(encoding="ascii", errors="replace") as lines:

@@ -1,7 +1,10 @@
 """Checks of the machine."""
 
+import sys
+from ipaddress import IPv4Address, IPv6Address
+
 from moh_ebpf.doctor.check import Findings, check
-from moh_ebpf.doctor.facts import ANY, Facts, listening
+from moh_ebpf.doctor.facts import Facts
 from moh_ebpf.doctor.findings import Level
 from moh_ebpf.errors import NOT_PERMITTED
 
@@ -116,3 +119,23 @@ def listeners(facts: Facts) -> Findings:
                 f"/proc/net/udp: {' '.join(line.split()[1:4])}",
                 f"see whose it is: ss -lunp 'sport = :{port}'; give it another port",
             )
+
+
+ANY = IPv4Address("0.0.0.0")  # what a socket listens on that listens on all
+
+
+def listening(line: str) -> tuple[IPv4Address, int] | None:
+    """Where a line of /proc/net/udp or udp6 listens to IPv4, 0.0.0.0 for all addresses; None if it
+    does not."""
+    local, state = line.split()[1], line.split()[3]
+    if state != "07":  # it has a far end
+        return None
+    digits, port = local.split(":")
+    # Words of 32 bits, each as a number of this machine's.
+    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    if len(packed) == 4:
+        return IPv4Address(packed), int(port, 16)
+    address = IPv6Address(packed)
+    by_ipv4 = ANY if address.is_unspecified else address.ipv4_mapped
+    return (by_ipv4, int(port, 16)) if by_ipv4 else None

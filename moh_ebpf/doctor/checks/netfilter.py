@@ -5,7 +5,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from moh_ebpf.doctor import rules
-from moh_ebpf.doctor.check import LONGEST_EVIDENCE, Findings, check
+from moh_ebpf.doctor.check import Findings, check
 from moh_ebpf.doctor.facts import Connection, Facts
 from moh_ebpf.doctor.findings import Level
 from moh_ebpf.doctor.packets import (
@@ -20,6 +20,7 @@ from moh_ebpf.doctor.rules import Chain, Outcome, Packets, Range, Rule, Truth
 
 # Ports of a rule that has more of them are not about the phantom ports, but about all ports.
 _NARROW = 100
+_LONGEST_EVIDENCE = 5  # lines
 
 
 def _is_of_udp(rule: Rule) -> bool:
@@ -114,11 +115,11 @@ def earlier_cure(facts: Facts) -> Findings:
     ]
     if found:
         texts = list(dict.fromkeys(found))
-        more = f"; and {len(texts) - LONGEST_EVIDENCE} more"
+        more = f"; and {len(texts) - _LONGEST_EVIDENCE} more"
         yield (
             Level.WARNING,
             "rules of the iptables article are there: they drop two-way RTP, or move its port",
-            "; ".join(texts[:LONGEST_EVIDENCE]) + (more if len(texts) > LONGEST_EVIDENCE else ""),
+            "; ".join(texts[:_LONGEST_EVIDENCE]) + (more if len(texts) > _LONGEST_EVIDENCE else ""),
             "remove them, attached or before attaching: README, The firewall's own rules",
         )
 
@@ -261,7 +262,7 @@ def snat_ports(facts: Facts) -> Findings:
 
 @check("moved-ports", "UCM's ports are its own outside", "conntrack")
 def moved_ports(facts: Facts) -> Findings:
-    shown = facts.moved[:LONGEST_EVIDENCE]
+    shown = facts.moved[:_LONGEST_EVIDENCE]
     for each in shown:
         more = len(facts.moved) - len(shown) if each is shown[-1] else 0
         yield (

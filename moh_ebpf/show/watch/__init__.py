@@ -1,1 +1,1 @@
-""""""
+"""The live view of `watch`."""

@@ -94,7 +94,7 @@ def pressed(view: View, key: str, columns: Sequence[Column]) -> View:
     """The view after a key; the same where the key is none of ours."""
     if view.typing is not None:
         return _typed(view, view.typing, key)
-    return _ACTIONS.get(key, _nothing)(view, columns)
+    return ACTIONS.get(key, _nothing)(view, columns)
 
 
 def _typed(view: View, text: str, key: str) -> View:
@@ -166,7 +166,7 @@ def _detail(view: View, columns: Sequence[Column]) -> View:
     return replace(view, detail=not view.detail, step=step)
 
 
-_ACTIONS: Mapping[str, Action] = {
+ACTIONS: Mapping[str, Action] = {
     "s": _sort(1),
     ">": _sort(1),
     "<": _sort(-1),

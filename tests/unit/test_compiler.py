@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from moh_ebpf.settings import from_values
 KIB = 1024
 NONE = resource.RLIM_INFINITY
 REFUSED = "bpf: Failed to load program: Operation not permitted"
+
+DEFINED = re.compile(r"-D(\w+)[(=]")
 
 
 @pytest.mark.parametrize(
@@ -105,3 +108,20 @@ def test_no_jump_is_by_a_table() -> None:
     interface = Interface(1, "wan", 14, (), None)
     chosen = from_values({"wan": "wan", "ucm": "10.10.10.10"})
     assert "-fno-jump-tables" in compiler.flags(Plan(chosen, [interface], []), 100)
+
+
+def test_config_h_knows_each_constant() -> None:
+    """It asks for those that there must be, and has words for those that there may be."""
+    values = {"wan": "wan", "ucm": "10.10.10.10", "public": "198.51.100.2", "flip_hold": True}
+    networks = {"sip_from": ["203.0.113.0/24"], "provider": ["203.0.113.0/24"]}
+    plan = Plan(from_values(values | networks), [Interface(1, "wan", 14, (), None)], [])
+    given = {found[1] for each in compiler.flags(plan, 100) if (found := DEFINED.match(each))}
+    config = (compiler.sources() / "config.h").read_text()
+    wanted = set(re.findall(r"!defined\((\w+)\)", config))
+    in_words = {
+        name
+        for clause in re.findall(r"([^.;]*), if defined:", config)
+        for name in re.findall(r"[A-Z][A-Z_]+", clause)
+    }
+    assert wanted <= given
+    assert given - wanted - {"__LINUX_BPF_H__"} <= in_words

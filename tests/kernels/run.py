@@ -62,14 +62,36 @@ def trouble(boot: Boot) -> str:
     return "" if boot.status in (0, 1) else f"pytest ended with {boot.status}"
 
 
-def parse(words: list[str]) -> tuple[list[str], list[str]]:
-    """Series, and what comes after "--" for pytest."""
+def run_again(kernel: Kernel, commit: str) -> Result | None:
+    """What failed in its last whole run; what comes of it is added to that. None: nothing did."""
+    before = matrix.kept("kernel", kernel.release)
+    if not before or not before[0].failures:
+        return None
+    whole, then = before
+    result = whole.again(run(kernel, [node(each) for each in whole.failures]))
+    matrix.write("kernel", [result], then if commit in then else f"{then}, {commit}")
+    return result
+
+
+def node(failure: str) -> str:
+    """By which pytest knows a test that its record has by class and name."""
+    module, _, name = failure.partition("::")
+    return f"{module.replace('.', '/')}.py::{name}"
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Series and options, and what comes after "--" for pytest."""
     at = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(
-        prog="scripts/test-kernels", usage="%(prog)s [VERSION...] [-- PYTEST ARGUMENT...]"
+        prog="scripts/test-kernels",
+        usage="%(prog)s [--again] [VERSION...] [-- PYTEST ARGUMENT...]",
     )
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("series", nargs="*", metavar="VERSION")
-    return parser.parse_args(words[:at]).series or SERIES, words[at + 1 :]
+    options = parser.parse_args(words[:at])
+    if options.again and words[at + 1 :]:
+        parser.error("--again knows which tests by itself")
+    return options, words[at + 1 :]
 
 
 def fetch(series: list[str]) -> list[Kernel]:
@@ -83,13 +105,16 @@ def fetch(series: list[str]) -> list[Kernel]:
 
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    series, arguments = parse(sys.argv[1:])
+    options, arguments = parse(sys.argv[1:])
     LOGS.mkdir(parents=True, exist_ok=True)
     lock = matrix.take_turns(CACHE / "lock", "scripts/test-kernels")
     commit = matrix.commit()
     try:
-        kernels = fetch(series)
-        results = [run(kernel, arguments) for kernel in kernels]
+        kernels = fetch(options.series or SERIES)
+        if options.again:
+            results = [each for kernel in kernels if (each := run_again(kernel, commit))]
+        else:
+            results = [run(kernel, arguments) for kernel in kernels]
     except Unavailable as problem:
         print(f"scripts/test-kernels: {problem}", file=sys.stderr)
         return 1
@@ -97,9 +122,9 @@ def main() -> int:
         return 130
     finally:
         del lock
-    if not arguments:
+    if not arguments and not options.again:
         matrix.write("kernel", results, commit)
-    if not arguments or arguments == [f"tests/netns/{links.MODULE}"]:
+    if (not arguments and not options.again) or arguments == [f"tests/netns/{links.MODULE}"]:
         for kernel in kernels:
             if outcomes := links.read(LOGS / kernel.release / "junit.xml"):
                 links.write(kernel.release, outcomes, commit)

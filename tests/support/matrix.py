@@ -43,6 +43,18 @@ class Result(NamedTuple):
     def verdict(self) -> str:
         return self.trouble or ("ok" if self.is_good else "failed")
 
+    def again(self, later: "Result") -> "Result":
+        """With what failed in place of what came of it later."""
+        outcomes = self.outcomes + later.outcomes
+        outcomes["failed"] -= len(self.failures)
+        return self._replace(
+            seconds=self.seconds + later.seconds,
+            outcomes=outcomes,
+            failures=later.failures,
+            skips=self.skips + later.skips,
+            trouble=later.trouble,
+        )
+
 
 class Progress:
     """One line that is written over on a terminal; elsewhere one line every 10 percent."""
@@ -207,6 +219,20 @@ def write(place: str, results: list[Result], commit: str, directory: Path = Path
     kept[place] = sorted(rows.values(), key=lambda each: [*map(_natural, each["name"].split("."))])
     file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
     (directory / "tested.md").write_text("\n".join(page(kept)) + "\n")
+
+
+def kept(place: str, name: str, directory: Path = Path("docs")) -> tuple[Result, str] | None:
+    """What is kept of one of them, and of which commit; None: nothing."""
+    try:
+        rows = json.loads((directory / "tested.json").read_text())[place]
+    except (OSError, ValueError, KeyError):
+        return None
+    for row in rows:
+        if row["name"] == name:
+            fields = {each: row[each] for each in Result._fields}
+            counts = {each: Counter(row[each]) for each in ("outcomes", "skips")}
+            return Result(**(fields | counts)), row["commit"]
+    return None
 
 
 def _natural(part: str) -> tuple[int, str]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.kernels import run
 from tests.support import matrix
 from tests.support.matrix import Process, Progress, Result
+from tests.support.samples import about
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.netns.test_a" name="good"/>
@@ -88,3 +90,29 @@ def test_a_process_has_a_status() -> None:
     process = Process(["sh", "-c", "exit 7"], patience_seconds=60.0)
     assert list(process.lines()) == []
     assert (process.timed_out, process.status) == (False, 7)
+
+
+def test_what_failed_is_run_again_and_added(tmp_path: Path) -> None:
+    failed = result("6.1", outcomes=Counter(passed=3, failed=2), failures=["a", "b"],
+                    skips=Counter({"no VLAN": 1}))  # fmt: skip
+    matrix.write("kernel", [failed, result("6.12")], "one", tmp_path)
+    assert matrix.kept("kernel", "5.10", tmp_path) is None
+    assert matrix.kept("kernel", "6.1", tmp_path) == (failed, "one")
+    later = result("6.1", outcomes=Counter(passed=1, failed=1), failures=["b"], seconds=1.0)
+    both = failed.again(later)
+    assert both == failed._replace(
+        outcomes=Counter(passed=4, failed=1), failures=["b"], seconds=about(13.4)
+    )
+    good = both.again(result("6.1", outcomes=Counter(passed=1)))
+    assert (good.outcomes["passed"], good.outcomes["failed"], good.is_good) == (5, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("failure", "node"),
+    [
+        ("tests.netns.test_a::test_b[1.5-::x]", "tests/netns/test_a.py::test_b[1.5-::x]"),
+        ("tests.packets.test_c::test_d", "tests/packets/test_c.py::test_d"),
+    ],
+)
+def test_pytest_knows_what_its_record_has(failure: str, node: str) -> None:
+    assert run.node(failure) == node

@@ -1,7 +1,6 @@
 """From places to tc filters and clsact qdiscs, and back: in one batch, or not at all."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 from pyroute2 import IPRoute
@@ -9,7 +8,7 @@ from pyroute2 import IPRoute
 from moh_ebpf.attach.compiler import Loaded
 from moh_ebpf.errors import MohError
 from moh_ebpf.kernel import tc
-from moh_ebpf.kernel.namespace import enter_new_namespace
+from moh_ebpf.kernel.namespace import in_new_namespace
 from moh_ebpf.kernel.tc import Batch, Filter
 from moh_ebpf.registry import walk
 from moh_ebpf.registry.programs import open_program
@@ -59,25 +58,19 @@ def left(record: Record, before: Found) -> dict[Place, Filter]:
 
 
 def rehearse(loaded: Loaded) -> None:
-    """Attach the programs to the loopback interface of a network namespace made for it, which goes
-    with the thread that made it: qdisc and classifier are tried as the programs are."""
+    """Attach the programs to the loopback interface of a network namespace made for it: qdisc and
+    classifier are tried as the programs are."""
     batch = Batch()
     loopback = 1
     batch.add_clsact(loopback)
     for role, fd in loaded.programs.items():
         batch.replace_filter(loopback, role.hook, role.program, fd)
-    with ThreadPoolExecutor(max_workers=1) as elsewhere:
-        errors = elsewhere.submit(_send_in_new_namespace, batch).result()
+    try:
+        errors = in_new_namespace(batch.send)
+    except PermissionError:  # a container's root, perhaps: nothing to rehearse in
+        return
     if errors:
         raise MohError(f"attach --dry-run: {errors[0]}")
-
-
-def _send_in_new_namespace(batch: Batch) -> list[MohError]:
-    try:
-        enter_new_namespace()
-    except PermissionError:  # a container's root, perhaps: nothing to rehearse in
-        return []
-    return batch.send()
 
 
 def _delete(

@@ -122,9 +122,10 @@ def main() -> int:
         return 130
     finally:
         del lock
-    if not arguments and not options.again:
+    is_whole = not arguments and not options.again
+    if is_whole:
         matrix.write("kernel", results, commit)
-    if (not arguments and not options.again) or arguments == [f"tests/netns/{links.MODULE}"]:
+    if is_whole or arguments == [f"tests/netns/{links.MODULE}"]:
         for kernel in kernels:
             if outcomes := links.read(LOGS / kernel.release / "junit.xml"):
                 links.write(kernel.release, outcomes, commit)

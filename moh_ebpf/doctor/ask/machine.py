@@ -8,7 +8,6 @@ import re
 import socket
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,7 +20,7 @@ from moh_ebpf.attach.plan import make_plan
 from moh_ebpf.errors import MohError, UsageError
 from moh_ebpf.kernel import interfaces, tc
 from moh_ebpf.kernel.interfaces import Interface, interface_name
-from moh_ebpf.kernel.namespace import enter_new_namespace
+from moh_ebpf.kernel.namespace import in_new_namespace
 from moh_ebpf.kernel.netlink import whole
 from moh_ebpf.kernel.tc import Batch
 from moh_ebpf.settings import Settings
@@ -111,17 +110,11 @@ def why_no_hooks(
         return obstacle
     if any(each.index in kinds for each in interfaces):
         return None
-    # As `attach --dry-run`: on the loopback interface of a namespace that goes with its thread.
+    # As `attach --dry-run`, on a loopback interface.
     batch = Batch()
     batch.add_clsact(1)
-    with ThreadPoolExecutor(max_workers=1) as elsewhere:
-        errors = elsewhere.submit(_send_elsewhere, batch).result()
+    errors = in_new_namespace(batch.send)
     return MohError(str(errors[0]), "modprobe sch_ingress cls_bpf") if errors else None
-
-
-def _send_elsewhere(batch: Batch) -> list[MohError]:
-    enter_new_namespace()
-    return batch.send()
 
 
 def sysctls_of(names: Sequence[str]) -> dict[str, int]:

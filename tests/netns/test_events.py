@@ -495,6 +495,26 @@ def test_a_reader_goes_on_where_another_left(fw: Firewall) -> None:
                 assert told(anew, 2) == ["new", "hold"]
 
 
+def test_a_reader_that_joins_knows_nobody_that_is_not_told_of(fw: Firewall) -> None:
+    """One packet may be noise: its end is no news, either."""
+    fw.attach("--timeout", "2s")
+    with fw.namespace.entered():
+        fw.wan.send(udp("203.0.113.77:20000", CALL))
+        talk(fw)
+        told: list[tuple[str, str | None]] = []
+        with Reader() as reader:
+
+            def has_ended() -> bool:
+                found = [each for each in reader.read(0.2) if isinstance(each, Event)]
+                told.extend((each.event, each.address) for each in found)
+                return bool(told)
+
+            until("the end of the call is told", has_ended)
+            # What else is due by now was due before it.
+            has_ended()
+        assert told == [("expired", PROVIDER.split(":")[0])]
+
+
 def test_a_flood_does_not_fill_the_log(fw: Firewall, tmp_path: Path) -> None:
     with service(fw.namespace, tmp_path, CONFIG) as run:
         run.wait_for_word("READY")

@@ -94,6 +94,16 @@ def test_nothing_against_rtp_that_is_heard(
     assert all(each.kind == Kind.MUSIC for each in programs.events())
 
 
+@pytest.mark.parametrize("role", BOTH)
+def test_what_rtcp_has_decided_holds_for_each_port(programs: Bench, role: Role) -> None:
+    """Also for the one that the endpoint sent to before its hold: UCM may take it again."""
+    programs.set_peer(PROVIDER, PeerState(State.TWO, CALL, age=2, told=True))
+    report(programs, f"{PUBLIC}:4001")
+    assert leaves(programs, role, f"{UCM}:24576") == "as it is"
+    assert leaves(programs, role, MUSIC) == HOLD
+    assert leaves(programs, role, f"{UCM}:24576") == HOLD
+
+
 # RTP and RTCP, the one later than the other: who said what how long ago, and what music does.
 ORDER = [
     ("the RTP of a call has just stopped", (State.TWO, 2), (4001, 1), HOLD),

@@ -69,7 +69,8 @@ def run_again(kernel: Kernel, commit: str) -> Result | None:
         return None
     whole, then = before
     result = whole.again(run(kernel, [node(each) for each in whole.failures]))
-    matrix.write("kernel", [result], then if commit in then else f"{then}, {commit}")
+    commits = dict.fromkeys([*then.split(", "), commit])
+    matrix.write("kernel", [result], ", ".join(commits))
     return result
 
 

@@ -22,6 +22,7 @@ _OUTCOME = r"(?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b"
 PROGRESS = re.compile(rf"(?P<name>tests/\S+?::.*?) {_OUTCOME}.*\[ *(?P<percent>\d+)%\]")
 SIDE_BY_SIDE = re.compile(rf"\[gw\d+\] \[ *(?P<percent>\d+)%\] {_OUTCOME} (?P<name>tests/.*\S)")
 OUTCOMES = ("passed", "failed", "skipped")
+_RECORD = "tested.json"
 
 
 class Result(NamedTuple):
@@ -208,31 +209,34 @@ def commit() -> str:
 def write(place: str, results: list[Result], commit: str, directory: Path = Path("docs")) -> None:
     """Keep them in tested.json, in the place of what these had there before, and make tested.md
     anew of all that is kept."""
-    file = directory / "tested.json"
-    try:
-        kept = json.loads(file.read_text())
-    except (OSError, ValueError):
-        kept = {}
-    rows = {each["name"]: each for each in kept.get(place, [])}
+    record = _record(directory)
+    rows = {each["name"]: each for each in record.get(place, [])}
     for each in results:
         rows[each.name] = each._asdict() | {"verdict": each.verdict, "commit": commit}
-    kept[place] = sorted(rows.values(), key=lambda each: [*map(_natural, each["name"].split("."))])
-    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
-    (directory / "tested.md").write_text("\n".join(page(kept)) + "\n")
+    record[place] = sorted(
+        rows.values(), key=lambda each: [*map(_natural, each["name"].split("."))]
+    )
+    (directory / _RECORD).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    (directory / "tested.md").write_text("\n".join(page(record)) + "\n")
 
 
 def kept(place: str, name: str, directory: Path = Path("docs")) -> tuple[Result, str] | None:
     """What is kept of one of them, and of which commit; None: nothing."""
-    try:
-        rows = json.loads((directory / "tested.json").read_text())[place]
-    except (OSError, ValueError, KeyError):
-        return None
-    for row in rows:
+    for row in _record(directory).get(place, []):
         if row["name"] == name:
             fields = {each: row[each] for each in Result._fields}
             counts = {each: Counter(row[each]) for each in ("outcomes", "skips")}
             return Result(**(fields | counts)), row["commit"]
     return None
+
+
+def _record(directory: Path) -> dict[str, list[dict[str, Any]]]:
+    """All that is kept, by place; empty if that is nothing."""
+    try:
+        record: dict[str, list[dict[str, Any]]] = json.loads((directory / _RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record
 
 
 def _natural(part: str) -> tuple[int, str]:

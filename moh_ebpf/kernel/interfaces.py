@@ -211,11 +211,28 @@ def _is_below(lower: Any, upper: Any) -> bool:
 
 def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
     """The names of the macvlan and ipvlan interfaces on top of an interface."""
-    return [
-        _name(link)
-        for link in whole(ipr.get_links)
-        if link.get_attr("IFLA_LINK") == ifindex and _kind(link) in ("macvlan", "ipvlan")
-    ]
+    return [_name(link) for link in whole(ipr.get_links) if _comes_in_by(link) == ifindex]
+
+
+def _comes_in_by(link: Any) -> int | None:
+    """The interface by whose tc the packets of a macvlan or ipvlan have come in."""
+    return link.get_attr("IFLA_LINK") if _kind(link) in ("macvlan", "ipvlan") else None
+
+
+def entrances(ipr: IPRoute) -> dict[str, list[int]]:
+    """By the name of each interface, the ifindexes of those by whose tc came in what the stack sees
+    on it: its own, and of what it is a macvlan on."""
+    links = {link["index"]: link for link in whole(ipr.get_links)}
+    return {_name(link): _entrances_of(link, links) for link in links.values()}
+
+
+def _entrances_of(link: Any, links: Mapping[int | None, Any]) -> list[int]:
+    found = list[int]()
+    while link is not None and link["index"] not in found:
+        found.append(link["index"])
+        is_elsewhere = link.get_attr("IFLA_LINK_NETNSID") is not None
+        link = None if is_elsewhere else links.get(_comes_in_by(link))
+    return found
 
 
 # The name of an interface that is there no more.

@@ -20,8 +20,10 @@ from pyroute2 import IPRoute
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
+from moh_ebpf.kernel import capture as kernel
 from moh_ebpf.registry import walk
 from moh_ebpf.registry.attached import Attached
+from moh_ebpf.service.sides import Side, Sides
 from tests.support import links
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.links import KINDS, REFUSED, VETH, End, Kind
@@ -78,6 +80,10 @@ class Links:
     numbers: dict[str, dict[str, int]] = field(default_factory=lambda: {"wan": {}, "lan": {}})
     lacking: dict[str, str] = field(default_factory=dict)
     maps: Attached = field(init=False)
+
+    def ifindexes(self, role: str) -> list[int]:
+        """In the firewall's namespace."""
+        return [socket.if_nametoindex(name) for name in self.names(role)]
 
     def names(self, role: str) -> list[str]:
         return [f"{role}{number}" for number in self.numbers[role].values()]
@@ -175,7 +181,7 @@ class Call:
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        return f"203.0.113.{self.wan}", 20000 + 2 * self.lan
+        return self.provider_sip, 20000 + 2 * self.lan
 
     @property
     def public(self) -> str:
@@ -186,12 +192,16 @@ class Call:
         return f"10.{self.lan}.0.10"
 
     @property
+    def provider_sip(self) -> str:
+        return f"203.0.113.{self.wan}"
+
+    @property
     def name(self) -> str:
         return "{}:{}".format(*self.endpoint)
 
     def hear(self, port: int, state: str) -> None:
         """The endpoint sends to this port until it is known by it: a tunnel may take its time."""
-        with closing(self._socket(self.links.provider, self.endpoint)) as end:
+        with closing(self.socket_at(self.links.provider, self.endpoint)) as end:
             end.sendto(rtp(), (self.public, port))
             until(f"{self.name} is {state}", lambda: self.links.peers().get(self.name) == state)
 
@@ -209,7 +219,7 @@ class Call:
     def play_segments(self) -> list[int] | None:
         """Four packets of music that the sender hands over as one (GSO): the lengths that arrive.
         None: an interface there has no checksum offload, and the kernel takes no such packet."""
-        with closing(self._socket(self.links.provider, self.endpoint)) as end:
+        with closing(self.socket_at(self.links.provider, self.endpoint)) as end:
             with closing(self.ucm_socket(24576)) as sender:
                 sender.setsockopt(socket.SOL_UDP, _UDP_SEGMENT, len(rtp()))
                 try:
@@ -222,7 +232,7 @@ class Call:
 
     def talk(self, port: int) -> None:
         """Both ways, by masquerade."""
-        far = self._socket(self.links.provider, self.endpoint)
+        far = self.socket_at(self.links.provider, self.endpoint)
         near = self.ucm_socket(port)
         with closing(far), closing(near):
             near.sendto(rtp(), self.endpoint)
@@ -231,7 +241,7 @@ class Call:
             assert near.recvfrom(2000) == (rtp(2), self.endpoint)
 
     def ucm_socket(self, port: int) -> socket.socket:
-        return self._socket(self.links.ucm, (self.ucm, port))
+        return self.socket_at(self.links.ucm, (self.ucm, port))
 
     @contextmanager
     def captured(self) -> Iterator["Capture"]:
@@ -243,7 +253,7 @@ class Call:
             end.settimeout(PATIENCE_SECONDS)
             yield Capture(end, self.endpoint)
 
-    def _socket(self, place: Namespace, at: tuple[str, int]) -> socket.socket:
+    def socket_at(self, place: Namespace, at: tuple[str, int]) -> socket.socket:
         with place.entered():
             made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         made.settimeout(PATIENCE_SECONDS)
@@ -359,6 +369,36 @@ def test_lan_calls(attached: Links, kind: Kind) -> None:
     call = Call(attached, attached.number("wan", VETH), lan)
     call.hear(25000 + lan, "TWO")
     call.talk(25000 + lan)
+
+
+@wans
+def test_wan_sip(attached: Links, kind: Kind) -> None:
+    call = Call(attached, attached.number("wan", kind), DIRECT)
+    assert_heard(call, call.provider_sip, call.public, Side.WAN)
+
+
+@lans
+def test_lan_sip(attached: Links, kind: Kind) -> None:
+    call = Call(attached, attached.number("wan", VETH), attached.number("lan", kind))
+    assert_heard(call, call.ucm, call.provider_sip, Side.LAN)
+
+
+def assert_heard(call: Call, source: str, to: str, side: Side) -> None:
+    """SIP is, on this side and from its sender."""
+    links, data = call.links, f"{source} {to}".encode()
+    place = links.provider if side is Side.WAN else links.ucm
+    with links.firewall.entered(), closing(kernel.Capture([5060])) as capture:
+        sides = Sides(links.ifindexes("wan"), links.ifindexes("lan"), ())
+        with closing(call.socket_at(place, (source, 5060))) as sender:
+
+            def heard() -> tuple[tuple[bytes, int], Side | None] | None:
+                sender.sendto(data, (to, 5060))
+                segments = iter(capture.read, None)
+                ours = [each for each in segments if each.data == data]
+                return next(((each.source, sides.of(each.interface)) for each in ours), None)
+
+            found = until("SIP is heard", heard)
+    assert found == ((socket.inet_aton(source), 5060), side)
 
 
 @lans

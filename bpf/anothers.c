@@ -29,12 +29,14 @@ static inline void note_anothers(struct packet *packet)
 		*used = now;
 }
 
-/* Does UCM send to this endpoint, or has it just now? */
+/* Does UCM send to this endpoint, has it just now, or will it, as signalling says? */
 static inline bool is_sent_to(struct endpoint endpoint, u64 now)
 {
 	struct peer *peer = peers.lookup(&endpoint);
 	struct waiting *waiting;
 
+	if (peer && is_signalled(peer, now))
+		return true;
 	if (peer && peer->out_last && (s64)(now - peer->out_last) < (s64)LONGEST_PAUSE_NS)
 		return true;
 	waiting = waiting_for.lookup(&endpoint);

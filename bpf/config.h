@@ -26,6 +26,7 @@ MAX_PROVIDERS, if defined: the size of the trie that says who may be learned. \
 IS_SIP_PORT(port), PHANTOM_TEXT and PHANTOM_DIGITS, if defined: the sendonly of a hold is \
 flipped; is this __be16 a port of SIP; MOH_PORT as text, as it is loaded, and its length. \
 MAX_SIP_FROM, if defined: the size of the trie that says where SIP may come from. \
+MAX_SIGNALLED, if defined: signalling says what an endpoint is; the size of its map. \
 QUALITY, if defined: loss and jitter of each stream are kept. \
 LONGEST_DEAF_HOLD_NS: an MOH state that outlives learn by so much says nothing any more. \
 GOES_ON_NS: the longest time between two packets of a stream. RTCP takes over from RTP that expired so \
@@ -42,6 +43,10 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 #endif
 
 #define NO_WAN 0xff /* WAN_INDEX of an interface that is none */
+
+/* The interface of a network namespace's loopback (Linux: LOOPBACK_IFINDEX). What a test run of
+ * learn's is given comes by it; attach attaches nothing there. */
+#define LOOPBACK 1
 
 /* How long a next hop is trusted before the kernel's routes and neighbours are asked again. */
 #define HOP_LIFETIME_NS 100000000ULL
@@ -82,6 +87,10 @@ COARSE_CLOCK, if defined: the kernel has bpf_ktime_get_coarse_ns (Linux 5.11)."
 /* For so long, RTP from a new port of UCM's to an endpoint in a call may be the music of a hold
  * that the provider does not know of yet: a round trip. */
 #define NEW_SOURCE_NS 200000000ULL
+
+/* A provider may turn so long after a message as that message and its answer say; later than that,
+ * it has been told something else. */
+#define TURNS_WITHIN_NS 1000000000ULL
 
 /* UCM sends nothing to an endpoint for so long between two calls, and the reports of the first one
  * come no later than that after UCM's last packet. */

@@ -118,10 +118,22 @@ static inline void count_so_far(struct counters *count, struct peer *peer)
 	count->rtp_out_lost += lost_of(&peer->out_rtp);
 }
 
+/* Readers are told of it from now on. */
+static inline void introduce(struct packet *packet, struct peer *peer, struct endpoint endpoint,
+			     struct heard heard, u8 evidence)
+{
+	peer->told = 1;
+	count_so_far(packet->count, peer);
+	count_learned(packet->count, heard.state);
+	tell_heard(packet, endpoint, EVENT_LEARNED, heard, 0, elapsed(peer->since, packet->now),
+		   evidence);
+}
+
 /*
  * Readers are told of an endpoint that UCM sends to, and of one that sends a stream to the phantom
  * port, because a hold without music must be seen; of both only if it is RTP: two packets in
- * sequence, from either side, say so. What else teaches may be noise.
+ * sequence, from either side, say so. What else teaches may be noise. Whom signalling names, they
+ * are told of at once.
  */
 static inline void tell_of(struct packet *packet, struct peer *peer, struct endpoint endpoint,
 			   struct heard heard, u8 evidence)
@@ -129,13 +141,8 @@ static inline void tell_of(struct packet *packet, struct peer *peer, struct endp
 	bool is_hold = heard.state == STATE_MOH && peer->in_rtp.received;
 	bool is_call = peer->out_packets && (peer->in_rtp.received || peer->out_rtp.received);
 
-	if (!is_hold && !is_call)
-		return;
-	peer->told = 1;
-	count_so_far(packet->count, peer);
-	count_learned(packet->count, heard.state);
-	tell_heard(packet, endpoint, EVENT_LEARNED, heard, 0, elapsed(peer->since, packet->now),
-		   evidence);
+	if (is_hold || is_call)
+		introduce(packet, peer, endpoint, heard, evidence);
 }
 
 /* Is this RTP of which something is to be known still? */
@@ -148,4 +155,21 @@ static inline bool is_of_interest(struct peer *peer, struct packet *packet)
 static inline u32 datagrams(struct __sk_buff *skb)
 {
 	return skb->gso_segs ?: 1;
+}
+
+/* It is known as this from now on: readers are told, if they were told of it before. */
+static inline void end_turn(struct packet *packet, struct peer *peer, struct endpoint endpoint,
+			    struct turn *turn, struct heard heard, u8 evidence)
+{
+	if (turn->was_known && turn->before == heard.state)
+		return;
+	if (peer->told && turn->was_known)
+		count_change(packet->count, heard.state);
+	else if (peer->told)
+		count_learned(packet->count, heard.state);
+	if (peer->told)
+		tell_heard(packet, endpoint, turn->was_known ? EVENT_CHANGED : EVENT_LEARNED, heard,
+			   turn->before, turn->lasted, evidence);
+	peer->since = packet->now;
+	peer->out_first = 0;
 }

@@ -107,13 +107,15 @@ static inline bool renew_hop(struct peer *peer, struct packet *packet, struct he
 static inline u8 way_out(struct packet *packet, struct bpf_fib_lookup *fib, struct heard *heard,
 			 long *route)
 {
-	u32 wan = WAN_IFINDEX(heard->wan);
+	/* Where nothing was heard, the stack's choice it is. */
+	u8 index = heard->wan == NO_WAN ? WAN_INDEX(fib->ifindex) : heard->wan;
+	u32 wan = WAN_IFINDEX(index);
 
 	*route = route_by_wan(packet->skb, packet, fib, wan, heard);
 	if (*route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return heard->wan;
+		return index;
 	if (is_forwarded(*route) && fib->ifindex == wan)
-		return heard->wan;
+		return index;
 	*route = route_as_stack(packet->skb, packet, fib);
 	return is_forwarded(*route) ? WAN_INDEX(fib->ifindex) : NO_WAN;
 }

@@ -1,27 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What is known of the destination of a packet of UCM's, by its RTP or its RTCP.
+ * What is known of the destination of a packet of UCM's, by its RTP, signalling or its RTCP.
  */
 
-/* What is known of a packet's destination. */
-struct known {
-	struct peer *peer; /* may be NULL where it is known by RTCP */
-	struct heard heard;
-	u64 at;	     /* by RTCP: when the report came */
-	u8 evidence; /* enum evidence; 0: nothing is known, whatever the rest says */
-};
-
 /* An endpoint that is known by its RTP and not forgotten, and what it said last. */
-static inline bool is_heard(struct known *known, struct endpoint endpoint, u64 now)
+static inline bool is_heard(struct known *known, struct endpoint endpoint, struct packet *packet)
 {
 	known->peer = peers.lookup(&endpoint);
-	if (!known->peer || !is_live(known->peer, now))
+	if (!known->peer || !is_live(known->peer, packet->now))
 		return false;
 	known->heard = heard_of(known->peer);
-	if (is_deaf_hold(known->peer, known->heard, now))
+	if (is_deaf_hold(known->peer, known->heard, packet->now))
 		return false;
 	known->evidence = BY_RTP;
+	weigh_signalling(known, packet);
 	return true;
+}
+
+/* One that is known by its RTP or by signalling, which its RTCP cannot gainsay. */
+static inline bool is_known(struct known *known, struct endpoint endpoint, struct packet *packet)
+{
+	return is_heard(known, endpoint, packet) || is_signalled_to(known, endpoint, packet);
 }
 
 #ifdef RTCP_TIMEOUT_NS
@@ -53,7 +52,7 @@ static inline bool has_own_rtp(struct endpoint endpoint, u64 now)
 {
 	struct peer *peer = peers.lookup(&endpoint);
 
-	return peer && peer->told &&
+	return peer && peer->told && own_word(peer).state &&
 	       (is_kept_by_rtcp(peer, now) || (s64)(now - peer->last_seen) < (s64)RTCP_TIMEOUT_NS);
 }
 
@@ -96,7 +95,9 @@ static inline void ask_reports(struct known *known, struct packet *packet)
 	find_report(known, packet);
 	if (!known->evidence)
 		return;
-	if (is_of_another_call(known, packet->now))
+	/* A report of before the end of what signalling has said is of that call. */
+	if (is_of_another_call(known, packet->now) ||
+	    (peer && peer->signalled && (s64)(known->at - peer->signalled_until) <= 0))
 		known->evidence = 0;
 	if (!peer || (s64)(known->at - peer->last_seen) > 0)
 		return;
@@ -128,7 +129,7 @@ static inline void ask_reports(struct known *known, struct packet *packet)
 static inline void know_rtcp(struct known *known, struct packet *packet)
 {
 	if (!has_own_rtp(endpoint_below(packet, 0), packet->now) &&
-	    is_heard(known, endpoint_below(packet, 1), packet->now))
+	    is_known(known, endpoint_below(packet, 1), packet))
 		known->heard.public_port = next_port(known->heard.public_port, 1);
 	else
 		is_reported(known, endpoint_below(packet, 0), packet->now);
@@ -146,24 +147,24 @@ static inline bool is_in_doubt(struct known *known, struct packet *packet)
 	       packet->sport != known->heard.public_port;
 }
 
-/* A report between two packets of a call is late, and says nothing. */
+/* A report between two packets of a call is late, and says nothing; nor against signalling. */
 static inline bool needs_no_report(struct known *known, struct packet *packet)
 {
-	return !is_in_doubt(known, packet) ||
+	return !is_in_doubt(known, packet) || is_signalled(known->peer, packet->now) ||
 	       (s64)(packet->now - known->peer->last_seen) < (s64)GOES_ON_NS;
 }
 
 static inline struct known destination(struct packet *packet)
 {
 	struct known known = {}, by_rtcp;
-	bool heard = is_heard(&known, endpoint_below(packet, 0), packet->now);
+	bool heard = is_known(&known, endpoint_below(packet, 0), packet);
 
 	if (packet->is_rtcp) {
 		if (!heard)
 			know_rtcp(&known, packet);
 		return known;
 	}
-	if (heard && needs_no_report(&known, packet))
+	if (heard && (known.evidence == BY_SIGNALLING || needs_no_report(&known, packet)))
 		return known;
 	by_rtcp = (struct known){ .peer = known.peer };
 	ask_reports(&by_rtcp, packet);
@@ -175,25 +176,10 @@ static inline struct known destination(struct packet *packet)
 /* RTCP keeps known, or makes known again, whom RTP had forgotten by now. */
 static inline void change_by_rtcp(struct peer *peer, struct packet *packet, struct known *known)
 {
-	u8 before = state_of(peer), state = known->heard.state;
-	bool was_known = (s64)(packet->now - known_until(peer)) < (s64)GOES_ON_NS;
-	u64 lasted = elapsed(peer->since, was_known ? packet->now : last_word(peer));
+	struct turn turn = begin_turn(peer, packet->now);
 
-	if (!was_known)
-		count_anew(peer, packet->now);
 	peer->by_rtcp = heard_word(known->heard);
-	if (was_known && before == state)
-		return;
-	if (peer->told && was_known)
-		count_change(packet->count, state);
-	else if (peer->told)
-		count_learned(packet->count, state);
-	if (peer->told)
-		tell_heard(packet, endpoint_below(packet, 0),
-			   was_known ? EVENT_CHANGED : EVENT_LEARNED, known->heard, before, lasted,
-			   BY_RTCP);
-	peer->since = packet->now;
-	peer->out_first = 0;
+	end_turn(packet, peer, endpoint_below(packet, 0), &turn, known->heard, BY_RTCP);
 }
 
 /*
@@ -206,7 +192,7 @@ static inline void note_by_rtcp(struct packet *packet, struct known *known)
 
 	if (!peer)
 		peer = make_peer(endpoint_below(packet, 0), 0,
-				 known->at - TIMEOUT_NS - LONGEST_PAUSE_NS, packet->now);
+				 known->at - TIMEOUT_NS - LONGEST_PAUSE_NS, packet->now, UNBORN);
 	known->peer = peer;
 	if (!peer)
 		return;
@@ -241,7 +227,11 @@ static inline struct known identify(struct packet *packet)
 {
 	struct known known = destination(packet);
 
-	if (known.evidence == BY_RTCP && !packet->is_rtcp)
+	if (packet->is_rtcp)
+		return known;
+	if (known.evidence == BY_RTCP)
 		decide_by_rtcp(packet, &known);
+	else if (known.said)
+		decide_by_signalling(packet, &known);
 	return known;
 }

@@ -75,8 +75,13 @@ struct peer {
 	u64 last_seen; /* the endpoint's last packet */
 	u64 since;     /* the first packet of the present state */
 	u64 told;      /* do readers know of it? UCM sends to it, or it is on hold; and it is RTP */
-	u64 moved;     /* when it last turned to another public address or port */
-	__be32 moved_ssrc; /* of the first packet there */
+	u64 signalled; /* struct heard, by signalling; 0: it never said anything */
+	u64 signalled_at;    /* when a message said so */
+	u64 signalled_until; /* that it counts: the end of its lease, at the latest */
+	u64 turned;	     /* `moved`, if it was heard in this call before; 0: it was not */
+	u64 gainsaid;	     /* signalled_at of what RTP has shown to be out of date */
+	u64 moved;	     /* when it last turned to another public address or port */
+	__be32 moved_ssrc;   /* of the first packet there */
 	u32 moved_sequence;
 	u64 by_rtcp; /* struct heard, by the report that decided last; 0: none has since its RTP */
 	u64 rtcp_at; /* when that report came */
@@ -89,7 +94,7 @@ struct peer {
 	u64 out_bytes;
 	u64 out_last;	 /* the last packet sent to it; 0: none */
 	u64 out_first;	 /* the first one in the present state; 0: none */
-	u64 out_from;	 /* UCM's struct endpoint that sends to it in a call; 0: none has */
+	u64 out_from;	 /* UCM's struct endpoint that sends to it in a call; 0: none known */
 	u64 out_before;	 /* the one before that */
 	u64 new_since;	 /* since when UCM has sent from others, not known to belong here yet */
 	u64 new_last;	 /* the last packet from such a one */
@@ -176,6 +181,22 @@ struct report {
 	u64 at;	   /* ns of CLOCK_MONOTONIC */
 };
 
+/*
+ * What signalling says of an endpoint: both sides have agreed in a session description that it is
+ * sent to. User space alone writes it. `heard` is as if it had sent to where it was told to, with
+ * NO_WAN. Texts end with zeros, if there is room; no program reads them.
+ */
+struct signalled {
+	u64 heard;  /* struct heard */
+	u64 from;   /* UCM's struct endpoint that sends to it in the call; 0: not known */
+	u64 at;	    /* when a message said so */
+	u64 until;  /* the end of its lease; both ns of CLOCK_MONOTONIC */
+	u64 dialog; /* names its dialog, for user space */
+	char call_id[128];
+	char caller[32];
+	char called[32];
+};
+
 /* What is known of a WAN. Times are ns of CLOCK_MONOTONIC, and some ms late; 0: never. */
 struct wan {
 	u64 learn_at;	 /* when learn last read an IPv4 packet to a public address */
@@ -187,6 +208,7 @@ struct wan {
 enum evidence {
 	BY_RTP = 1,
 	BY_RTCP = 2,
+	BY_SIGNALLING = 3,
 };
 
 enum event_kind {
@@ -196,6 +218,8 @@ enum event_kind {
 	EVENT_UNHEARD,	   /* UCM's RTP to it passes from now on, although it is not heard */
 	EVENT_BLIND,  /* of a WAN: learn is silent there, and UCM's RTP passes for that reason */
 	EVENT_SEEING, /* of a WAN: learn speaks again */
+	EVENT_UNSIGNALLED, /* signalling says nothing of an endpoint any more, and it is not heard
+			    */
 };
 
 /* One record of the ring. All are of this size, so that a reader can tell how many it has missed.

@@ -42,7 +42,7 @@ static inline bool has_turned(struct peer *peer, struct heard heard)
 static inline void relearn(struct peer *peer, struct packet *packet, struct heard heard)
 {
 	u64 lasted = elapsed(peer->since, last_word(peer));
-	u8 before = state_of(peer);
+	u8 before = state_of(peer, packet->now);
 
 	count_anew(peer, packet->now);
 	if (peer->told) {
@@ -61,19 +61,21 @@ static inline void relearn(struct peer *peer, struct packet *packet, struct hear
 
 static inline void change_state(struct peer *peer, struct packet *packet, struct heard heard)
 {
-	u8 before = state_of(peer);
+	u8 after, before = state_of(peer, packet->now);
 
 	if (has_turned(peer, heard)) {
 		peer->moved = packet->now;
+		peer->turned = peer->in_packets ? packet->now : 0;
 		peer->moved_ssrc = packet->rtp.ssrc;
 		peer->moved_sequence = bpf_ntohs(packet->rtp.sequence);
 	}
 	*(volatile u64 *)&peer->heard = heard_word(heard);
 	*(volatile u64 *)&peer->by_rtcp = 0;
-	if (before == heard.state)
+	after = state_of(peer, packet->now);
+	if (before == after)
 		return;
 	if (peer->told) {
-		count_change(packet->count, heard.state);
+		count_change(packet->count, after);
 		tell_heard(packet, source_of(packet), EVENT_CHANGED, heard, before,
 			   elapsed(peer->since, packet->now), BY_RTP);
 	}
@@ -94,6 +96,38 @@ static inline bool is_overtaken(struct peer *peer, struct packet *packet)
 }
 
 /*
+ * Is a message missed? The endpoint was heard in this call, has turned since what signalling says,
+ * though not at once, and has gone on there: two packets of one stream. One that goes on as before
+ * says nothing new, and neither does a first word, which may be older than the message.
+ */
+static inline bool gainsays_signalling(struct peer *peer, struct packet *packet)
+{
+	u16 ahead = bpf_ntohs(packet->rtp.sequence) - peer->moved_sequence;
+
+	return is_signalled(peer, packet->now) &&
+	       (s64)(peer->turned - peer->signalled_at) >= (s64)TURNS_WITHIN_NS &&
+	       peer->moved_ssrc == packet->rtp.ssrc && ahead && ahead < MAX_MISORDER;
+}
+
+/* Signalling says otherwise than the endpoint sends. If it is out of date, RTP counts. */
+static inline void doubt_signalling(struct peer *peer, struct packet *packet, struct heard heard)
+{
+	u64 lasted = elapsed(peer->since, packet->now);
+	u8 before = heard_by_word(peer->signalled).state;
+
+	if (!gainsays_signalling(peer, packet))
+		return;
+	peer->gainsaid = peer->signalled_at;
+	peer->signalled_until = packet->now;
+	if (peer->told) {
+		count_change(packet->count, heard.state);
+		tell_heard(packet, source_of(packet), EVENT_CHANGED, heard, before, lasted, BY_RTP);
+	}
+	peer->since = packet->now;
+	peer->out_first = 0;
+}
+
+/*
  * last_seen is written last: until then, another CPU holds a forgotten peer for forgotten, if the
  * machine keeps the order of stores, as x86 does. On arm64 it may for a moment take what the
  * endpoint said before it was forgotten.
@@ -101,10 +135,13 @@ static inline bool is_overtaken(struct peer *peer, struct packet *packet)
 static inline void hear_again(struct peer *peer, struct packet *packet, struct heard heard)
 {
 	note_gap(peer, packet->now);
-	if (!is_live(peer, packet->now) && !is_kept_by_rtcp(peer, packet->now))
+	if (!is_live(peer, packet->now) && !is_kept_by_rtcp(peer, packet->now) &&
+	    !is_signalled(peer, packet->now))
 		relearn(peer, packet, heard);
 	else if ((peer->heard != heard_word(heard) || peer->by_rtcp) && !is_overtaken(peer, packet))
 		change_state(peer, packet, heard);
+	else if (peer->signalled && heard_by_word(peer->signalled).state != heard.state)
+		doubt_signalling(peer, packet, heard);
 	__sync_fetch_and_add(&peer->in_packets, 1);
 	__sync_fetch_and_add(&peer->in_bytes, packet->bytes);
 	note_inbound(peer, packet);
@@ -117,9 +154,16 @@ static inline void hear(struct packet *packet, struct heard heard)
 {
 	struct endpoint endpoint = source_of(packet);
 	struct peer *peer = peers.lookup(&endpoint);
+	struct signalled *said;
 
+	if (!peer) {
+		/* Whom signalling names may have been evicted. */
+		said = signalled_now(&endpoint, NULL, packet->now);
+		if (said)
+			peer = note_signalled(packet, endpoint, NULL, said, UNBORN);
+	}
 	if (!peer)
-		peer = make_peer(endpoint, heard_word(heard), packet->now, packet->now);
+		peer = make_peer(endpoint, heard_word(heard), packet->now, packet->now, UNBORN);
 	if (peer)
 		hear_again(peer, packet, heard);
 	else
@@ -176,10 +220,15 @@ static inline struct heard heard_from(struct packet *packet)
 int moh_learn(struct __sk_buff *skb)
 {
 	struct packet packet;
-	enum kind kind = read_packet(skb, &packet);
+	enum kind kind;
 	struct heard heard;
 	__be32 to;
 
+#ifdef MAX_SIGNALLED
+	if (skb->ifindex == LOOPBACK)
+		return take_command(skb);
+#endif
+	kind = read_packet(skb, &packet);
 	if (kind != KIND_RTP) {
 		/*
 		 * To the compiler an address of its own. Otherwise it makes one way of this and

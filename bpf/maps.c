@@ -9,8 +9,11 @@ static u64 (*coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
 
 BPF_TABLE("lru_hash", struct endpoint, struct peer, peers, MAX_PEERS + LRU_SPARE);
 BPF_TABLE("percpu_array", u32, struct counters, counters, 1);
-/* A peer to be: too large for the stack. What is not set in it is 0. */
-BPF_TABLE("percpu_array", u32, struct peer, unborn, 1);
+/* A peer to be: too large for the stack. What is not set in it is 0. A command has one of its own,
+ * because packets may come in between. */
+BPF_TABLE("percpu_array", u32, struct peer, unborn, 2);
+#define UNBORN 0
+#define UNBORN_BY_COMMAND 1
 
 /* What happened, for any number of readers; see moh_ebpf/registry/ring.py. */
 BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
@@ -21,6 +24,10 @@ BPF_TABLE("lru_hash", struct anothers, u64, others, 4096 + LRU_SPARE);
 #ifdef RTCP_TIMEOUT_NS
 /* By their source: what RTCP says where RTP says nothing. */
 BPF_TABLE("lru_hash", struct endpoint, struct report, reports, MAX_PEERS + LRU_SPARE);
+#endif
+#ifdef MAX_SIGNALLED
+/* What signalling says. Not LRU: a flood of dialogs must not evict calls. */
+BPF_F_TABLE("hash", struct endpoint, struct signalled, signalled, MAX_SIGNALLED, BPF_F_NO_PREALLOC);
 #endif
 /* By the WANs' order: does learn see anything there? */
 BPF_TABLE("array", u32, struct wan, wans, MAX_WANS);

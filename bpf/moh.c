@@ -32,6 +32,7 @@
 #include "peer.c"
 #include "events.c"
 #include "anothers.c"
+#include "signalled.c"
 #include "learn.c"
 #include "new_port.c"
 #include "known.c"

@@ -141,28 +141,18 @@ static inline bool is_kept_by_rtcp(struct peer *peer, u64 now)
 #endif
 }
 
-/* When it last said what is known of it. */
-static inline u64 last_word(struct peer *peer)
+/* Does signalling say what it is? */
+static inline bool is_signalled(struct peer *peer, u64 now)
 {
-#ifdef RTCP_TIMEOUT_NS
-	if (peer->by_rtcp)
-		return peer->rtcp_at;
+#ifdef MAX_SIGNALLED
+	return peer->signalled && (s64)(peer->signalled_until - now) > 0;
+#else
+	return false;
 #endif
-	return peer->last_seen;
 }
 
-/* When it was forgotten, or will be. */
-static inline u64 known_until(struct peer *peer)
-{
-#ifdef RTCP_TIMEOUT_NS
-	if (peer->by_rtcp)
-		return peer->rtcp_at + RTCP_TIMEOUT_NS;
-#endif
-	return peer->last_seen + TIMEOUT_NS;
-}
-
-/* What is known of it, or was; all 0: it was never heard. */
-static inline struct heard latest_of(struct peer *peer)
+/* What its own packets have said last; all 0: it was never heard. */
+static inline struct heard own_word(struct peer *peer)
 {
 #ifdef RTCP_TIMEOUT_NS
 	if (peer->by_rtcp)
@@ -171,15 +161,66 @@ static inline struct heard latest_of(struct peer *peer)
 	return heard_of(peer);
 }
 
-static inline u8 state_of(struct peer *peer)
+/* When it last said what is known of it; signalling says it until it ends. */
+static inline u64 last_word(struct peer *peer)
 {
-	return latest_of(peer).state;
+#ifdef MAX_SIGNALLED
+	if (!own_word(peer).state)
+		return peer->signalled_until;
+#endif
+#ifdef RTCP_TIMEOUT_NS
+	if (peer->by_rtcp)
+		return peer->rtcp_at;
+#endif
+	return peer->last_seen;
+}
+
+/* When its own packets are forgotten, or were. */
+static inline u64 own_until(struct peer *peer)
+{
+#ifdef RTCP_TIMEOUT_NS
+	if (peer->by_rtcp)
+		return peer->rtcp_at + RTCP_TIMEOUT_NS;
+#endif
+	return peer->last_seen + TIMEOUT_NS;
+}
+
+/* Does signalling have the last word of it, or had? */
+static inline bool is_last_signalled(struct peer *peer, u64 now)
+{
+#ifdef MAX_SIGNALLED
+	return is_signalled(peer, now) || !own_word(peer).state ||
+	       (peer->signalled && (s64)(peer->signalled_until - own_until(peer)) > 0);
+#else
+	return false;
+#endif
+}
+
+/* When it was forgotten, or will be. */
+static inline u64 known_until(struct peer *peer, u64 now)
+{
+	return is_last_signalled(peer, now) ? peer->signalled_until : own_until(peer);
+}
+
+/* What is known of it, or was. Where signalling and its own packets agree, those say where it sends
+ * to. */
+static inline struct heard latest_of(struct peer *peer, u64 now)
+{
+	struct heard said = heard_by_word(peer->signalled), own = own_word(peer);
+	bool is_place = own.state == said.state && IS_PUBLIC(own.public_address);
+
+	return is_last_signalled(peer, now) && !is_place ? said : own;
+}
+
+static inline u8 state_of(struct peer *peer, u64 now)
+{
+	return latest_of(peer, now).state;
 }
 
 /* What is counted in a call, or up to a pause in it. */
 static inline void count_anew(struct peer *peer, u64 now)
 {
-	if ((s64)(now - known_until(peer)) >= (s64)LONGEST_PAUSE_NS)
+	if ((s64)(now - known_until(peer, now)) >= (s64)LONGEST_PAUSE_NS)
 		peer->told = 0;
 	peer->in_packets = 0;
 	peer->in_bytes = 0;
@@ -192,10 +233,10 @@ static inline void count_anew(struct peer *peer, u64 now)
 }
 
 /* NULL: there is no memory. Another CPU may be first, and its peer is as good. */
-static inline struct peer *make_peer(struct endpoint endpoint, u64 heard, u64 last_seen, u64 now)
+static inline struct peer *make_peer(struct endpoint endpoint, u64 heard, u64 last_seen, u64 now,
+				     u32 index)
 {
-	u32 zero = 0;
-	struct peer *fresh = unborn.lookup(&zero);
+	struct peer *fresh = unborn.lookup(&index);
 
 	if (!fresh)
 		return NULL;
@@ -204,4 +245,25 @@ static inline struct peer *make_peer(struct endpoint endpoint, u64 heard, u64 la
 	fresh->since = now;
 	peers.insert(&endpoint, fresh);
 	return peers.lookup(&endpoint);
+}
+
+/* What was known of a peer that is about to be known otherwise. */
+struct turn {
+	u8 before; /* enum state; 0: it was never known */
+	bool was_known;
+	u64 lasted;
+};
+
+/* Whoever was forgotten is counted anew. */
+static inline struct turn begin_turn(struct peer *peer, u64 now)
+{
+	struct turn turn = {
+		.before = state_of(peer, now),
+		.was_known = (s64)(now - known_until(peer, now)) < (s64)GOES_ON_NS,
+	};
+
+	turn.lasted = elapsed(peer->since, turn.was_known ? now : last_word(peer));
+	if (!turn.was_known)
+		count_anew(peer, now);
+	return turn;
 }

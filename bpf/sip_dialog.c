@@ -5,6 +5,9 @@
  */
 
 #ifdef IS_SIP_PORT
+/* To the verifier any value: else it follows all that comes once for each way here. */
+#define ANY_WAY(value) asm volatile("" : "+r"(value))
+
 /* `back`, here and below: from the provider. */
 static inline struct sip_context *context_of(struct sip_segment *segment, bool back)
 {
@@ -192,9 +195,13 @@ static inline bool change_word(struct __sk_buff *skb, struct counters *count, st
 			       struct sip_message *message, u64 from, u64 to, bool back)
 {
 	u32 word = word_of(sip, message);
-	bool cut = word && is_cut(skb, sip, word, back);
-	bool changed =
-		word && !cut && change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
+	bool cut, changed;
+
+	ANY_WAY(word);
+	cut = word && is_cut(skb, sip, word, back);
+	ANY_WAY(cut);
+	changed = word && !cut && change_text(skb, &sip->place, word - 1 - sip->tail + 2, from, to);
+	ANY_WAY(changed);
 
 	if (changed)
 		remember_again(skb, sip, message, word, back);

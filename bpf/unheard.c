@@ -67,14 +67,16 @@ static inline u8 stale_wan(struct peer *peer, u8 by_route, u64 waited, u64 now)
 	struct heard heard;
 	struct wan *wan;
 
-	if (peer && state_of(peer)) {
-		heard = latest_of(peer);
+	if (peer && state_of(peer, now)) {
+		heard = latest_of(peer, now);
+		if (heard.wan == NO_WAN)
+			heard.wan = by_route;
 		wan = wan_at(heard.wan);
 		if (wan && !is_stale(wan, now, STALE_NS) &&
 		    (s64)(now - last_word(peer)) < (s64)LONGEST_DEAF_HOLD_NS)
 			return NO_WAN;
 		if (wan && is_stale(wan, now, STALE_NS) &&
-		    (s64)(wan->learn_at - known_until(peer)) < 0 &&
+		    (s64)(wan->learn_at - known_until(peer, now)) < 0 &&
 		    (heard.state == STATE_TWO || !is_held_back(wan, waited)))
 			return heard.wan;
 	}
@@ -124,9 +126,11 @@ static inline void tell_unheard(struct packet *packet, struct waiting *waiting, 
 		.kind = EVENT_UNHEARD,
 	};
 
-	if (peer && state_of(peer)) {
-		heard = latest_of(peer);
+	if (peer && state_of(peer, packet->now)) {
+		heard = latest_of(peer, packet->now);
 		event.before = heard.state;
+		if (heard.wan == NO_WAN)
+			heard.wan = index;
 	}
 	event.heard = heard_word(heard);
 	tell(packet->count, &event);
@@ -190,7 +194,7 @@ static inline int judge_unheard(struct packet *packet, u8 index, bool counts)
 	u8 stale;
 
 	/* RTCP whose endpoint says nothing itself is judged as the RTP one port below. */
-	if (packet->is_rtcp && (!peer || !state_of(peer)))
+	if (packet->is_rtcp && (!peer || !state_of(peer, packet->now)))
 		peer = peers.lookup(&below);
 	stale = stale_wan(peer, index, waited, packet->now);
 	if (waiting && packet->has_rtp && is_no_rtp(waiting, packet)) {

@@ -61,6 +61,8 @@ static inline void count_outbound(struct known *known, struct packet *packet)
 	note_outbound(peer, packet);
 	if (!peer->told)
 		tell_of(packet, peer, endpoint_below(packet, 0), known->heard, known->evidence);
-	if (!peer->out_first && peer->told && !packet->is_rtcp)
+	/* A late packet of the call begins no hold's music. */
+	if (!peer->out_first && peer->told && !packet->is_rtcp &&
+	    known->heard.state == state_of(peer, packet->now))
 		end_waiting(peer, packet, known->heard, known->evidence);
 }

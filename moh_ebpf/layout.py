@@ -17,6 +17,7 @@ class Kind(IntEnum):
     UNHEARD = 4
     BLIND = 5
     SEEING = 6
+    UNSIGNALLED = 7
 
 
 class State(IntEnum):
@@ -31,6 +32,7 @@ class Evidence(IntEnum):
 
     RTP = 1
     RTCP = 2
+    SIGNALLING = 3
 
 
 # struct endpoint: address and port in network byte order, two bytes of padding.
@@ -73,6 +75,11 @@ PEER_FIELDS = (
     "last_seen",
     "since",
     "told",
+    "signalled",
+    "signalled_at",
+    "signalled_until",
+    "turned",
+    "gainsaid",
     "moved",
     "moved_ssrc",
     "moved_sequence",
@@ -97,7 +104,7 @@ PEER_FIELDS = (
     "out_rtp",
 )
 PEER = struct.Struct(
-    f"={HEARD.size}s4Q4sI{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s6Q{RTP.size}s"
+    f"={HEARD.size}s3Q{HEARD.size}s5Q4sI{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s6Q{RTP.size}s"
 )
 
 # struct event, in its order; times are ns, address and port in network byte order.
@@ -119,6 +126,13 @@ EVENT = struct.Struct(f"=Q{HEARD.size}sQQ4s2sBBQ")
 # struct endpoint, SSRC (network byte order), the sequence number after it, payload type.
 WAITING = struct.Struct(f"=5Q{ENDPOINT.size}s4s2H")
 WAITING_NO_MEDIA = 2 | 4  # of RTCP alone, or of a flow that is not RTP
+
+# struct signalled, in its order: struct heard, UCM's struct endpoint, since when and until when in
+# ns of CLOCK_MONOTONIC, the dialog's name; the Call-ID, and the numbers of caller and called, zeros
+# at their ends.
+SIGNALLED_FIELDS = ("heard", "from", "at", "until", "dialog", "call_id", "caller", "called")
+SIGNALLED = struct.Struct(f"={HEARD.size}s{ENDPOINT.size}sQQQ128s32s32s")
+NO_WAN = 0xFF  # in a struct heard of signalling: the routes say by which WAN
 
 # struct wan, in its order; times are ns of CLOCK_MONOTONIC, 0: never.
 WAN_FIELDS = ("learn_at", "open_at", "stale_from", "blind_since")

@@ -24,6 +24,10 @@ class Change:
     same_room: bool
 
 
+# Endpoints that signalling may name at one time.
+MOST_SIGNALLED = 16384
+
+
 def _always(_: object) -> bool:
     return True
 
@@ -94,6 +98,12 @@ ROWS = {
             (layout.ENDPOINT.format, layout.REPORT.format),
             exists=lambda settings: settings.rtcp_timeout,
             is_adopted=_keeps_peers,
+        ),
+        MapRow(
+            "signalled",
+            (layout.ENDPOINT.format, layout.SIGNALLED.format, layout.SIGNALLED_FIELDS),
+            exists=lambda settings: settings.signalling,
+            is_adopted=_always,
         ),
         MapRow(
             "providers",

@@ -98,12 +98,16 @@ class Settings:
         parsers.switch, "", "Keep loss and jitter of each stream.", default=True)
     flip_hold: bool = _setting(
         parsers.switch, "", "Turn the sendonly of a hold into sendrecv.", default=False)
+    signalling: bool = _setting(
+        parsers.switch, "", "Let run read SIP, which says who is in which call.", default=True)
     sip_ports: tuple[int, ...] = _setting(
-        list_of(parsers.port, MOST_SIP_PORTS), "PORT…", "Ports of SIP, for --flip-hold.",
-        default=(5060,))
+        list_of(parsers.port, MOST_SIP_PORTS), "PORT…", "Ports of SIP.", default=(5060,))
     sip_from: tuple[IPv4Network, ...] = _setting(
         list_of(parsers.network, MOST_PROVIDERS), "CIDR…",
-        "Networks SIP comes from, for --flip-hold.", default=(), unset="any", shown="anywhere")
+        "Networks SIP comes from.", default=(), unset="any", shown="anywhere")
+    show_numbers: bool = _setting(
+        parsers.switch, "", "Keep the numbers of caller and called, for all who may read calls.",
+        default=False)
     # fmt: on
 
     @property

@@ -57,16 +57,20 @@ def carry_over(
     before = _without(before, loaded, "peers")
     if before is None:
         return {}
-    live_since = kernel_ns() - round(before.record.settings.timeout * 1e9)
+    now = kernel_ns()
+    live_since = now - round(before.record.settings.timeout * 1e9)
     carried = {}
     for (address, port), (heard, last_seen, *rest) in before.maps.peers():
         key = layout.ENDPOINT.pack(address, port)
         moved = _move_to(heard, before.record, record)
-        if moved is None or last_seen < live_since:
-            continue
         peer = dict(zip(layout.PEER_FIELDS, (moved, last_seen, *rest), strict=True))
+        is_live = last_seen >= live_since or peer["signalled_until"] > now
+        if moved is None or not is_live:
+            continue
         # Its next hop is looked up anew, and what RTCP said is to be said again.
-        peer |= {"hop_checked": 0, "hop_dst": 0, "hop_src": 0, "by_rtcp": bytes(layout.HEARD.size)}
+        nothing = bytes(layout.HEARD.size)
+        peer |= {"hop_checked": 0, "hop_dst": 0, "hop_src": 0, "by_rtcp": nothing}
+        peer["signalled"] = _move_to(peer["signalled"], before.record, record) or nothing
         value = carried[key] = layout.PEER.pack(*peer.values())
         if _heard(value) == _heard(copied.get(key)):
             continue
@@ -75,14 +79,19 @@ def carry_over(
     return carried
 
 
-def _heard(peer: bytes | None) -> bytes | None:
-    """What learn has stored last, and when: the first two words of a struct peer."""
-    return peer and peer[: 2 * layout.HEARD.size]
+def _heard(peer: bytes | None) -> tuple[object, ...]:
+    """What learn has stored last, and when."""
+    if peer is None:
+        return ()
+    fields = dict(zip(layout.PEER_FIELDS, layout.PEER.unpack(peer), strict=True))
+    return tuple(fields[name] for name in ("heard", "last_seen", "signalled", "signalled_until"))
 
 
 def _move_to(heard: bytes, old: Record, new: Record) -> bytes | None:
     """The same word with the WAN's index in the new record; None if that WAN is no longer one."""
     address, port, state, wan = layout.HEARD.unpack(heard)
+    if wan == layout.NO_WAN or not state:
+        return heard
     if wan >= len(old.wan) or old.wan[wan] not in new.wan:
         return None
     return layout.HEARD.pack(address, port, state, new.wan.index(old.wan[wan]))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from moh_ebpf.calls.peers import SipCall
 from moh_ebpf.layout import Evidence, Kind, State
 
 SECOND = 1e9  # ns
@@ -58,6 +59,7 @@ class Event(NamedTuple):
     dropped_before: int | None = None
     ended_first: bool = False
     identified: Evidence | None = None
+    call: SipCall | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A line of `events --json`."""
@@ -70,9 +72,12 @@ class Event(NamedTuple):
             "to": _name(self.after),
             "public_address": self.public_address,
             "public_port": self.public_port,
-            "interface": self.interface,
+            "interface": self.interface or None,
             "lasted": _rounded(self.lasted),
             "identified": self.identified.name.lower() if self.identified else None,
+            "call_id": self.call and self.call.call_id,
+            "caller": self.call and self.call.caller,
+            "called": self.call and self.call.called,
         }
         if self.event == "hold":
             shown["time_to_music"] = _rounded(self.time_to_music)
@@ -84,9 +89,13 @@ class Event(NamedTuple):
         """A line of `events`, without its time."""
         if self.event in _OF_A_WAN:
             return f"{self.event:<7} {self.interface}  {_OF_A_WAN[self.event].format(self.lasted)}"
+        told = f"  call {self.call.call_id}" if self.call else ""
+        return self._of_an_endpoint() + told
+
+    def _of_an_endpoint(self) -> str:
         end = f"{self.event:<7} {self.address}:{self.port}"
         if self.after:
-            by = " by RTCP" if self.identified is Evidence.RTCP else ""
+            by = _BY.get(self.identified, "")
             end += f"  {self.after.name} at {self.public_address}:{self.public_port}{by}"
         if self.before and self.lasted is not None and self.event != "unheard":
             end += f"  after {self.lasted:.1f} s of {self.before.name}"
@@ -103,6 +112,8 @@ class Event(NamedTuple):
             return f"{end}  NO MUSIC within {MUSIC_WITHIN_SECONDS:g} s"
         return f"{end}  music in {self.time_to_music * 1e3:.0f} ms, {self.dropped_before} dropped"
 
+
+_BY: dict[Evidence | None, str] = {Evidence.RTCP: " by RTCP", Evidence.SIGNALLING: " by SIP"}
 
 # Events of a WAN, in words, with how long learn was silent.
 _OF_A_WAN = {

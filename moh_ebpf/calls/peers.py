@@ -7,10 +7,12 @@ seconds here.
 import gc
 import heapq
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socket import inet_ntoa
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from moh_ebpf import layout
@@ -33,20 +35,48 @@ GOES_ON_SECONDS = 0.1
 
 
 class Known(NamedTuple):
-    """What counts of a peer: its struct heard, until when in ns of CLOCK_MONOTONIC, and by what it
-    is known."""
+    """What counts of a peer: its struct heard, when that was said last and until when it counts, in
+    ns of CLOCK_MONOTONIC, and by what it is known. `at` 0: signalling alone says it."""
 
     heard: bytes
+    at: int
     until: int
     evidence: Evidence
 
 
+class SipCall(NamedTuple):
+    """The call that signalling names an endpoint in. Its numbers are None unless they are asked for
+    (show_numbers)."""
+
+    call_id: str
+    caller: str | None = None
+    called: str | None = None
+
+
+# What no Call-ID and no number has by rights (RFC 3261, 25.1), and what a terminal or a log might
+# obey: strangers have sent it.
+_UNPRINTABLE = re.compile(rb"[^ -~]")
+
+
+def call_of(call_id: bytes, caller: bytes, called: bytes) -> SipCall:
+    """From the texts of a struct signalled."""
+    texts = [
+        _UNPRINTABLE.sub(b"?", each.rstrip(b"\0")).decode() for each in (call_id, caller, called)
+    ]
+    return SipCall(texts[0], texts[1] or None, texts[2] or None)
+
+
+# The public address where nobody knows it: there are several, and signalling alone tells of a call.
+_NOWHERE = "0.0.0.0"
+_SILENT = bytes(layout.HEARD.size)
 _STATE = 6  # its offset in struct heard; a state of 0: never heard
 
 
 def known(
     heard: bytes,
     last_seen: int,
+    signalled: bytes,
+    signalled_until: int,
     by_rtcp: bytes,
     rtcp_at: int,
     *,
@@ -54,24 +84,35 @@ def known(
     timeout: int,
     rtcp_timeout: int,
 ) -> Known:
-    """RTP, or the RTCP that has decided since about what UCM sent; where that is forgotten, RTP, as
-    long as that is not. Times are ns, those of a struct peer."""
+    """Signalling, unless RTP that is heard says the same; then RTP, or the RTCP that has decided
+    since about what UCM sent; where that is forgotten, RTP, as long as that is not. Times are ns,
+    those of a struct peer."""
     until, rtcp_until = last_seen + timeout, rtcp_at + rtcp_timeout
+    own_until = rtcp_until if by_rtcp[_STATE] else until
+    is_last = signalled[_STATE] and signalled_until > max(own_until, 0) and signalled_until <= now
+    if is_last or not (heard[_STATE] or by_rtcp[_STATE]):
+        return Known(signalled, 0, signalled_until, Evidence.SIGNALLING)
+    if signalled[_STATE] and now < signalled_until:
+        agrees = heard[_STATE] == signalled[_STATE]
+        evidence = Evidence.RTP if agrees and now < until else Evidence.SIGNALLING
+        at = last_seen if heard[_STATE] else 0
+        return Known(heard if agrees else signalled, at, signalled_until, evidence)
     counts = rtcp_timeout and (now < rtcp_until or until <= now)
     if by_rtcp[_STATE] and (counts or not heard[_STATE]):
-        return Known(by_rtcp, rtcp_until, Evidence.RTCP)
-    return Known(heard, until, Evidence.RTP)
+        return Known(by_rtcp, rtcp_at, rtcp_until, Evidence.RTCP)
+    return Known(heard, last_seen, until, Evidence.RTP)
 
 
 class Peer(NamedTuple):
     """A provider endpoint as one snapshot shows it.
 
     `age` is the time since the last packet that counts, `since` the time since its state began,
-    both in seconds; `identified` says by what it is known: by its RTP, or by its RTCP where RTP is
-    silent; `expired` when `age` has reached the timeout of that: it is forgotten, and what goes to
-    it waits for it to be heard. Bytes are those of whole IP packets. `out_age` is the time since
-    the last packet sent to it, in seconds; None: none was. `in_rtp` and `out_rtp` are None where
-    no RTP was seen, or its quality is not kept.
+    both in seconds; `identified` says by what it is known: by its RTP, by signalling where RTP is
+    silent or says otherwise, or by its RTCP where neither does; `expired` when the time of that is
+    over: it is forgotten, and what goes to it waits for it to be heard. `interface` is empty where
+    the routes are to say by which it leaves. Bytes are those of whole IP packets. `out_age` is the
+    time since the last packet sent to it, in seconds; None: none was. `in_rtp` and `out_rtp` are
+    None where no RTP was seen, or its quality is not kept.
     """
 
     address: str
@@ -92,6 +133,7 @@ class Peer(NamedTuple):
     in_rtp: Rtp | None = None
     out_rtp: Rtp | None = None
     identified: Evidence = Evidence.RTP
+    call: SipCall | None = None
 
     def is_silent(self, phantom_port: int) -> bool:
         """Dead air: on hold, no music has been sent to it for SILENT_SECONDS, or, in a two-way
@@ -120,9 +162,12 @@ class Peer(NamedTuple):
             "state": self.state.name.lower(),
             "identified": self.identified.name.lower(),
             "expired": self.expired,
-            "public_address": self.public_address,
+            "public_address": None if self.public_address == _NOWHERE else self.public_address,
             "public_port": self.public_port,
-            "interface": self.interface,
+            "interface": self.interface or None,
+            "call_id": self.call and self.call.call_id,
+            "caller": self.call and self.call.caller,
+            "called": self.call and self.call.called,
             "age": round(self.age, 6),
             "since": round(self.since, 6),
             "longest_gap": round(self.longest_gap, 6),
@@ -236,6 +281,8 @@ def decode(
     forgotten_for: float = math.inf,
     deaf: Collection[int] = (),
     untold: bool = False,
+    signalling: bool = True,
+    calls: Mapping[tuple[bytes, bytes], SipCall] = MappingProxyType({}),
 ) -> list[Peer]:
     """Peers from unpacked struct endpoints and struct peers, in the map's order.
 
@@ -245,29 +292,38 @@ def decode(
 
     `now` is CLOCK_MONOTONIC in ns, read after the map or before it: a peer seen later than `now`
     has age 0. `timeout` and `rtcp_timeout` are in seconds; `interfaces` names a WAN by its index.
-    On a WAN that is `deaf`, a hold ends before its timeout. Without `quality`, what is kept of the
+    Without `signalling`, what it has said counts no more. `calls` are those that it knows, by
+    struct endpoint. On a WAN that is `deaf`, a hold
+    ends before its timeout, unless signalling says it. Without `quality`, what is kept of the
     streams is none.
     """
     unpack_heard = layout.HEARD.unpack
     from_bytes = int.from_bytes
-    limits = {Evidence.RTP: round(timeout / _NS), Evidence.RTCP: round(rtcp_timeout / _NS)}
+    timeout_ns, rtcp_timeout_ns = round(timeout / _NS), round(rtcp_timeout / _NS)
     longest_ago = now - (math.inf if math.isinf(forgotten_for) else round(forgotten_for / _NS))
     peers = []
     for (address, port), values in entries:
-        heard, last_seen, began, is_told, _, _, _, by_rtcp, rtcp_at, gap, *rest = values
+        heard, last_seen, began, is_told, said, _, said_until, *rest = values
         if not (is_told or untold):
             continue
-        heard, until, evidence = known(
-            *(heard, last_seen, by_rtcp, rtcp_at),
+        _, _, _, _, _, by_rtcp, rtcp_at, gap, *rest = rest
+        heard, at, until, evidence = known(
+            *(heard, last_seen, said if signalling else _SILENT, said_until, by_rtcp, rtcp_at),
             now=now,
-            timeout=limits[Evidence.RTP],
-            rtcp_timeout=limits[Evidence.RTCP],
+            timeout=timeout_ns,
+            rtcp_timeout=rtcp_timeout_ns,
         )
-        if until <= longest_ago:
-            continue
-        age = max(0, now - until + limits[evidence]) * _NS
+        if until <= longest_ago or not heard[_STATE]:
+            continue  # forgotten, or nothing is known of it (yet)
+        age = max(0, now - (at or began)) * _NS
         public_address, public_port, state, wan = unpack_heard(heard)
-        is_deaf = wan in deaf and state == State.MOH and age >= LONGEST_DEAF_HOLD_SECONDS
+        is_deaf = (
+            evidence is Evidence.RTP
+            and until != said_until  # signalling will say its end
+            and wan in deaf
+            and state == State.MOH
+            and age >= LONGEST_DEAF_HOLD_SECONDS
+        )
         is_expired = until <= now or is_deaf
         if is_expired and not forgotten_for:
             continue
@@ -280,7 +336,7 @@ def decode(
                 is_expired,
                 inet_ntoa(public_address),
                 from_bytes(public_port, "big"),
-                interfaces.get(wan, "(gone)"),
+                "" if wan == layout.NO_WAN else interfaces.get(wan, "(gone)"),
                 age,
                 max(0, now - began) * _NS,
                 gap * _NS,
@@ -292,6 +348,7 @@ def decode(
                 rtp.decode(in_rtp) if quality else None,
                 rtp.decode(out_rtp) if quality else None,
                 evidence,
+                calls.get((address, port)),
             )
         )
     return peers

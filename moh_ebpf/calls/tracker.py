@@ -14,7 +14,7 @@ from typing import NamedTuple
 from moh_ebpf import layout
 from moh_ebpf.calls import events
 from moh_ebpf.calls.events import SECOND, Event, KernelEvent, Key
-from moh_ebpf.calls.peers import GOES_ON_SECONDS
+from moh_ebpf.calls.peers import GOES_ON_SECONDS, SipCall
 from moh_ebpf.layout import Evidence, Kind, State
 
 # Endpoints that may have been forgotten are looked for this often at most, in seconds.
@@ -38,6 +38,8 @@ class _Live:
     since: int
     due: int
     evidence: Evidence
+    call: SipCall | None = None
+    queued: int = 0  # its place among those that are due
     from_map: bool = False  # nothing has been told of it yet
 
 
@@ -61,6 +63,7 @@ def _entry_of(record: KernelEvent) -> PeerEntry:
 
 # None: it is not there.
 Lookup = Callable[[Key], PeerEntry | None]
+LookUpCall = Callable[[Key], SipCall | None]
 
 
 class Tracker:
@@ -75,12 +78,13 @@ class Tracker:
         interfaces: dict[int, str],
         renew: Callable[[], bool] = lambda: False,
         rtcp_timeout_ns: int = 0,
+        look_up_call: LookUpCall = lambda key: None,
     ) -> None:
-        self._lookup, self.interfaces = lookup, interfaces
+        self._lookup, self._look_up_call, self.interfaces = lookup, look_up_call, interfaces
         self._timeout, self._rtcp_timeout = timeout_ns, rtcp_timeout_ns
         self._renew, self._is_renewed = renew, False
         self._known: dict[Key, _Live] = {}
-        # A heap with one entry for each that is known; what is due may have moved on since.
+        # A heap with one entry for each that is known, or more: what is due may have moved since.
         self._due: list[tuple[int, Key]] = []
         self._looked = 0
         # Holds that wait for their music, in the order in which they began.
@@ -95,16 +99,16 @@ class Tracker:
 
     def go_on(self, timeout_ns: int, rtcp_timeout_ns: int = 0) -> None:
         """What is known stays; the timeouts are others."""
-        for known in self._known.values():
+        self._due = []
+        for key, known in self._known.items():
             known.due += timeout_ns - self._timeout
-        self._due = [(known.due, key) for key, known in self._known.items()]
-        heapq.heapify(self._due)
+            self._queue(key, known)
         self._timeout, self._rtcp_timeout = timeout_ns, rtcp_timeout_ns
 
     def know(self, key: Key, found: PeerEntry) -> None:
         """An endpoint that was there before the first record: no event, but its end will be one."""
         if key not in self._known:
-            self._remember(key, replace(self._found(found), from_map=True))
+            self._remember(key, replace(self._found(key, found), from_map=True))
 
     def give_up(self) -> Iterator[Event]:
         """Nothing follows any more: the holds that wait for their music."""
@@ -127,6 +131,8 @@ class Tracker:
             yield from self._music(key, known, record)
         elif record.kind == Kind.LEARNED:
             yield from self._learned(key, known, record)
+        elif record.kind == Kind.UNSIGNALLED:
+            yield from self._unsignalled(key, known, record)
         else:
             yield from self._changed(key, known, record)
 
@@ -140,12 +146,14 @@ class Tracker:
                 break
             yield from self._without_music(key)
         while self._due and self._due[0][0] <= now:
-            _, key = heapq.heappop(self._due)
-            known = self._known[key]
+            due, key = heapq.heappop(self._due)
+            known = self._known.get(key)
+            if known is None or known.queued != due:
+                continue  # it has another place since
             if known.due <= now:
                 yield from self._look_for(key, known, now)
             else:
-                heapq.heappush(self._due, (known.due, key))
+                self._queue(key, known)
 
     def next_due(self, now: int) -> float:
         """Seconds until `due` has something to do, or may have; inf if nobody is known."""
@@ -196,8 +204,9 @@ class Tracker:
             if forgotten > record.time:
                 return  # two CPUs have found it forgotten, and both have told
             yield from self._end(key, known, "expired", forgotten, record.lasted)
+        self._known.pop(key, None)
         began = record.time if record.before else record.time - record.lasted
-        made = self._found(_entry_of(record)._replace(since=began))
+        made = self._found(key, _entry_of(record)._replace(since=began))
         self._remember(key, made)
         yield self._event("new", record.time, key, made, None, made.state)
         if made.state is State.MOH:
@@ -212,7 +221,7 @@ class Tracker:
         return by_rtcp if is_by_rtcp else last + self._timeout
 
     def _changed(self, key: Key, known: _Live | None, record: KernelEvent) -> Iterator[Event]:
-        made = self._found(_entry_of(record))
+        made = self._found(key, _entry_of(record))
         if known and known.state is made.state and record.time - known.since < _AT_ONCE:
             return  # two CPUs have seen it, and both have told
         yield from self._without_music(key, record.time)
@@ -225,6 +234,17 @@ class Tracker:
         else:
             yield event
 
+    def _unsignalled(self, key: Key, known: _Live | None, record: KernelEvent) -> Iterator[Event]:
+        """What its own packets say, if they do, counts from now on. Nothing takes over later."""
+        found = self._lookup(key)
+        if known is None:
+            return
+        if found and found.last_seen + self._timeout > record.time:
+            self._remember(key, self._found(key, found))
+            return
+        del self._known[key]
+        yield from self._end(key, known, "expired", record.time, record.lasted)
+
     def _music(self, key: Key, known: _Live | None, record: KernelEvent) -> Iterator[Event]:
         if key in self._waiting:
             since, hold = self._waiting.pop(key)
@@ -235,7 +255,7 @@ class Tracker:
         elif known and known.state is State.MOH and not known.from_map:
             return  # told already, as one without music
         else:  # its beginning was missed, or it is one of a flood
-            made = self._found(_entry_of(record))
+            made = self._found(key, _entry_of(record))
             hold = self._event("hold", record.time, key, made, None, State.MOH)
         yield hold._replace(time_to_music=record.lasted / SECOND, dropped_before=record.dropped)
 
@@ -250,19 +270,29 @@ class Tracker:
             since, hold = self._waiting.pop(key)
             yield hold._replace(ended_first=ended - since < events.MUSIC_WITHIN_SECONDS * SECOND)
 
-    def _found(self, found: PeerEntry) -> _Live:
+    def _found(self, key: Key, found: PeerEntry) -> _Live:
         _, _, state, wan = layout.HEARD.unpack(found.heard)
-        interface = self.interfaces.get(wan, "(gone)")
+        interface = "" if wan == layout.NO_WAN else self.interfaces.get(wan, "(gone)")
         due = found.last_seen + self._timeout + _GRACE
-        return _Live(State(state), found.heard, interface, found.since, due, found.evidence)
+        call = self._look_up_call(key)
+        return _Live(State(state), found.heard, interface, found.since, due, found.evidence, call)
 
     def _remember(self, key: Key, known: _Live) -> None:
         """Of a flood of endpoints, the end is not followed."""
-        if key not in self._known:
-            if len(self._known) >= _MOST_KNOWN:
-                return
-            heapq.heappush(self._due, (known.due, key))
+        before = self._known.get(key)
+        if before is None and len(self._known) >= _MOST_KNOWN:
+            return
         self._known[key] = known
+        if before is None or known.due < before.queued:
+            self._queue(key, known)
+        else:
+            known.queued = before.queued
+        if before and known.call is None:
+            known.call = before.call  # signalling has ended it, and its media go on
+
+    def _queue(self, key: Key, known: _Live) -> None:
+        known.queued = known.due
+        heapq.heappush(self._due, (known.due, key))
 
     def _look_for(self, key: Key, known: _Live, now: int) -> Iterator[Event]:
         found = self._lookup(key)
@@ -275,16 +305,17 @@ class Tracker:
             yield from self._end(key, known, "evicted", now, None)
             return
         # What it was at last, even if that record was missed.
-        now_known = self._found(found)
+        now_known = self._found(key, found)
         known.heard, known.state = now_known.heard, now_known.state
         known.due, known.evidence = now_known.due, now_known.evidence
+        known.call = now_known.call or known.call
         if self._has_ended(found, now):
             del self._known[key]
             last = found.last_seen if found.last_report is None else found.last_report
             lasted = max(0, last - found.since)
             yield from self._end(key, known, "expired", known.due - _GRACE, lasted)
         else:
-            heapq.heappush(self._due, (known.due, key))
+            self._queue(key, known)
 
     def _has_ended(self, found: PeerEntry | None, now: int) -> bool:
         return found is None or found.last_seen + self._timeout + _GRACE <= now
@@ -311,4 +342,5 @@ class Tracker:
             int.from_bytes(port, "big"),
             of.interface,
             identified=of.evidence,
+            call=of.call,
         )

@@ -227,6 +227,47 @@ def update(bpf_map: Map, key: bytes, value: bytes, flags: int = BPF_ANY) -> None
     call("bpf_map_update_elem", bpf_map.fd, key, value, ctypes.c_uint64(flags))
 
 
+def delete(bpf_map: Map, key: bytes) -> None:
+    """Remove a key. Raises OSError, ENOENT if it is not there."""
+    call("bpf_map_delete_elem", bpf_map.fd, key)
+
+
+class TestRunOptions(ctypes.Structure):
+    """struct bpf_test_run_opts (bpf/bpf.h)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+def test_run(program: int, frame: bytes) -> int:
+    """Run a tc program on a frame, as if that had come by the loopback interface of this thread's
+    network namespace (BPF_PROG_TEST_RUN); what it returns. Raises OSError."""
+    data = ctypes.create_string_buffer(frame, len(frame))
+    options = TestRunOptions(
+        sz=ctypes.sizeof(TestRunOptions),
+        data_in=ctypes.addressof(data),
+        data_size_in=len(frame),
+        repeat=1,
+    )
+    call("bpf_prog_test_run_opts", program, ctypes.byref(options))
+    return ctypes.c_int32(options.retval).value
+
+
 def entries(bpf_map: Map) -> Iterator[tuple[bytes, bytes]]:
     """The entries of a hash in batches: all keys of one, and all values.
 

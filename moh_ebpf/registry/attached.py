@@ -12,9 +12,11 @@ from moh_ebpf.calls.peers import (
     LONGEST_DEAF_HOLD_SECONDS,
     SILENT_SECONDS,
     Peer,
+    SipCall,
     Snapshot,
     Wait,
     Wan,
+    call_of,
 )
 from moh_ebpf.kernel.clock import kernel_ns
 from moh_ebpf.kernel.interfaces import interface_name
@@ -109,7 +111,25 @@ class Attached:
             forgotten_for=forgotten_for,
             deaf=self._deaf(now) if settings.timeout > LONGEST_DEAF_HOLD_SECONDS else (),
             untold=untold,
+            signalling=settings.signalling,
+            calls=self._calls(now),
         )
+
+    def _calls(self, now: int) -> dict[tuple[bytes, bytes], SipCall]:
+        """The calls that signalling knows, by struct endpoint. Raises OSError."""
+        return {
+            key: call_of(*texts)
+            for key, (_, _, _, until, _, *texts) in self.maps.signalled()
+            if until > now
+        }
+
+    def call_at(self, endpoint: bytes) -> SipCall | None:
+        """The call that signalling names a struct endpoint in. Raises OSError."""
+        value = self.maps.signalled_at(endpoint)
+        if value is None:
+            return None
+        _, _, _, until, _, *texts = layout.SIGNALLED.unpack(value)
+        return call_of(*texts) if until > kernel_ns() else None
 
     def _deaf(self, now: int) -> set[int]:
         """The indexes of the WANs where learn has been silent for so long that no hold counts."""

@@ -42,9 +42,10 @@ class Maps:
         return Maps({name: each for name, each in self.opened.items() if name not in left_out})
 
     def copied(self, stack: ExitStack) -> "Maps":
-        """Peers and counters, by descriptors of their own, open as long as the stack."""
+        """Peers, counters and what signalling says, by descriptors of their own, open as long as
+        the stack."""
         copies = {}
-        for name in ("peers", "counters"):
+        for name in {"peers", "counters", "signalled"} & self.opened.keys():
             copies[name] = replace(self.opened[name], fd=os.dup(self.opened[name].fd))
             stack.callback(os.close, copies[name].fd)
         return Maps(copies)
@@ -106,6 +107,31 @@ class Maps:
 
     def put_peer(self, endpoint: bytes, peer: bytes) -> None:
         libbpf.update(self.opened["peers"], endpoint, peer)
+
+    # signalled
+
+    def signalled(self) -> Iterator[Entry]:
+        """Each struct endpoint that signalling names with its struct signalled, unpacked."""
+        if "signalled" not in self.opened:
+            return
+        for keys, values in libbpf.entries(self.opened["signalled"]):
+            yield from zip(
+                layout.ENDPOINT.iter_unpack(keys), layout.SIGNALLED.iter_unpack(values), strict=True
+            )
+
+    def signalled_at(self, endpoint: bytes) -> bytes | None:
+        """The struct signalled of a struct endpoint; None: it says nothing."""
+        with suppress(FileNotFoundError, KeyError):
+            return libbpf.lookup(self.opened["signalled"], endpoint)
+        return None
+
+    def put_signalled(self, endpoint: bytes, value: bytes | None) -> None:
+        """What signalling says of an endpoint; None: nothing."""
+        if value is not None:
+            libbpf.update(self.opened["signalled"], endpoint, value)
+            return
+        with suppress(FileNotFoundError):
+            libbpf.delete(self.opened["signalled"], endpoint)
 
     # wans
 

@@ -48,6 +48,15 @@ def _opened(program: Program) -> Maps:
     return Maps(found)
 
 
+_COMMAND = bytes(12) + b"\x88\xb5"  # an Ethernet header: of an experiment (IEEE 802)
+
+
+def tell_signalled(learn: int, endpoint: bytes) -> None:
+    """What signalling says of a struct endpoint has changed in the map: have the kernel change its
+    peer, by learn's program. Raises OSError."""
+    libbpf.test_run(learn, _COMMAND + endpoint)
+
+
 @contextmanager
 def maps_of(program: int) -> Iterator[Maps]:
     """The maps of an open program. Raises OSError."""

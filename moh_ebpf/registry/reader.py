@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from moh_ebpf import layout
 from moh_ebpf.calls import peers
 from moh_ebpf.calls.events import SECOND, Event, Key, Lost
+from moh_ebpf.calls.peers import SipCall
 from moh_ebpf.calls.tracker import PeerEntry, Tracker
 from moh_ebpf.errors import MohError, NotAttachedError
 from moh_ebpf.kernel.clock import kernel_ns
@@ -132,7 +133,8 @@ class Reader:
                 maps.unwritten_before = 0
             settings, names = attached.record.settings, attached.wan_names()
             tracker = Tracker(
-                *(maps.look_up, _timeout(settings), names, self._renew, _rtcp_timeout(settings))
+                *(maps.look_up, _timeout(settings), names, self._renew, _rtcp_timeout(settings)),
+                maps.look_up_call,
             )
             before, self._close = self._close, stack.pop_all().close
         before()
@@ -239,18 +241,27 @@ class _Look:
         value = self.attached.maps.peer(layout.ENDPOINT.pack(*key))
         return self.found(layout.PEER.unpack(value)) if value else None
 
+    def look_up_call(self, key: Key) -> SipCall | None:
+        """The call that signalling names an endpoint in; None: it does not."""
+        return self.attached.call_at(layout.ENDPOINT.pack(*key))
+
     def found(self, values: tuple[Any, ...]) -> PeerEntry | None:
         """The same, of an unpacked struct peer."""
-        heard, last_seen, since, told, _, _, _, by_rtcp, rtcp_at, *_ = values
+        heard, last_seen, since, told, said, _, said_until, *rest = values
+        _, _, _, _, _, by_rtcp, rtcp_at, *_ = rest
         settings = self.attached.record.settings
         timeout = _timeout(settings)
-        heard, until, evidence = peers.known(
-            *(heard, last_seen, by_rtcp, rtcp_at),
+        if not settings.signalling:
+            said = bytes(layout.HEARD.size)
+        heard, at, until, evidence = peers.known(
+            *(heard, last_seen, said, said_until, by_rtcp, rtcp_at),
             now=kernel_ns(),
             timeout=timeout,
             rtcp_timeout=_rtcp_timeout(settings),
         )
-        last_report = rtcp_at if evidence is Evidence.RTCP else None
+        if not heard[layout.HEARD.size - 2]:
+            return None  # nothing is known of it (yet)
+        last_report = None if evidence is Evidence.RTP else at or until
         return PeerEntry(heard, until - timeout, since, evidence, last_report) if told else None
 
     def unwritten(self) -> int:

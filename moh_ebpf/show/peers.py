@@ -26,6 +26,9 @@ from moh_ebpf.show.words import (
 
 STATES = {State.MOH: Style(color="magenta", bold=True), State.TWO: Style(color="green")}
 
+# Behind a state that is not known by RTP.
+_MARKS = {Evidence.RTCP: "*", Evidence.SIGNALLING: "+"}
+
 
 class Row(NamedTuple):
     """A row of a table of peers; no rate where there was no earlier look, or is only one."""
@@ -35,8 +38,9 @@ class Row(NamedTuple):
 
 
 def _state(row: Row) -> str:
-    """MOH or TWO; with a star when known by RTCP, in parentheses when forgotten."""
-    text = row.peer.state.name + "*" * (row.peer.identified is Evidence.RTCP)
+    """MOH or TWO; with a star when known by RTCP, with a plus when known by signalling alone, in
+    parentheses when forgotten."""
+    text = row.peer.state.name + _MARKS.get(row.peer.identified, "")
     return f"({text})" if row.peer.expired else text
 
 
@@ -101,6 +105,15 @@ def _numeric(address: str, port: int) -> tuple[bytes, int]:
     return inet_aton(address), port
 
 
+def _call_id(peer: Peer) -> str:
+    return peer.call.call_id if peer.call else "-"
+
+
+def _by_call(peer: Peer) -> tuple[bool, str]:
+    """To sort by; who is in none that is known is last."""
+    return peer.call is None, _call_id(peer)
+
+
 # Of a stream that was not seen, or whose quality is not kept, nothing is known.
 _UNKNOWN = -1.0
 
@@ -142,7 +155,7 @@ PUBLIC = _text(
     lambda peer: peer.public,
     lambda peer: _numeric(peer.public_address, peer.public_port),
 )
-WAN = _text("WAN", lambda peer: peer.interface, lambda peer: peer.interface)
+WAN = _text("WAN", lambda peer: peer.interface or "-", lambda peer: peer.interface)
 IN_PACKETS = _number("IN-PACKETS", lambda peer: peer.in_packets, human=packet_count)
 IN_BYTES = _number("IN-BYTES", lambda peer: peer.in_bytes, human=byte_count)
 OUT_PACKETS = _number("OUT-PACKETS", lambda peer: peer.out_packets, human=packet_count)
@@ -154,6 +167,7 @@ IN_JITTER = _number("IN-JITTER", lambda peer: _jitter(peer.in_rtp), milliseconds
 OUT_JITTER = _number("OUT-JITTER", lambda peer: _jitter(peer.out_rtp), milliseconds)
 MOS = _number("MOS~", lambda peer: _worst_mos(peer), _mos, largest=False)
 LONGEST_GAP = _number("LONGEST-GAP", lambda peer: peer.longest_gap, fine_time)
+CALL_ID = _text("CALL-ID", _call_id, _by_call)
 
 # The most important first: a narrow terminal shows no more than fit, and sorts by all the same.
 WATCH_COLUMNS = (
@@ -174,6 +188,7 @@ WATCH_COLUMNS = (
     LONGEST_GAP,
     IN_PACKETS,
     OUT_PACKETS,
+    CALL_ID,
 )
 
 PEERS_COLUMNS = (
@@ -188,6 +203,7 @@ PEERS_COLUMNS = (
     PUBLIC,
     WAN,
     LONGEST_GAP,
+    CALL_ID,
 )
 
 

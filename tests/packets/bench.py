@@ -21,34 +21,13 @@ from moh_ebpf.calls.peers import Peer, Wait, Wan
 from moh_ebpf.kernel import libbpf
 from moh_ebpf.layout import State
 from moh_ebpf.registry.attached import Attached
+from moh_ebpf.registry.programs import tell_signalled
 from moh_ebpf.registry.record import Record, Role
 from moh_ebpf.registry.ring import Ring
-from tests.support.firewall import PROVIDER, UCM, Firewall
+from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.wire import rtp, udp
 
 UNSPEC, SHOT, REDIRECT = -1, 2, 7
-
-
-class _TestRunOptions(ctypes.Structure):
-    """struct bpf_test_run_opts (bpf/bpf.h)."""
-
-    _fields_ = (
-        ("sz", ctypes.c_size_t),
-        ("data_in", ctypes.c_void_p),
-        ("data_out", ctypes.c_void_p),
-        ("data_size_in", ctypes.c_uint32),
-        ("data_size_out", ctypes.c_uint32),
-        ("ctx_in", ctypes.c_void_p),
-        ("ctx_out", ctypes.c_void_p),
-        ("ctx_size_in", ctypes.c_uint32),
-        ("ctx_size_out", ctypes.c_uint32),
-        ("retval", ctypes.c_uint32),
-        ("repeat", ctypes.c_int),
-        ("duration", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch_size", ctypes.c_uint32),
-    )
 
 
 # struct __sk_buff up to gso_size: 48 words; of those that a test run takes, the ones that we set.
@@ -66,6 +45,10 @@ _TIMES = (
     "since",
     "moved",
     "rtcp_at",
+    "signalled_at",
+    "signalled_until",
+    "turned",
+    "gainsaid",
     "out_last",
     "new_since",
     "new_last",
@@ -106,8 +89,8 @@ def run_program(
     words[_SKB_GSO_SEGS] = segments
     words[_SKB_GSO_SIZE] = size
     context = ctypes.create_string_buffer(struct.pack(f"={_SKB_WORDS}I", *words))
-    options = _TestRunOptions(
-        sz=ctypes.sizeof(_TestRunOptions),
+    options = libbpf.TestRunOptions(
+        sz=ctypes.sizeof(libbpf.TestRunOptions),
         data_in=ctypes.addressof(data),
         data_out=ctypes.addressof(out),
         data_size_in=len(frame),
@@ -193,7 +176,7 @@ class Bench:
         values["heard"] = layout.HEARD.pack(*_packed(peer.public), peer.state, peer.wan)
         values["told"] = int(peer.told)
         values["out_first"] = now * peer.sent
-        values["by_rtcp"] = bytes(layout.HEARD.size)
+        values["by_rtcp"] = values["signalled"] = bytes(layout.HEARD.size)
         values["moved_ssrc"] = bytes(4)
         values["out_before"] = bytes(layout.ENDPOINT.size)
         values["out_from"] = (
@@ -217,6 +200,15 @@ class Bench:
         self.age_waiting(seconds)
         self.age_reports(seconds)
         self._age_others(seconds)
+        self._change(
+            "signalled",
+            layout.SIGNALLED,
+            lambda said: (
+                *said[:2],
+                *(each - int(seconds * 1e9) for each in said[2:4]),
+                *said[4:],
+            ),
+        )
         self._age_wans(seconds)
 
     def age_streams(self, seconds: float) -> None:
@@ -323,6 +315,45 @@ class Bench:
     def waits(self) -> list[Wait]:
         return self._attached.waits()
 
+    def signal(
+        self,
+        endpoint: str,
+        state: State | None,
+        *,
+        source: str | None = None,
+        public: str | None = None,
+        lease: float = 600.0,
+        age: float = 0.0,
+        told: bool = True,
+        renewed: bool = False,
+    ) -> None:
+        """What signalling says of an endpoint since `age` seconds: UCM's port, and by default the
+        state's public address and port; None: nothing. Without `told`, the map has it and no
+        command tells. `renewed`: by the same message as before.
+        """
+        key, value = layout.ENDPOINT.pack(*_packed(endpoint)), None
+        if state is not None:
+            port = "4000" if state is State.MOH else (source or UCM).split(":")[-1]
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            at = now - int(age * 1e9)
+            if renewed:
+                entry = self.loaded.maps.signalled_at(key)
+                assert entry, "nothing to renew"
+                at = layout.SIGNALLED.unpack(entry)[2]
+            value = layout.SIGNALLED.pack(
+                layout.HEARD.pack(*_packed(public or f"{PUBLIC}:{port}"), state, layout.NO_WAN),
+                layout.ENDPOINT.pack(*_packed(source)) if source else bytes(layout.ENDPOINT.size),
+                at,
+                now + int(lease * 1e9),
+                0,
+                b"call@example.org",
+                b"",
+                b"",
+            )
+        self.loaded.maps.put_signalled(key, value)
+        if told:
+            tell_signalled(self.programs[Role.LEARN], key)
+
     def peers(self) -> dict[str, tuple[str, str]]:
         """Endpoint → state and public address:port, also of those that nobody is told of."""
         return {each.endpoint: (each.state.name, each.public) for each in self.all_peers()}
@@ -359,11 +390,12 @@ class Bench:
 
     def clear(self) -> None:
         """No peers, no reports, all counters 0, nobody waiting, no events."""
-        for name in {"peers", "reports", "others", "waiting_for"} & self.loaded.maps.opened.keys():
+        names = {"peers", "reports", "others", "waiting_for", "signalled"}
+        for name in names & self.loaded.maps.opened.keys():
             each = self.loaded.maps.opened[name]
             for keys, _ in list(libbpf.entries(each)):
                 for at in range(0, len(keys), each.key_size):
-                    libbpf.call("bpf_map_delete_elem", each.fd, keys[at : at + each.key_size])
+                    libbpf.delete(each, keys[at : at + each.key_size])
         self.ring.read()
         for index in range(len(self._attached.record.wan)):
             self._set_wan(index, *([0] * len(layout.WAN_FIELDS)))

@@ -130,6 +130,19 @@ class Report:
 
 
 @dataclass
+class Said:
+    """What signalling says of an endpoint, for how long. Without a public address of its own, the
+    WAN by which it is sent to is not known."""
+
+    state: str
+    public: Endpoint
+    until: float
+    source: Endpoint | None = None
+    at: float = 0.0
+    has_wan: bool = False
+
+
+@dataclass
 class Peer:
     state: str | None  # None: its RTP was never heard
     public: Endpoint | None
@@ -151,6 +164,9 @@ class Peer:
     new_last: float = -math.inf
     by_rtcp: tuple[str, Endpoint] | None = None
     rtcp_at: float = -math.inf
+    said: Said | None = None
+    turned: float = -math.inf
+    gainsaid: float | None = None
 
 
 @dataclass
@@ -160,6 +176,7 @@ class Known:
     state: str
     public: Endpoint
     peer: Peer | None
+    has_wan: bool = True
 
 
 @dataclass
@@ -196,6 +213,7 @@ class Model:
     peers: dict[Endpoint, Peer] = field(default_factory=dict)
     rtcp_timeout: float = 15.0
     reports: dict[Endpoint, Report] = field(default_factory=dict)
+    signalled: dict[Endpoint, Said] = field(default_factory=dict)
     # Other hosts' connections, by the provider's endpoint and our port: when they were used last.
     others: dict[tuple[Endpoint, int], float] = field(default_factory=dict)
     counters: Counter[str] = field(default_factory=Counter)
@@ -255,19 +273,25 @@ class Model:
         return True
 
     def _is_sent_to(self, endpoint: Endpoint) -> bool:
+        if self._is_signalled(self.peers.get(endpoint)):
+            return True
         times = [each.out_last for each in [self.peers.get(endpoint)] if each]
         times += [each.last for each in [self.waits.get(endpoint)] if each]
         return any(self.now - each < 10 for each in times)
 
     def _hear(self, datagram: Datagram, state: str) -> None:
         public = datagram.destination
-        peer = self.peers.get(datagram.source)
+        peer, said = self.peers.get(datagram.source), self.signalled.get(datagram.source)
+        if peer is None and said and self._counts(said, None):
+            peer = self._note_signalled(datagram.source, said)
         if peer is None:
             peer = self.peers[datagram.source] = Peer(state, public, self.now)
-        elif not self.is_live(peer) and not self._is_kept_by_rtcp(peer):
+        elif not (self.is_live(peer) or self._is_kept_by_rtcp(peer) or self._is_signalled(peer)):
             peer = self.peers[datagram.source] = self._relearned(peer, state, public)
-        else:
+        elif (state, public) != (peer.state, peer.public) or peer.by_rtcp:
             self._turn(peer, datagram, state)
+        else:
+            self._doubt(peer, datagram, state)
         peer.inbound = (peer.inbound[0] + 1, peer.inbound[1] + datagram.length)
         peer.in_stream.hear(datagram)
         self._tell(peer, state)
@@ -276,17 +300,110 @@ class Model:
     def _turn(self, peer: Peer, datagram: Datagram, state: str) -> None:
         """What an endpoint says that is known; nothing, if it is a packet of before it turned to
         another port that comes after the first one there."""
-        before, public = peer.by_rtcp[0] if peer.by_rtcp else peer.state, datagram.destination
+        before, public = self._state(peer), datagram.destination
         ssrc, number = peer.moved_with
         is_before = ssrc == datagram.ssrc and 0 < (number - datagram.sequence) % 65536 < 100
         if is_before and self.now - peer.moved < 0.2:
             return
         if peer.public != public:
             peer.moved, peer.moved_with = self.now, (datagram.ssrc, datagram.sequence)
+            peer.turned = self.now if peer.inbound[0] else -math.inf
         peer.state, peer.public, peer.by_rtcp = state, public, None
-        if before != state:
+        after = self._state(peer)
+        if after and before != after:
+            peer.sent = False
+            self._count_change(peer, after)
+
+    def _doubt(self, peer: Peer, datagram: Datagram, state: str) -> None:
+        """A message was missed: the endpoint was heard in this call, has turned a second after the
+        last one or later, and has gone on there with the same stream."""
+        said = peer.said
+        if said is None or said.state == state or not self._is_signalled(peer):
+            return
+        ssrc, number = peer.moved_with
+        goes_on = ssrc == datagram.ssrc and 0 < (datagram.sequence - number) % 65536 < 100
+        if peer.turned - said.at >= 1 and goes_on:
+            peer.gainsaid, said.until = said.at, self.now
             peer.sent = False
             self._count_change(peer, state)
+
+    def signal(self, endpoint: Endpoint, said: Said | None, is_told: bool) -> None:
+        """Signalling says something else, or nothing, and the kernel is told or will find out."""
+        if said is None:
+            self.signalled.pop(endpoint, None)
+        else:
+            self.signalled[endpoint] = said
+        if not is_told:
+            return
+        peer = self.peers.get(endpoint)
+        if said and self._counts(said, peer):
+            self._note_signalled(endpoint, said)
+        elif peer:
+            self._end_signalled(peer)
+
+    def _counts(self, said: Said, peer: Peer | None) -> bool:
+        """Its lease is not over, and the endpoint has not turned to something else since."""
+        return said.until > self.now and not (peer and peer.gainsaid == said.at)
+
+    def _note_signalled(self, endpoint: Endpoint, said: Said) -> Peer:
+        never = self.now - self.timeout - 10
+        peer = self.peers.setdefault(endpoint, Peer(None, None, never))
+        before = self._state(peer)
+        was_known = self.now - self._until(peer) < 0.1
+        own = peer.by_rtcp or (peer.state, peer.public)
+        public, has_wan = said.public, False
+        if own[0] and own[1] and own[1][0] in self.public:
+            has_wan = True
+            is_its = was_known and own[0] == said.state
+            public = own[1] if is_its else (own[1][0], said.public[1])
+        elif peer.said and peer.said.public[0] in self.public:
+            public, has_wan = (peer.said.public[0], said.public[1]), peer.said.has_wan
+        if not was_known:
+            self._forget_counts(peer)
+        is_change = not was_known or before != said.state
+        is_message = peer.said is None or peer.said.at != said.at
+        is_new_port = said.source not in (peer.source, peer.source_before)
+        if said.source and is_message and (is_change or is_new_port):
+            peer.source, peer.source_before = said.source, None
+        peer.said = Said(said.state, public, said.until, at=said.at, has_wan=has_wan)
+        peer.by_rtcp = None
+        if not peer.told or not was_known:
+            peer.told = True
+            self.counters[f"learned_{said.state.lower()}"] += 1
+            peer.sent = False
+        elif before != said.state:
+            self._count_change(peer, said.state)
+            peer.sent = False
+        return peer
+
+    def _end_signalled(self, peer: Peer) -> None:
+        before = self._state(peer)
+        if peer.said is None or not self._is_signalled(peer):
+            return
+        peer.said.until = self.now
+        after = self._state(peer)
+        if peer.told and self.is_live(peer) and after and after != before:
+            self._count_change(peer, after)
+            peer.sent = False
+
+    def _is_signalled(self, peer: Peer | None) -> bool:
+        return peer is not None and peer.said is not None and self.now < peer.said.until
+
+    def _state(self, peer: Peer) -> str | None:
+        """What is known of it, or was."""
+        own = peer.by_rtcp[0] if peer.by_rtcp else peer.state
+        return peer.said.state if peer.said and self._is_last_said(peer) else own
+
+    def _own_until(self, peer: Peer) -> float:
+        return peer.rtcp_at + self.rtcp_timeout if peer.by_rtcp else peer.last_seen + self.timeout
+
+    def _is_last_said(self, peer: Peer) -> bool:
+        """Has signalling the last word of it, or had?"""
+        if peer.said is None:
+            return False
+        has_own = peer.by_rtcp or peer.state
+        is_later = peer.said.until > self._own_until(peer)
+        return self._is_signalled(peer) or not has_own or is_later
 
     def _count_change(self, peer: Peer, state: str) -> None:
         self.counters["two_to_moh" if state == MOH else "moh_to_two"] += peer.told
@@ -299,6 +416,7 @@ class Model:
         fresh.new_since, fresh.new_last = peer.new_since, peer.new_last
         if peer.public == public:
             fresh.source, fresh.source_before = peer.source, peer.source_before
+        fresh.said, fresh.gainsaid, fresh.turned = peer.said, peer.gainsaid, peer.turned
         return fresh
 
     def _tell(self, peer: Peer, state: str) -> None:
@@ -316,12 +434,19 @@ class Model:
         return peer.by_rtcp is not None and self.now - peer.rtcp_at < self.rtcp_timeout
 
     def _until(self, peer: Peer) -> float:
+        if peer.said and self._is_last_said(peer):
+            return peer.said.until
         if peer.by_rtcp:
             return peer.rtcp_at + self.rtcp_timeout
         return peer.last_seen + self.timeout
 
     def shown(self, peer: Peer) -> tuple[str | None, Endpoint | None, bool]:
         """What readers see: state, public address and port, whether it is forgotten."""
+        if peer.said and self._is_signalled(peer):
+            agrees = peer.state == peer.said.state
+            return peer.said.state, peer.public if agrees else peer.said.public, False
+        if peer.said and self._is_last_said(peer):
+            return peer.said.state, peer.said.public, True
         if peer.by_rtcp and (self._is_kept_by_rtcp(peer) or not self.is_live(peer)):
             return *peer.by_rtcp, not self._is_kept_by_rtcp(peer)
         return peer.state, peer.public, not self.is_live(peer)
@@ -332,25 +457,61 @@ class Model:
         address, port = datagram.destination
         peer = self.peers.get((address, port))
         if peer and self.is_live(peer):
-            assert peer.state
-            assert peer.public
-            return self._put_on_hold(datagram, peer) or Known(peer.state, peer.public, peer)
+            return (
+                self._weighed(datagram, peer) or self._put_on_hold(datagram, peer) or by_rtp(peer)
+            )
+        if signalled := self._signalled_to(datagram, (address, port)):
+            return signalled
         if not datagram.is_rtcp:
             return self._known_by_rtcp(datagram, peer)
         has_own = self._has_own_rtp((address, port))
         beside = peer if has_own else self.peers.get((address, port - 1))
-        if not has_own and beside and self.is_live(beside):
-            assert beside.state
-            assert beside.public
-            return Known(beside.state, (beside.public[0], beside.public[1] + 1), beside)
+        if not has_own:
+            known = None
+            if beside and self.is_live(beside):
+                known = self._weighed(datagram, beside) or by_rtp(beside)
+            known = known or self._signalled_to(datagram, (address, port - 1))
+            if known:
+                known.public = known.public[0], known.public[1] + 1
+                return known
+            beside = self.peers.get((address, port - 1))
         report = self._report((address, port))
         return Known(report.state, report.public, beside) if report else None
+
+    def _weighed(self, datagram: Datagram, peer: Peer) -> Known | None:
+        """Signalling, where its RTP says otherwise: of what comes from the call's own port, whoever
+        says that it is in a call is right, of anything else whoever says that it is on hold."""
+        said = peer.said
+        if said is None or not self._is_signalled(peer) or said.state == peer.state:
+            return None
+        if _is_from_the_call(datagram, peer) != (said.state == TWO):
+            return None
+        return Known(said.state, said.public, peer, said.has_wan)
+
+    def _signalled_to(self, datagram: Datagram, endpoint: Endpoint) -> Known | None:
+        """By signalling alone: it is not heard."""
+        peer = self.peers.get(endpoint)
+        if peer is None or not self._is_signalled(peer):
+            said = self.signalled.get(endpoint)
+            if said is None or not self._counts(said, peer):
+                return None
+            if datagram.is_rtcp:
+                is_call = said.source and _is_from(datagram, said.source)
+                return Known(TWO if is_call else said.state, said.public, peer, False)
+            peer = self._note_signalled(endpoint, said)
+        assert peer.said
+        state, public, has_wan = peer.said.state, peer.said.public, peer.said.has_wan
+        if peer.state == state and peer.public and peer.public[0] in self.public:
+            public, has_wan = peer.public, True
+        if state == MOH and _is_from_the_call(datagram, peer):
+            state = TWO
+        return Known(state, public, peer, has_wan)
 
     def _put_on_hold(self, datagram: Datagram, peer: Peer) -> Known | None:
         """A call whose RTP has stopped, as RTCP to a phantom port has said since: asked for if UCM
         sends from another port than the provider sends to, or RTCP has said so before."""
         assert peer.public
-        if datagram.is_rtcp or self.now - peer.last_seen < 0.1:
+        if datagram.is_rtcp or self.now - peer.last_seen < 0.1 or self._is_signalled(peer):
             return None
         is_other = datagram.kind == "rtp" and datagram.source[1] != peer.public[1]
         if not (peer.by_rtcp or (peer.state == TWO and is_other)):
@@ -360,7 +521,7 @@ class Model:
     def _has_own_rtp(self, endpoint: Endpoint) -> bool:
         """Then it has rtcp-mux, and its RTCP is not that of the port below."""
         peer = self.peers.get(endpoint)
-        if peer is None or not peer.told:
+        if peer is None or not peer.told or not (peer.state or peer.by_rtcp):
             return False
         return self._is_kept_by_rtcp(peer) or self.now - peer.last_seen < self.rtcp_timeout
 
@@ -405,6 +566,8 @@ class Model:
             return None
         if self._is_of_another_call(peer, report):
             return None
+        if peer and peer.said and report.at <= peer.said.until:
+            return None  # of the call that signalling has told of
         public = report.public
         if peer and report.at <= peer.last_seen:
             if peer.state != report.state:
@@ -428,10 +591,7 @@ class Model:
             before = peer.by_rtcp[0] if peer.by_rtcp else peer.state
             was_known = self.now - self._until(peer) < 0.1
             if not was_known:
-                peer.told = peer.told and self.now - self._until(peer) < 10
-                peer.inbound = peer.outbound = (0, 0)
-                peer.in_stream, peer.out_stream = Stream(), Stream()
-                peer.out_last = -math.inf
+                self._forget_counts(peer)
             peer.by_rtcp = known.state, known.public
             if was_known and before != known.state:
                 self._count_change(peer, known.state)
@@ -440,6 +600,12 @@ class Model:
             if not was_known or before != known.state:
                 peer.sent = False
         peer.rtcp_at = at
+
+    def _forget_counts(self, peer: Peer) -> None:
+        peer.told = peer.told and self.now - self._until(peer) < 10
+        peer.inbound = peer.outbound = (0, 0)
+        peer.in_stream, peer.out_stream = Stream(), Stream()
+        peer.out_last = -math.inf
 
     def _is_of_the_call(self, known: Known, datagram: Datagram) -> bool:
         """From the port that UCM sends from, or did before; a new one is to wait."""
@@ -461,7 +627,7 @@ class Model:
         if (
             datagram.source[1] == known.public[1]
             or self.now - peer.moved < 0.2
-            or self.now - self.learned >= 0.8
+            or (known.has_wan and self.now - self.learned >= 0.8)
         ):
             return False
         if self.now - peer.new_last >= 0.4:
@@ -556,7 +722,7 @@ class Model:
             self.counters["passed_no_rtp"] += 1
             return UNSPEC
         peer = self.peers.get((address, port))
-        if datagram.is_rtcp and not (peer and (peer.by_rtcp or peer.state)):
+        if datagram.is_rtcp and not (peer and self._state(peer)):
             peer = self.peers.get((address, port - 1))
         if self._is_stale_for(peer, waited):
             self._pass_stale()
@@ -578,7 +744,7 @@ class Model:
     def _is_stale_for(self, peer: Peer | None, waited: float) -> bool:
         if self.now - self.learned < 0.8:
             return False
-        state = peer and (peer.by_rtcp[0] if peer.by_rtcp else peer.state)
+        state = peer and self._state(peer)
         is_call = peer and state == TWO and self.learned < self._until(peer)
         return is_call or waited > 1.0 or self.blind
 
@@ -631,11 +797,31 @@ class Model:
         if datagram.kind == "rtp":
             peer.out_stream.hear(datagram)
         self._tell(peer, known.state)
-        if not datagram.is_rtcp and peer.told and not peer.sent:
+        is_of_it = known.state == self._state(peer)
+        if not datagram.is_rtcp and peer.told and not peer.sent and is_of_it:
             peer.sent = True
             wait = self.waits.get(datagram.destination)
             if wait and (known.state == MOH or not wait.passed):
                 del self.waits[datagram.destination]
+
+
+def by_rtp(peer: Peer) -> Known:
+    """What is known of a peer whose RTP is heard."""
+    assert peer.state
+    assert peer.public
+    return Known(peer.state, peer.public, peer)
+
+
+def _is_from_the_call(datagram: Datagram, peer: Peer) -> bool:
+    return any(
+        each is not None and _is_from(datagram, each) for each in (peer.source, peer.source_before)
+    )
+
+
+def _is_from(datagram: Datagram, source: Endpoint) -> bool:
+    """UCM sends from there; its RTCP from there, or from the next port."""
+    address, port = datagram.source
+    return (address, port) == source or (datagram.is_rtcp and (address, port - 1) == source)
 
 
 def rewrite(frame: bytes, datagram: Datagram, source: tuple[IPv4Address, int], hops: int) -> bytes:

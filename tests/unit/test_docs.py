@@ -73,9 +73,23 @@ def options(command: str) -> list[str]:
     ]
 
 
+def switches(on: bool) -> list[str]:
+    """The switches that are on by default, or those that are off."""
+    return [
+        name
+        for name, row in settings.ROWS.items()
+        if row.is_switch and settings.DEFAULTS[name] is on
+    ]
+
+
+def opposite(name: str) -> str:
+    return settings.option(f"no_{name}")
+
+
 def test_every_option_of_attach_is_in_the_readme_and_none_besides() -> None:
     documented = [re.findall(r"`(--[\w-]+)", option)[0] for option, *_ in tables(README, "option")]
-    defaults = {"--quality", "--no-flip-hold"}  # of a switch, the other way is worth a word
+    # Of a switch, the other way is worth a word.
+    defaults = {*map(settings.option, switches(on=True)), *map(opposite, switches(on=False))}
     assert documented == [option for option in options("attach") if option not in defaults]
 
 
@@ -92,12 +106,12 @@ def test_every_verb_and_its_options_are_in_the_readme(verb: str) -> None:
 
 def test_defaults_in_the_readme_are_those_of_the_code() -> None:
     written = {re.findall(r"`(--[\w-]+)", row[0])[0]: row[1] for row in tables(README, "option")}
-    for option in ("--config", "--dry-run", "--json", "--no-quality"):
+    for option in ("--config", "--dry-run", "--json", *map(opposite, switches(on=True))):
         del written[option]
     assert written == {
         settings.option(name): settings.default_text(name) or row.shown or "required"
         for name, row in settings.ROWS.items()
-        if name != "quality"
+        if name not in switches(on=True)
     }
 
 

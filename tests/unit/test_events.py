@@ -9,6 +9,7 @@ import pytest
 from moh_ebpf import layout
 from moh_ebpf.calls import tracker
 from moh_ebpf.calls.events import Event, KernelEvent, Key, Lost
+from moh_ebpf.calls.peers import SipCall
 from moh_ebpf.calls.tracker import PeerEntry, Tracker
 from moh_ebpf.layout import Evidence, Kind, State
 from moh_ebpf.service.sums import Histogram, Sums
@@ -27,12 +28,13 @@ def heard(state: State) -> bytes:
 
 def record(
     at: float, kind: Kind, state: State, *, key: Key = KEY, before: State | int = 0,
-    lasted: float = 0.0, dropped: int = 0,
+    lasted: float = 0.0, dropped: int = 0, evidence: Evidence = Evidence.RTP,
 ) -> KernelEvent:  # fmt: skip
     """`at` and `lasted` in seconds."""
     return KernelEvent(
-        round(at * SECOND), heard(state), round(lasted * SECOND), dropped, *key, kind, before
-    )
+        round(at * SECOND), heard(state), round(lasted * SECOND), dropped, *key, kind, before,
+        evidence,
+    )  # fmt: skip
 
 
 class Peers:
@@ -343,8 +345,8 @@ def test_json_has_the_documented_fields() -> None:
     assert HOLD.to_json() == {
         "time": 1700000000.25, "event": "hold", "address": "203.0.113.10", "port": 20000,
         "from": "two", "to": "moh", "public_address": "198.51.100.2", "public_port": 4000,
-        "interface": "eth1", "lasted": 30.0, "identified": "rtp", "time_to_music": 0.0425,
-        "dropped_before": 2,
+        "interface": "eth1", "lasted": 30.0, "identified": "rtp", "call_id": None, "caller": None,
+        "called": None, "time_to_music": 0.0425, "dropped_before": 2,
     }  # fmt: skip
     expired = HOLD._replace(event="expired", before=State.MOH, after=None).to_json()
     assert (expired["from"], expired["to"]) == ("moh", None)
@@ -382,6 +384,144 @@ def test_sums() -> None:
     assert (sums.time_to_music.sum, sums.hold.sum) == (0.0425, 12.0)
 
 
+# What signalling says
+
+CALL = SipCall("a1b2@10.10.10.10")
+LEASE = 600
+
+
+class Signalled:
+    """The kernel's maps, and the call that signalling names in them; times in seconds."""
+
+    def __init__(self) -> None:
+        self.call: SipCall | None = CALL
+        self.found: PeerEntry | None = None
+        self.tracker = Tracker(
+            lambda key: self.found, SECOND, {0: "eth1"}, look_up_call=lambda key: self.call
+        )
+
+    def has(self, state: State, until: float, since: float, evidence: Evidence) -> None:
+        """The map's entry, as the reader finds it: it expires then."""
+        last_report = None if evidence is Evidence.RTP else 0
+        times = (round((until - 1) * SECOND), round(since * SECOND))
+        self.found = PeerEntry(heard(state), *times, evidence, last_report)
+
+    def told(self, *records: KernelEvent) -> list[Event]:
+        return [event for each in records for event in self.tracker.tell(each)]
+
+    def after(self, seconds: float) -> list[Event]:
+        return list(self.tracker.due(round(seconds * SECOND)))
+
+
+@pytest.fixture
+def signalled() -> Signalled:
+    """A call that signalling has named at 10 s; at the next look, its lease is found."""
+    made = Signalled()
+    record_of_it = record(10, Kind.LEARNED, State.TWO, evidence=Evidence.SIGNALLING)
+    made.has(State.TWO, 10 + LEASE, 10, Evidence.SIGNALLING)
+    (new,) = made.told(record_of_it)
+    assert (new.event, new.identified, new.call) == ("new", Evidence.SIGNALLING, CALL)
+    assert made.after(12) == []
+    return made
+
+
+def ended(at: float, state: State = State.TWO) -> KernelEvent:
+    """Signalling says nothing any more."""
+    return record(
+        at, Kind.UNSIGNALLED, state, before=state, lasted=at - 10, evidence=Evidence.SIGNALLING
+    )
+
+
+def test_a_call_by_signalling_ends_with_it_and_not_with_its_lease(signalled: Signalled) -> None:
+    signalled.call = None
+    signalled.has(State.TWO, 40, 10, Evidence.SIGNALLING)
+    (event,) = signalled.told(ended(40))
+    assert short([event]) == [("expired", State.TWO, None, 30)]
+    assert (event.time, event.identified, event.call) == (40, Evidence.SIGNALLING, CALL)
+    assert signalled.after(10 + LEASE + 2) == []
+
+
+def test_one_that_is_gone_from_the_map_ends_with_its_signalling(signalled: Signalled) -> None:
+    signalled.call = signalled.found = None
+    assert short(signalled.told(ended(40))) == [("expired", State.TWO, None, 30)]
+
+
+def test_a_call_whose_media_go_on_when_its_signalling_has_ended(signalled: Signalled) -> None:
+    """It ends when they do, long before the lease would have, and is that call still."""
+    signalled.call = None
+    signalled.has(State.TWO, 41, 10, Evidence.RTP)
+    assert signalled.told(ended(40.01)) == []
+    assert signalled.after(40.5) == []
+    signalled.has(State.TWO, 45.8, 10, Evidence.RTP)
+    assert signalled.after(41.5) == []
+    (event,) = signalled.after(46)
+    assert short([event]) == [("expired", State.TWO, None, about(34.8))]
+    assert (event.time, event.identified, event.call) == (about(45.8), Evidence.RTP, CALL)
+    assert signalled.after(10 + LEASE + 2) == []
+
+
+def test_a_hold_that_ends_with_its_signalling_waits_for_no_music(signalled: Signalled) -> None:
+    hold = record(20, Kind.CHANGED, State.MOH, before=State.TWO, lasted=10,
+                  evidence=Evidence.SIGNALLING)  # fmt: skip
+    assert signalled.told(hold) == []
+    signalled.found = None
+    told = signalled.told(ended(20.4, State.MOH))
+    assert [(each.event, each.call) for each in told] == [("hold", CALL), ("expired", CALL)]
+    assert told[0].ended_first
+
+
+def test_what_the_media_say_when_signalling_has_ended_is_a_change(signalled: Signalled) -> None:
+    """The kernel tells of that first."""
+    signalled.call = None
+    signalled.has(State.MOH, 41, 40, Evidence.RTP)
+    changed = record(40, Kind.CHANGED, State.MOH, before=State.TWO, lasted=30)
+    assert signalled.told(changed, ended(40)) == []
+    (hold,) = signalled.told(record(40.1, Kind.MUSIC, State.MOH))
+    assert (hold.event, hold.identified, hold.call) == ("hold", Evidence.RTP, CALL)
+
+
+def test_the_lease_may_end_alone(signalled: Signalled) -> None:
+    """Who renews it has crashed: nobody tells of the end."""
+    (event,) = signalled.after(10 + LEASE + 0.2)
+    assert (event.event, event.time, event.call) == ("expired", 10 + LEASE, CALL)
+
+
+def test_the_end_of_what_nobody_was_told_of_is_none(signalled: Signalled) -> None:
+    another = ended(40)._replace(address=OTHER[0], port=OTHER[1])
+    assert signalled.told(another) == []
+
+
+def test_where_the_routes_say_by_which_wan_there_is_none(signalled: Signalled) -> None:
+    nowhere = layout.HEARD.pack(bytes(4), struct.pack("!H", 24576), State.TWO, layout.NO_WAN)
+    other = record(30, Kind.LEARNED, State.TWO, key=OTHER, evidence=Evidence.SIGNALLING)
+    (new,) = signalled.told(other._replace(heard=nowhere))
+    assert new.to_json()["interface"] is None
+
+
+def test_the_next_call_of_an_endpoint_is_another(signalled: Signalled) -> None:
+    signalled.found = None
+    signalled.told(ended(40))
+    signalled.call = SipCall("c3d4@10.10.10.10")
+    (new,) = signalled.told(record(41, Kind.LEARNED, State.TWO, evidence=Evidence.SIGNALLING))
+    assert new.call == SipCall("c3d4@10.10.10.10")
+
+
+def test_a_call_is_named_in_its_events() -> None:
+    by_sip = HOLD._replace(identified=Evidence.SIGNALLING, call=SipCall("a@b", "100", "+4930123"))
+    assert str(by_sip) == (
+        "hold    203.0.113.10:20000  MOH at 198.51.100.2:4000 by SIP  after 30.0 s of TWO  "
+        "music in 42 ms, 2 dropped  call a@b"
+    )
+    shown = by_sip.to_json()
+    assert [shown[name] for name in ("identified", "call_id", "caller", "called")] == [
+        "signalling", "a@b", "100", "+4930123",
+    ]  # fmt: skip
+    nameless = by_sip._replace(call=SipCall("a@b")).to_json()
+    assert (nameless["call_id"], nameless["caller"], nameless["called"]) == ("a@b", None, None)
+    expired = by_sip._replace(event="expired", before=State.MOH, after=None)
+    assert str(expired) == "expired 203.0.113.10:20000  after 30.0 s of MOH  call a@b"
+
+
 # UCM's RTP that passes although its endpoint is not heard
 
 
@@ -398,7 +538,7 @@ def test_a_wan_is_blind_and_sees_again(peers: Peers) -> None:
     assert seeing.to_json() == {
         "time": 30, "event": "seeing", "address": None, "port": None, "from": None, "to": None,
         "public_address": None, "public_port": None, "interface": "eth1", "lasted": 13.2,
-        "identified": None,
+        "identified": None, "call_id": None, "caller": None, "called": None,
     }  # fmt: skip
     assert peers.after(100) == []
 

@@ -20,7 +20,7 @@ WITH_ALL = replace(
     provider=(IPv4Network("203.0.113.0/24"),),
     sip_from=(IPv4Network("203.0.113.0/24"),),
 )
-ALWAYS = {"counters", "events", "others"}
+ALWAYS = {"counters", "events", "others", "signalled"}
 
 
 def adopted(
@@ -31,8 +31,9 @@ def adopted(
 
 
 def test_they_are_those_of_the_c() -> None:
-    declared = re.findall(r"^BPF_(\w+)\((.*)\);$", C, re.MULTILINE)
-    names = [words.split(", ")[3 if kind == "TABLE" else 0] for kind, words in declared]
+    declared = re.findall(r"^BPF_(\w+)\(([^;]*)\);$", C, re.MULTILINE)
+    tables = ("TABLE", "F_TABLE")
+    names = [re.split(r",\s+", words)[3 if kind in tables else 0] for kind, words in declared]
     assert sorted(names) == sorted(maps.ROWS)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from moh_ebpf import layout
 from moh_ebpf.calls import peers
-from moh_ebpf.calls.peers import Peer, PeerRate
+from moh_ebpf.calls.peers import Peer, PeerRate, SipCall, call_of
 from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.layout import Evidence, State
 from tests.support.samples import about, later, peer, snapshot
@@ -31,7 +31,7 @@ def entry(
     key = layout.ENDPOINT.pack(socket.inet_aton(address), struct.pack("!H", port))
     heard = layout.HEARD.pack(socket.inet_aton(public), struct.pack("!H", public_port), state, wan)
     streams = dict.fromkeys(("in_rtp", "out_rtp"), bytes(layout.RTP.size))
-    words = {"by_rtcp": bytes(layout.HEARD.size)}
+    words = dict.fromkeys(("by_rtcp", "signalled"), bytes(layout.HEARD.size))
     words |= {"moved_ssrc": bytes(4)}
     words |= dict.fromkeys(("out_from", "out_before"), bytes(layout.ENDPOINT.size))
     times = {"last_seen": NOW, "since": NOW, "told": 1}
@@ -161,6 +161,111 @@ def test_one_that_is_known_by_rtcp_alone() -> None:
     assert (one.state, one.identified, one.expired) == (State.MOH, Evidence.RTCP, False)
 
 
+# What signalling says: without a WAN, and on hold.
+SAID = layout.HEARD.pack(
+    socket.inet_aton("198.51.100.9"), struct.pack("!H", 4000), State.MOH, layout.NO_WAN
+)
+
+
+def signalled(lease: float, **fields: Any) -> dict[str, Any]:
+    """The fields of a peer of which signalling says SAID for so many seconds to come."""
+    return {"signalled": SAID, "signalled_until": NOW + round(lease * SECOND)} | fields
+
+
+def test_rtp_that_says_the_same_as_signalling_is_what_it_is_known_by() -> None:
+    """It says where music comes from, too, and by which WAN."""
+    (one,) = decode(entry(wan=1, **signalled(60, last_seen=NOW - SECOND // 4)))
+    assert (one.state, one.identified, one.expired) == (State.MOH, Evidence.RTP, False)
+    assert (one.public_address, one.interface) == ("198.51.100.2", "ppp0")
+    assert one.age == about(0.25)
+
+
+def test_rtp_that_contradicts_signalling_is_not_believed() -> None:
+    (one,) = decode(entry(state=State.TWO, public_port=24576, **signalled(60)))
+    assert (one.state, one.identified, one.expired) == (State.MOH, Evidence.SIGNALLING, False)
+    assert (one.public, one.interface) == ("198.51.100.9:4000", "")
+    assert one.to_json()["interface"] is None
+    assert one.age == 0  # it is heard all the same
+
+
+@pytest.mark.parametrize(("state", "public"), [(State.MOH, "198.51.100.2"),
+                                               (State.TWO, "198.51.100.9")])  # fmt: skip
+def test_signalling_speaks_where_rtp_is_silent(state: State, public: str) -> None:
+    """Where its RTP was sent to still counts, if that has said the same."""
+    (one,) = decode(entry(state=state, **signalled(60, last_seen=NOW - 100 * SECOND)))
+    assert (one.state, one.identified, one.expired) == (State.MOH, Evidence.SIGNALLING, False)
+    assert (one.public_address, one.age) == (public, about(100))
+
+
+@pytest.mark.parametrize(("lease", "counts"), [(1e-6, True), (0, False), (-5, False)])
+@pytest.mark.parametrize("silence", [0.5, 100])
+def test_when_the_lease_of_signalling_is_over_rtp_counts_again(
+    lease: float, counts: bool, silence: float
+) -> None:
+    last_seen = NOW - round(silence * SECOND)
+    (one,) = decode(entry(state=State.TWO, **signalled(lease, last_seen=last_seen)))
+    # Of what is over, the last word is shown.
+    is_last = counts or silence > 5
+    by_rtp = (State.TWO, Evidence.RTP, silence >= 1)
+    assert (one.state, one.identified, one.expired) == (
+        (State.MOH, Evidence.SIGNALLING, not counts) if is_last else by_rtp
+    )
+
+
+@pytest.mark.parametrize(("lease", "expired"), [(60, False), (0, True), (-5, True)])
+def test_one_that_signalling_names_and_that_was_never_heard(lease: float, expired: bool) -> None:
+    """Its last_seen may lie before the kernel's clock began."""
+    never: dict[str, Any] = {"state": 0, "public": "0.0.0.0", "public_port": 0}
+    times = {"last_seen": 2**64 - 5, "since": NOW - 7 * SECOND}
+    (one,) = decode(entry(**never, **signalled(lease, **times)))
+    assert (one.state, one.identified, one.expired) == (State.MOH, Evidence.SIGNALLING, expired)
+    assert (one.public, one.interface) == ("198.51.100.9:4000", "")
+    assert (one.age, one.since) == (about(7), about(7))
+
+
+def test_rtcp_counts_again_when_the_lease_of_signalling_is_over() -> None:
+    """What the kernel has decided by RTCP was cleared when signalling spoke: it is later."""
+    fields: dict[str, Any] = {"state": State.TWO, "last_seen": NOW - 100 * SECOND}
+    (one,) = decode(
+        entry(**fields, **signalled(-5, by_rtcp=RTCP, rtcp_at=NOW - SECOND)), rtcp_timeout=15.0
+    )
+    assert (one.identified, one.public_address) == (Evidence.RTCP, "198.51.100.3")
+
+
+def test_on_a_deaf_wan_a_hold_that_is_signalled_goes_on() -> None:
+    """Nothing can end a hold that RTP alone has told of; of this one, signalling says the end."""
+    silent: dict[str, Any] = {"last_seen": NOW - 100 * SECOND}
+    assert decode(entry(**silent), timeout=3600, deaf={0})[0].expired
+    assert decode(entry(**signalled(-5, **silent)), timeout=3600, deaf={0})[0].expired
+    for timeout in (1, 3600):
+        (one,) = decode(entry(**signalled(60, **silent)), timeout=timeout, deaf={0})
+        assert not one.expired
+
+
+def test_calls_that_signalling_has_ended_are_left_out_as_others_are() -> None:
+    never: dict[str, Any] = {"state": 0, "last_seen": 2**64 - 5}
+    over = [entry(port=20000 + n, **never, **signalled(-n)) for n in range(8)]
+    assert [each.port for each in decode(*over, forgotten_for=5.0)] == [20000 + n for n in range(5)]
+
+
+def test_each_has_the_call_that_signalling_names_it_in() -> None:
+    calls = {(socket.inet_aton("203.0.113.10"), struct.pack("!H", 20002)): SipCall("a@b", "1", "2")}
+    one, other = decode(entry(port=20002), entry(port=20003), calls=calls)
+    assert (one.call, other.call) == (SipCall("a@b", "1", "2"), None)
+    assert [one.to_json()[name] for name in ("call_id", "caller", "called")] == ["a@b", "1", "2"]
+
+
+def test_a_call_by_its_texts() -> None:
+    assert call_of(b"a@b".ljust(128, b"\0"), bytes(32), bytes(32)) == SipCall("a@b", None, None)
+    numbers = (b"100".ljust(32, b"\0"), b"+4930123".ljust(32, b"\0"))
+    assert call_of(b"x" * 128, *numbers) == SipCall("x" * 128, "100", "+4930123")
+
+
+def test_a_call_id_gives_a_terminal_no_orders() -> None:
+    """Strangers have written it."""
+    assert call_of(b"\x1b[2J\ra\0b\xff@c", b"\x07", b"") == SipCall("?[2J?a?b?@c", "?", None)
+
+
 def test_what_nobody_is_told_of_is_left_out() -> None:
     noise = entry(told=0)
     assert decode(noise) == []
@@ -206,6 +311,9 @@ def test_json_has_the_documented_fields() -> None:
         "public_address": "198.51.100.2",
         "public_port": 4000,
         "interface": "eth1",
+        "call_id": None,
+        "caller": None,
+        "called": None,
         "age": 0.125,
         "since": 0,
         "longest_gap": 0,

@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from moh_ebpf.calls.peers import SipCall
 from moh_ebpf.counters import COUNTERS
-from moh_ebpf.layout import State
+from moh_ebpf.layout import Evidence, State
 from moh_ebpf.show.lines import show
 from moh_ebpf.show.peers import peers_table
 from moh_ebpf.show.status import status_view
@@ -37,19 +38,26 @@ def test_peers_into_a_pipe_are_whole_lines() -> None:
     known = [
         peer(1, State.TWO, expired=True, since=100.0, age=61.0),
         peer(2, since=3700.0, in_packets=10**9, in_bytes=2 * 10**11, interface="wan-uplink-0"),
-    ]
+        peer(3, State.TWO, identified=Evidence.SIGNALLING, interface="",
+             call=SipCall("a1b2@10.10.10.10", "100", "200")),
+    ]  # fmt: skip
     lines = shown(peers_table(known)).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "ENDPOINT STATE FOR AGE IN-PACKETS IN-BYTES OUT-PACKETS OUT-BYTES PUBLIC WAN LONGEST-GAP",
+        "ENDPOINT STATE FOR AGE IN-PACKETS IN-BYTES OUT-PACKETS OUT-BYTES PUBLIC WAN LONGEST-GAP "
+        "CALL-ID",
         "203.0.113.2:20002 MOH 1h01m 0.01s 1000000000 200000000000 600 120000 "
-        "198.51.100.2:4000 wan-uplink-0 0.04s",
-        "203.0.113.1:20001 (TWO) 1m40s 1m01s 600 120000 600 120000 198.51.100.2:24576 eth1 0.04s",
+        "198.51.100.2:4000 wan-uplink-0 0.04s -",
+        "203.0.113.3:20003 TWO+ 12s 0.01s 600 120000 600 120000 198.51.100.2:24576 - 0.04s "
+        "a1b2@10.10.10.10",
+        "203.0.113.1:20001 (TWO) 1m40s 1m01s 600 120000 600 120000 198.51.100.2:24576 eth1 0.04s -",
     ]
     assert lines == [line.rstrip() for line in lines]
 
 
 def test_the_columns_are_aligned() -> None:
-    title, *rows = shown(peers_table([peer(1), peer(200, State.TWO, in_bytes=7)])).splitlines()
+    call = SipCall("a@b.com")  # as long as its title, because no line ends with blanks
+    known = [peer(1, call=call), peer(200, State.TWO, in_bytes=7, call=call)]
+    title, *rows = shown(peers_table(known)).splitlines()
     assert len({len(line) for line in (title, *rows)}) == 1
     left, right = title.index("PUBLIC"), title.index("IN-BYTES") + len("IN-BYTES")
     assert all(row[left - 1] == " " and row[left] != " " for row in rows)

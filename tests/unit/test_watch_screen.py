@@ -8,7 +8,7 @@ import pytest
 from rich.segment import Segment
 
 from moh_ebpf.calls import peers
-from moh_ebpf.calls.peers import Peer, PeerRate, Rates, Snapshot
+from moh_ebpf.calls.peers import Peer, PeerRate, Rates, SipCall, Snapshot
 from moh_ebpf.calls.rtp import Rtp
 from moh_ebpf.counters import COUNTERS
 from moh_ebpf.layout import Evidence, State
@@ -182,6 +182,36 @@ def test_who_is_known_by_rtcp_has_a_star() -> None:
     assert [line.split()[1] for line in lines[5:7]] == ["MOH*", "(MOH*)"]
 
 
+def test_who_is_known_by_signalling_alone_has_a_plus() -> None:
+    by_sip = peer(1, identified=Evidence.SIGNALLING)
+    expired = peer(2, State.TWO, expired=True, identified=Evidence.SIGNALLING)
+    in_agreement = peer(3, State.TWO, call=CALL)
+    lines = view([by_sip, expired, in_agreement])
+    assert [line.split()[1] for line in lines[5:8]] == ["MOH+", "TWO", "(TWO+)"]
+
+
+CALL = SipCall("80f2a1b2-1234567-1a2b3-a0a0a0a@10.10.10.10", "100", "+4930123")
+
+
+def test_the_call_is_the_first_column_to_be_left_out() -> None:
+    known = [peer(1, call=CALL), peer(2)]
+    titles, named, nameless = view(known, 250)[4:7]
+    assert titles.split()[-1] == "CALL-ID"
+    assert (named.split()[-1], nameless.split()[-1]) == (CALL.call_id, "-")
+    needed = len(named.rstrip())
+    assert "CALL-ID" in view(known, needed)[4]
+    narrower = view(known, needed - 1)[4].split()
+    assert narrower == titles.split()[:-1]
+
+
+def test_one_can_sort_by_the_call() -> None:
+    """Who is in none that is known is last."""
+    known = [peer(1), peer(2, call=SipCall("b@ucm")), peer(3, call=SipCall("a@ucm"))]
+    lines = view(known, keys="s" * len(WATCH_COLUMNS))
+    assert "by CALL-ID, smallest first" in lines[-1]
+    assert [line.split(":")[0][-1] for line in lines[5:8]] == ["3", "2", "1"]
+
+
 def test_the_forgotten_are_last_in_parentheses_and_not_counted() -> None:
     forgotten = peer(1, expired=True, age=3.0)
     lines = view([forgotten, peer(2, State.TWO)])
@@ -277,7 +307,7 @@ def test_more_above_are_counted() -> None:
 
 
 def test_detail_has_rates_and_all_that_json_has() -> None:
-    held = peer(1, since=12.0)
+    held = peer(1, since=12.0, call=CALL)
     for width in (120, 80, 60):
         lines = view([held], width, 40, keys="\n")
         text = " ".join(" ".join(lines).split())
@@ -303,9 +333,33 @@ def test_detail_shows_what_json_will_have_besides(monkeypatch: pytest.MonkeyPatc
     assert "rtp jitter ms 1.5 -" in text
 
 
+@pytest.mark.parametrize(("call", "call_id"), [(SipCall("a@ucm"), "a@ucm"), (None, "-")])
+def test_detail_has_no_numbers_where_nobody_asked_for_them(
+    call: SipCall | None, call_id: str
+) -> None:
+    text = "\n".join(view([peer(1, call=call)], 80, 40, keys="\n"))
+    assert f"call id         {call_id} " in text
+    assert "caller" not in text
+    assert "called" not in text
+
+
+def test_in_detail_a_long_call_id_moves_nothing_aside() -> None:
+    stream = Rtp(7, 8, 200, 1, 0.0123, 0.03)
+    held = [peer(1, call=each, in_rtp=stream) for each in (SipCall("a@ucm"), CALL)]
+    short, long = (view([each], 120, 40, keys="\n") for each in held)
+    (top,) = [number for number, line in enumerate(short) if "INBOUND" in line]
+    aside = [[line[35:] for line in lines[top : top + 12]] for lines in (short, long)]
+    assert aside[0] == aside[1]
+    assert len(list(filter(None, aside[0]))) > 8  # as far as the Call-ID, and beyond
+    assert line_with(CALL.call_id, long).split() == ["call", "id", CALL.call_id]
+
+
 def test_detail_of_the_forgotten_says_so() -> None:
     lines = view([peer(1, expired=True, age=3.0)], keys="\n")
     assert line_with("203.0.113.1:20001  forgotten; last heard 3s ago", lines)
+    unheard = peer(1, expired=True, age=3.0, identified=Evidence.SIGNALLING)
+    said = "203.0.113.1:20001  forgotten; its signalling has ended, and it was never heard"
+    assert line_with(said, view([unheard], keys="\n"))
 
 
 def test_detail_of_who_is_gone_keeps_its_history() -> None:

@@ -20,7 +20,7 @@ from rich.style import Style
 from moh_ebpf import settings
 from moh_ebpf.calls.peers import PeerRate, Rates, Snapshot
 from moh_ebpf.counters import COUNTERS
-from moh_ebpf.layout import State
+from moh_ebpf.layout import Evidence, State
 from moh_ebpf.show.lines import DIM, NOTICE, PLAIN, TITLE, Line, Lines, cut, length, table
 from moh_ebpf.show.peers import STATES, WATCH_COLUMNS, Row, count, counts
 from moh_ebpf.show.status import Description, troubles
@@ -284,7 +284,9 @@ def _named(endpoint: str, row: Row | None) -> Line:
         ]
     peer = row.peer
     words = {State.MOH: "on hold", State.TWO: "in a two-way call"}
-    if peer.expired:
+    if peer.expired and peer.identified is Evidence.SIGNALLING:
+        text, style = "forgotten; its signalling has ended, and it was never heard", DIM
+    elif peer.expired:
         text, style = f"forgotten; last heard {whole_time(peer.age)} ago", DIM
     else:
         text, style = f"{words[peer.state]} for {whole_time(peer.since)}", STATES[peer.state]
@@ -328,14 +330,22 @@ def _span(seconds: float) -> str:
 _NAME, _VALUE, _WAY_NAME, _WAY = 16, 16, 18, 12
 
 
+# Kept with show_numbers alone: without it, nothing is to be said of them.
+_ASKED_FOR = ("caller", "called")
+
+
 def _fields(row: Row, width: int) -> list[Line]:
-    """What `peers --json` has, whatever that is: names and values; in and out side by side."""
+    """What `peers --json` has, whatever that is: names and values; in and out side by side, and
+    below them what has no room there."""
     fields = row.peer.to_json()
     ways = [dict(_flat(fields.pop(name))) for name in ("inbound", "outbound")]
-    single: list[Line] = [
-        [Segment(f"{name:<{_NAME}}", DIM), Segment(f"{_value(name, value):<{_VALUE}}")]
+    named = [
+        (name, _value(name, value))
         for name, value in _flat(fields)
+        if value is not None or name not in _ASKED_FOR
     ]
+    single = [_named_value(name, text) for name, text in named if len(text) <= _VALUE]
+    long = [_named_value(name, text) for name, text in named if len(text) > _VALUE]
     double: list[Line] = [
         [Segment(f"{'':<{_WAY_NAME}}{'INBOUND':>{_WAY}}{'OUTBOUND':>{_WAY}}", TITLE)]
     ]
@@ -344,9 +354,14 @@ def _fields(row: Row, width: int) -> list[Line]:
         text = "".join(f"{value:>{_WAY}}" for value in values)
         double.append([Segment(f"{name:<{_WAY_NAME}}", DIM), Segment(text)])
     if width < _NAME + _VALUE + 3 + _WAY_NAME + 2 * _WAY:
-        return [*double, [], *single]
+        return [*double, [], *single, *long]
     blank: Line = [Segment(" " * (_NAME + _VALUE))]
-    return [_joined([one or blank, other or []]) for one, other in zip_longest(single, double)]
+    beside = [_joined([one or blank, other or []]) for one, other in zip_longest(single, double)]
+    return [*beside, *long]
+
+
+def _named_value(name: str, text: str) -> Line:
+    return [Segment(f"{name:<{_NAME}}", DIM), Segment(f"{text:<{_VALUE}}")]
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

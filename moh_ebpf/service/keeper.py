@@ -67,7 +67,13 @@ class Keeper:
         self._put_back_at = -_LONGEST_PUT_BACK_PAUSE_SECONDS
         self._put_back_pause = _PUT_BACK_PAUSE_SECONDS
         self.lookout = Lookout(log)
+        self.attaches = 0  # how often something was attached, or found attached at the start
         self.due: float | None = None
+
+    @property
+    def reads_sip(self) -> bool:
+        """Do the settings of what is attached say so?"""
+        return self._attached is not None and self._attached.settings.signalling
 
     def close(self) -> None:
         """Let go of the programs that are held open."""
@@ -77,6 +83,7 @@ class Keeper:
 
     def begin(self) -> None:
         """The first step, whose errors are the service's own: MohError, OSError."""
+        self.attaches += 1
         if not self._step("attached", at_start=True).has_news:
             self._log.info("what is attached already is right, and stays")
 
@@ -185,6 +192,7 @@ class Keeper:
             # With the addresses that were seen: by now there may be others, which are other news.
             warnings = run_attach(wanted.record.settings, self._signals, self._log)
             self._attached = self.lookout.record = wanted.record
+            self.attaches += 1
             self._log.info("%s (%s): %s", verb, wanted.reason, _words(wanted.record.settings))
             for warning in self.lookout.untold(warnings):
                 self._log.warning("%s", warning)

@@ -26,7 +26,7 @@ from moh_ebpf.layout import State
 from moh_ebpf.registry import walk
 from moh_ebpf.registry.attached import Attached
 from moh_ebpf.registry.programs import open_program
-from moh_ebpf.service.sums import Histogram, Sums
+from moh_ebpf.service.sums import OUTCOMES, Histogram, Sums
 from moh_ebpf.settings import Settings
 
 # The families whose counters share a metric: its help, and the label that tells them apart.
@@ -250,6 +250,19 @@ def _of_the_service(sums: Sums) -> Iterator[Any]:
             sums.time_to_music,
         )
         yield _histogram("hold", "How long a hold lasted.", sums.hold)
+        yield from _signalling(sums)
+
+
+def _signalling(sums: Sums) -> Iterator[Any]:
+    gauge = prometheus().core.GaugeMetricFamily
+    up = gauge("moh_ebpf_sip_reader_up", "1 while SIP is read; absent if it is not to be.")
+    if sums.reads_sip is not None:
+        up.add_metric([], int(sums.reads_sip))
+    yield up
+    yield gauge("moh_ebpf_sip_dialogs", "Dialogs that are followed.", value=sums.dialogs)
+    help_text = "SIP messages that were read, and what could not be, by the reason."
+    outcomes = {each: sums.messages[each] for each in OUTCOMES}
+    yield _labelled("sip_messages", help_text, "outcome", outcomes)
 
 
 def _histogram(name: str, help_text: str, values: Histogram) -> Any:

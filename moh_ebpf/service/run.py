@@ -23,6 +23,7 @@ from moh_ebpf.service.eventlog import EventLog
 from moh_ebpf.service.keeper import Keeper, Load
 from moh_ebpf.service.pace import STATUS_SHARE
 from moh_ebpf.service.signals import Signals, Stopped, handled_signals
+from moh_ebpf.service.sip_process import SipProcess
 from moh_ebpf.service.sums import Sums
 
 # Between two looks at the calls, for the status.
@@ -52,12 +53,13 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
             selectors.DefaultSelector() as selector,
             closing(service),
             closing(EventLog(log, selector, sums)) as event_log,
+            closing(SipProcess(log, selector, sums)) as sip,
         ):
             signals.raise_if_stopped()
             service.begin()
             event_log.expect_change()
             systemd.notify(READY=1, STATUS=service.status())
-            _stay(service, load, name, changes, signals, selector, event_log)
+            _stay(service, load, name, changes, signals, selector, event_log, sip)
         systemd.notify(STOPPING=1)
         if keep or signals.keep:
             log.info("stopped; what is attached stays")
@@ -74,13 +76,17 @@ def _stay(
     signals: Signals,
     selector: selectors.BaseSelector,
     event_log: EventLog,
+    sip: SipProcess,
 ) -> None:
     """Until a signal to stop. Raises Stopped."""
-    beat, deaf_until, untold = _Beat(service), None, False
+    beat, deaf_until, attaches = _Beat(service), None, 0
     for each in (name, changes, signals.wakes):
         selector.register(each, selectors.EVENT_READ)
     while True:
-        times = (service.due, service.lookout.due, beat.due, deaf_until, event_log.due)
+        if service.attaches != attaches:
+            attaches = service.attaches
+            sip.attached(reads=service.reads_sip)
+        times = (service.due, service.lookout.due, beat.due, deaf_until, event_log.due, sip.due)
         due = min(each for each in times if each is not None)
         timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
         ready = {key.fileobj for key, _ in selector.select(timeout)}
@@ -97,13 +103,10 @@ def _stay(
             deaf_until = None
         if changes in ready:
             service.expect_change(drain(changes))
-            untold = True
-        service.act()
-        if untold and service.due is None:
-            # Not before what was removed is back, with its ring: the events go on.
             event_log.expect_change()
-            untold = False
+        service.act()
         event_log.act(ready)
+        sip.act(ready)
         beat.act()
         service.lookout.act()
 

@@ -3,10 +3,17 @@
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moh_ebpf.calls.events import Event, Lost
 from moh_ebpf.layout import State
+
+# What becomes of SIP that is heard (calls/transport.py, sip_reader.py): read; no SIP, or a message
+# or session description that cannot be relied on; not heard whole; not told, by an error.
+OUTCOMES = (
+    *("read", "malformed", "no_description", "segments_missing", "connections_dropped"),
+    *("not_captured", "not_told"),
+)
 
 # Events that end a state, whose length they tell.
 _ENDS = ("resume", "expired", "evicted")
@@ -38,6 +45,21 @@ class Sums:
         self.time_to_music = Histogram(MUSIC_BUCKETS)
         self.hold = Histogram(HOLD_BUCKETS)
         self.interfaces_missing = 0
+        self.reads_sip: bool | None = None  # None: it is not to be read
+        self.dialogs = 0
+        self.messages: Counter[str] = Counter()
+
+    def add_sip(self, counts: Mapping[str, int], before: Mapping[str, int]) -> None:
+        """What the process that reads SIP has counted, and what it had `before`."""
+        with self.lock:
+            self.reads_sip, self.dialogs = True, counts.get("dialogs", 0)
+            for outcome in OUTCOMES:
+                self.messages[outcome] += counts.get(outcome, 0) - before.get(outcome, 0)
+
+    def end_sip(self, *, is_wanted: bool) -> None:
+        """SIP is not read any more, or not yet; `is_wanted`: it should be."""
+        with self.lock:
+            self.reads_sip, self.dialogs = False if is_wanted else None, 0
 
     def add(self, event: Event | Lost) -> None:
         """Count an event; a hold's length when it ends."""

@@ -114,10 +114,11 @@ class Seen:
 
 
 class Site:
-    """The pair with moh_ebpf and the other ways, and the calls. Firewall a is the master."""
+    """The pair with moh_ebpf and the other ways, and the calls. Firewall a is the master.
+    `has_run`: `moh-ebpf run` is there, and has not only attached and gone."""
 
-    def __init__(self, made: Pair, stack: ExitStack) -> None:
-        self.pair = made
+    def __init__(self, made: Pair, stack: ExitStack, *, has_run: bool) -> None:
+        self.pair, self.has_run = made, has_run
         self._sockets = stack.enter_context(ExitStack())
         self._ports = iter(random.sample(UCM_PORTS, 50))
         self.calls = {case: self._call(case) for case in CASES}
@@ -242,7 +243,7 @@ def site(directory: Path, *, virtual_macs: bool = False) -> Iterator[Site]:
                 continue
             (file := own / "moh-ebpf.toml").write_text(config)
             router.place.moh("attach", "--config", str(file))
-        yield Site(made, stack)
+        yield Site(made, stack, has_run=virtual_macs)
 
 
 def changes(made: Site) -> Iterator[tuple[str, dict[Case, Seen]]]:

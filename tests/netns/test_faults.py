@@ -5,6 +5,7 @@ detach. After a fault all of it is done or nothing, and detach leaves what was t
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -98,10 +99,13 @@ def every_step(
     choose: Callable[[list[steps.Step]], list[steps.Step]],
 ) -> Iterator[steps.Step]:
     """The chosen steps of the command, always from the same state: where a fault has changed it,
-    detach restores what was there before all, to the letter, and attach works again."""
+    detach restores what was there before all, to the letter, and attach works again. In CI every
+    third one: most of them take a compile."""
     untouched = present(fw).tc
     prepare(fw, before)
     found = choose(steps.steps(fw.namespace, *command))
+    if "CI" in os.environ:
+        found = [*found[:-1:3], found[-1]]
     was = None
     for step in found:
         if was is None or present(fw) != was:

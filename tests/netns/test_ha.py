@@ -1,13 +1,19 @@
 """Two firewalls with keepalived: hold music goes on at the new master (docs/ha.md)."""
 
+import json
 import shutil
+from collections.abc import Iterator
 
 import pytest
 
-from tests.ha.failover import CASES, By, Case, Seen, changes, site
+from tests.ha.failover import CASES, PROVIDER_PORT, By, Case, Seen, Site, changes, site
 from tests.ha.page import BEGIN, END
 from tests.ha.pair import PAGE
-from tests.support.firewall import PUBLIC
+from tests.support.firewall import PUBLIC, UCM
+from tests.support.hosts import udp_socket
+from tests.support.sip import PROVIDER_SIP, Dialog, description
+from tests.support.waiting import until
+from tests.support.wire import rtp
 
 HOLD = {f"{PUBLIC}:4000"}
 # The new master learns from an inbound packet; one of UCM's may come before it.
@@ -17,13 +23,20 @@ Changes = dict[str, dict[Case, Seen]]
 
 
 @pytest.fixture(scope="module", params=["attach", "virtual MACs, run"])
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Changes:
-    """The changes of master, one after the other, with all calls in progress."""
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     if not shutil.which("keepalived"):
         pytest.skip("keepalived is not installed: scripts/setup --dev")
     directory = tmp_path_factory.mktemp("ha")
     with site(directory, virtual_macs=request.param != "attach") as made:
-        return dict(changes(made))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def seen(made: Site) -> Changes:
+    """The changes of master, one after the other, with all calls in progress."""
+    return dict(changes(made))
 
 
 def the(change: dict[Case, Seen], hold: bool, by: By) -> Seen:
@@ -78,6 +91,45 @@ def test_a_silent_phone_hears_nothing_before_it_speaks_unless_there_is_dnat(seen
     assert lost[By.DNAT] <= speaking + LEARNING < lost[By.NAT]
 
 
+def test_a_silent_endpoint_is_known_by_its_next_offer_at_the_new_master(
+    made: Site, seen: Changes
+) -> None:
+    """Of a call that began at the old one, and is on hold: UCM refreshes its session. `attach`
+    alone reads nothing."""
+    master, dialog = made.pair.b, Dialog()
+    endpoint = (PROVIDER_SIP, PROVIDER_PORT + 1000)
+    assert master.is_master()
+    with (
+        udp_socket(made.pair.lan, (UCM, 5060)) as ucm,
+        udp_socket(made.pair.wan, (PROVIDER_SIP, 5060)) as provider,
+        udp_socket(made.pair.wan, endpoint) as listening,
+        udp_socket(made.pair.lan, (UCM, 30002)) as playing,
+    ):
+        dialog.cseq += 10  # what went before, the old master has heard
+        ucm.sendto(
+            dialog.ask("INVITE", description(f"{UCM}:4000", "sendonly")), (PROVIDER_SIP, 5060)
+        )
+        _, back = provider.recvfrom(4096)
+        provider.sendto(dialog.answer(description(":".join(map(str, endpoint)))), back)
+        ucm.recv(4096)
+
+        def known() -> list[tuple[str, str, str]]:
+            found = json.loads(master.place.moh("peers", "--json").stdout)
+            return [
+                (each["state"], each["identified"], each["call_id"])
+                for each in found
+                if (each["address"], each["port"]) == endpoint
+            ]
+
+        if made.has_run:
+            until("the hold is known", known)
+            assert known() == [("moh", "signalling", dialog.call_id)]
+            playing.sendto(rtp(1), endpoint)
+            assert listening.recvfrom(4096)[1] == (PUBLIC, 4000)
+        else:
+            assert known() == []
+
+
 def test_nat_alone_sends_hold_music_from_ucms_port(seen: Changes) -> None:
     for what, change in seen.items():
         music = the(change, True, By.NAT)
@@ -85,7 +137,7 @@ def test_nat_alone_sends_hold_music_from_ucms_port(seen: Changes) -> None:
         assert music.next_hold == {f"{PUBLIC}:{music.next_port}"}, what
 
 
-@pytest.mark.parametrize("seen", ["attach"], indirect=True)
+@pytest.mark.parametrize("made", ["attach"], indirect=True)
 def test_the_articles_rules_play_the_hold_that_failed_over_and_not_the_next(seen: Changes) -> None:
     (change, *_) = seen.values()
     music = the(change, True, By.ARTICLE)

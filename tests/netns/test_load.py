@@ -4,6 +4,7 @@ Packets are counted by the kernel, at the WAN's egress and per peer; a capture w
 """
 
 import json
+import os
 import time
 
 import pytest
@@ -20,7 +21,8 @@ from tests.support.foreign import counter
 STREAMS = 1000
 ROUNDS = 100
 ROUND_SECONDS = 0.02  # G.711: 50 packets/s a stream
-SPOOFED = 1_000_000
+# Many more than the map has places; by hand, many times that.
+SPOOFED = 200_000 if "CI" in os.environ else 1_000_000
 # A peer is refreshed in each round; a slow machine's rounds take longer.
 PATIENT = ("--timeout", "30s")
 
@@ -45,7 +47,7 @@ def test_a_thousand_held_calls(fw: Firewall) -> None:
 
 
 @pytest.mark.parametrize("sources", ["learned", "kept out by --provider"])
-def test_a_million_spoofed_sources_cost_no_call_a_packet(fw: Firewall, sources: str) -> None:
+def test_spoofed_sources_cost_no_call_a_packet(fw: Firewall, sources: str) -> None:
     """The flood fills the map many times over; live peers are the recently used ones, and stay.
 
     New calls begin all the while.

@@ -90,7 +90,7 @@ def test_manual_page_is_clean(package: Path, page: str, tmp_path: Path) -> None:
 def test_manual_page_has_switches_as_toml_does(package: Path) -> None:
     page = package / "usr/share/man/man5/moh-ebpf.toml.5.gz"
     text = output("gzip", "--decompress", "--stdout", page)
-    assert text.count("(true or false)") == 2
+    assert text.count("(true or false)") == 4
     assert "Default: yes" not in text
 
 

@@ -41,6 +41,9 @@ def test_peers_json(fw: Firewall) -> None:
         "public_address": PUBLIC,
         "public_port": 4000,
         "interface": "wan",
+        "call_id": None,
+        "caller": None,
+        "called": None,
         "inbound": {"packets": 4, "bytes": 4 * size},
         "outbound": {"packets": 23, "bytes": 23 * size},
     }
@@ -60,7 +63,8 @@ def test_status_json(fw: Firewall) -> None:
         "wan": ["wan"], "lan": ["lan"], "ucm": [UCM], "public": [PUBLIC], "port": 4000,
         "rtp_ports": "16384-32767", "provider": [], "timeout": 60.0, "patience": 3.0,
         "rtcp_timeout": 15.0, "max_peers": 65536,
-        "quality": True, "flip_hold": False, "sip_ports": [5060], "sip_from": [],
+        "quality": True, "flip_hold": False, "signalling": True, "sip_ports": [5060],
+        "sip_from": [], "show_numbers": False,
     }  # fmt: skip
     ids = [program.pop("id") for program in shown["programs"]]
     assert len(set(ids)) == 3

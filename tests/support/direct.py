@@ -19,6 +19,7 @@ from moh_ebpf.lab.audio import SAMPLE_RATE, Sound, measure
 from tests.support.firewall import GATEWAY, PUBLIC, UCM
 from tests.support.hosts import Hosts, add_sip_helper, hosts
 from tests.support.namespace import Namespace
+from tests.support.service import service
 from tests.support.telephony import (
     FIREWALL_RULES,
     HELPER_RULES,
@@ -323,9 +324,16 @@ class DirectCall(Conversation):
 
     def play_by_rtcp(self, port: int) -> None:
         """Hold music for a provider that sends reports and no RTP."""
+        self._play_known_by("rtcp", port)
+
+    def play_by_signalling(self, port: int) -> None:
+        """Hold music for a provider that sends nothing, as SDPs tell it."""
+        self._play_known_by("signalling", port)
+
+    def _play_known_by(self, identified: str, port: int) -> None:
         self._play_until_heard(port)
         (peer,) = self.peers()
-        assert (peer["state"], peer["identified"]) == ("moh", "rtcp")
+        assert (peer["state"], peer["identified"]) == ("moh", identified)
         self._hush()
 
     def resume(self, port: int) -> None:
@@ -379,9 +387,14 @@ def _fields(capture: Capture, which: str, *fields: str) -> list[list[str]]:
 
 @contextmanager
 def direct_call(
-    directory: Path, *options: str, scenario: Scenario, helper: bool = False
+    directory: Path,
+    *options: str,
+    scenario: Scenario,
+    helper: bool = False,
+    config: str | None = None,
 ) -> Iterator[DirectCall]:
-    """A call that was answered. The options are for attach.
+    """A call that was answered. The options are for attach; with a `config` there is the service
+    instead, which reads SIP.
 
     UCM names the public address, as behind static NAT; `helper`: its own, and the firewall's SIP
     helper rewrites that. Where the kernel has no such helper, the test is skipped.
@@ -394,5 +407,9 @@ def direct_call(
         # What baresip sends comes from the address that it listens on.
         route = (f"{GATEWAY.rpartition('.')[0]}.0/24", "dev", "eth0", "src", PROVIDER_ADDRESS)
         made.provider.run("ip", "route", "replace", *route)
-        made.attach("--lan", "lan", "--ucm", UCM, *options)
+        if config is None:
+            made.attach("--lan", "lan", "--ucm", UCM, *options)
+        else:
+            run = stack.enter_context(service(made.firewall, directory, config))
+            run.wait_for_line("SIP is read")
         yield DirectCall(made, directory, stack, scenario, helper)

@@ -76,6 +76,17 @@ class Service:
         return self.process.wait(PATIENCE_SECONDS)
 
 
+def reader_of(run: Service) -> int:
+    """The process that reads SIP for the service."""
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
+    (pid,) = (
+        int(each)
+        for each in children.split()
+        if b"sip_reader" in Path(f"/proc/{each}/cmdline").read_bytes()
+    )
+    return pid
+
+
 @contextmanager
 def service(
     namespace: Namespace,

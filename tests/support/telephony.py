@@ -313,11 +313,15 @@ class Steps:
         return line.split()
 
 
-def start_kamailio(place: Namespace, directory: Path, config: Path) -> Program:
+def start_kamailio(
+    place: Namespace, directory: Path, config: Path, name: str = "kamailio", **more: str
+) -> Program:
     addresses = {"LAN": LAN, "PUBLIC": PUBLIC, "UCM": UCM, "PROVIDER": PROVIDER_ADDRESS}
-    defines = [word for name, value in addresses.items() for word in ("-A", f"{name}={value}")]
+    defines = [
+        word for key, value in (addresses | more).items() for word in ("-A", f"{key}={value}")
+    ]
     return Program(
-        *(place, directory, "kamailio"),
+        *(place, directory, name),
         *("kamailio", "-f", str(config), "-DD", "-E", "-Y", str(directory), *defines),
     )
 

@@ -21,6 +21,7 @@ _ETH_P_ALL = 3
 _SOL_PACKET = 263
 _PACKET_VNET_HDR = 15
 _PACKET_IGNORE_OUTGOING = 23  # what we send ourselves is not to fill the socket's buffer
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h: whatever net.core.rmem_max is
 # IEEE 802's type for local experiments.
 _TOKEN_TYPE = 0x88B5
 _PATIENCE_SECONDS = 10.0
@@ -99,7 +100,7 @@ class Wire:
         ).stdout.strip()
         with outside.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 26)
             self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
             self._socket.bind((end, _ETH_P_ALL))
         self._firewall, self.outside, self.end = firewall, outside, end

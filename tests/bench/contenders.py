@@ -8,13 +8,14 @@ off, as is their default, and no RPS: the CPU that sends a packet is the one tha
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from scapy.packet import Packet
 
 from moh_ebpf.errors import MohError
+from moh_ebpf.kernel.capture import Capture
 from tests.bench import native
 from tests.bench.limits import Limits, limits
 from tests.support import article
@@ -179,6 +180,16 @@ def moh(*arguments: str, masquerade: bool = True) -> Iterator[Built]:
         yield Built(fw, programs)
 
 
+@contextmanager
+def _moh_reading() -> Iterator[Built]:
+    """The same, with the packet socket by which `run` hears SIP."""
+    with moh("--lan", "lan") as built:
+        with built.fw.namespace.entered():
+            capture = Capture([5060])
+        with closing(capture):
+            yield built
+
+
 DROP = Contender("drop", "dropped at the first hook", None, lambda: bare("drop"), learns=False)
 REDIRECT = Contender(
     "redirect", "bare bpf_redirect", UCM_ENDPOINT, lambda: bare("redirect"), learns=False
@@ -222,6 +233,9 @@ MOH_FLIP = Contender(
     MOH_ENDPOINT,
     lambda: moh("--lan", "lan", "--flip-hold"),
 )
+MOH_READING = Contender(
+    "moh-reading", "moh_ebpf, LAN + WAN, SIP read", MOH_ENDPOINT, lambda: _moh_reading()
+)
 MOH_WAN = Contender("moh-wan", "moh_ebpf, WAN only", MOH_ENDPOINT, lambda: moh(masquerade=False))
 
 
@@ -233,7 +247,7 @@ def usable_article() -> list[Contender]:
 def contenders() -> list[Contender]:
     """All that work on this machine."""
     queues = [QUEUE_C] + [QUEUE_PYTHON] * (not article.why_no_rewriter())
-    ours = [MOH, MOH_NO_QUALITY, MOH_FLIP, MOH_WAN]
+    ours = [MOH, MOH_NO_QUALITY, MOH_FLIP, MOH_READING, MOH_WAN]
     others = [PLAIN, NFT_NETDEV, NFT_IP, MASQUERADE]
     return [DROP, REDIRECT, *ours, *others, *usable_article(), *queues]
 

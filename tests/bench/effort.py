@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Effort:
-    """`rounds` of all contenders, interleaved; `packets` a sample; `probes` a latency sample."""
+    """`rounds` of all contenders, interleaved; `packets` a sample; `probes` a latency sample;
+    `paced_calls` are told by SIP at its pace, and so many `dialogs` as fast as may be."""
 
     rounds: int
     packets: int
@@ -20,12 +21,14 @@ class Effort:
     commands: int
     snapshot_peers: int
     watch_seconds: float
+    paced_calls: int
+    dialogs: int
 
     @property
     def steps(self) -> int:
         """How often a measurement tells what it is at."""
         by_rounds = len(self.flows) + 4  # streams, latency, peers, flood
-        return by_rounds * self.rounds + len(self.peers) + 2 * self.commands + 2
+        return by_rounds * self.rounds + len(self.peers) + 2 * self.commands + 4
 
 
 FULL = Effort(
@@ -42,6 +45,8 @@ FULL = Effort(
     commands=9,
     snapshot_peers=65_536,
     watch_seconds=5.0,
+    paced_calls=250,
+    dialogs=5_000,
 )
 
 SHORT = Effort(
@@ -58,4 +63,6 @@ SHORT = Effort(
     commands=1,
     snapshot_peers=1_000,
     watch_seconds=1.0,
+    paced_calls=10,
+    dialogs=50,
 )

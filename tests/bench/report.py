@@ -22,6 +22,7 @@ LABELS: dict[str, str] = {
         contenders.MOH,
         contenders.MOH_NO_QUALITY,
         contenders.MOH_FLIP,
+        contenders.MOH_READING,
         contenders.MOH_WAN,
         contenders.PLAIN,
         contenders.NFT_NETDEV,
@@ -149,6 +150,18 @@ def goals(results: Results) -> list[Goal]:
             spread(results["many_peers"]["snapshot"]).median,
             " s",
         ),
+        *_signalling_goals(results),
+    ]
+
+
+def _signalling_goals(results: Results) -> list[Goal]:
+    read = results["signalling"]
+    share = 100 * read["cpu"] / read["seconds"]
+    before, after = read["kib"]
+    return [
+        Goal("200 SIP messages a second, of a core", 5, share, " %"),
+        Goal("SIP to the kernel, median", 5, spread(read["late_ms"]).median, " ms"),
+        Goal(f"{read['dialogs']:,} dialogs", 32, (after - before) / 1024, " MiB"),
     ]
 
 
@@ -219,6 +232,7 @@ def page(results: Results) -> str:
         commands=_commands(results),
         many_peers=f"{results['many_peers']['peers']:,}",
         with_many_peers=_with_many_peers(results),
+        signalling=_signalling(results),
         processes=results["memory"]["processes"],
         maps=table(
             ["map", "bytes"],
@@ -340,6 +354,23 @@ def _with_many_peers(results: Results) -> str:
     ]
     heads = ["", "seconds", "memory, MiB"]
     return table(heads, [[what, _show(time, 2), memory] for what, time, memory in rows])
+
+
+def _signalling(results: Results) -> str:
+    read = results["signalling"]
+    late, (before, after) = read["late_ms"], read["kib"]
+    rows = [
+        ("CPU for a message, µs", f"{1e6 * read['cpu'] / read['messages']:.0f}"),
+        (
+            f"CPU at {read['messages'] / read['seconds']:.0f} messages a second, % of a core",
+            f"{100 * read['cpu'] / read['seconds']:.1f}",
+        ),
+        ("from the last message of a hold to the kernel, ms", _show(spread(late), 1)),
+        ("the same, 99 % of them, ms", f"{percentile(late, 99):.1f}"),
+        ("memory of the reader, MiB", f"{before / 1024:.0f}"),
+        (f"memory of {read['dialogs']:,} dialogs, MiB", f"{(after - before) / 1024:.1f}"),
+    ]
+    return table(["reading SIP", ""], rows)
 
 
 def _mebibytes(finished: list[dict[str, float]]) -> str:

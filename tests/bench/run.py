@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moh_ebpf.errors import MohError
-from tests.bench import commands, forwarding, machine, native, plots, programs, report
+from tests.bench import commands, forwarding, machine, native, plots, programs, report, signalling
 from tests.bench.contenders import all_running, contenders
 from tests.bench.effort import FULL, SHORT, Effort
 from tests.bench.forwarding import Tell
@@ -45,6 +45,7 @@ def measure(effort: Effort, tell: Tell) -> dict[str, Any]:
     results["commands"] = commands.life_cycle(effort, tell)
     results["many_peers"] = commands.with_many_peers(effort, tell)
     results["memory"] = commands.memory()
+    results["signalling"] = signalling.measure(effort, tell)
     return results
 
 

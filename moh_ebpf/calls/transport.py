@@ -13,6 +13,8 @@ from moh_ebpf.calls.sip import Malformed, Message
 from moh_ebpf.calls.tcp import InOrder
 from moh_ebpf.kernel.capture import Segment
 
+# Hop by hop, and of no dialog (RFC 3261, 8.2.6): one message in six or so, which need not be read.
+_TRYING = b"SIP/2.0 100 "
 _MOST_CONNECTIONS = 4096
 _MOST_BYTES = 8 << 20
 
@@ -53,6 +55,9 @@ class Transport:
     def _of_udp(self, data: bytes) -> Iterator[Message]:
         if not data.strip(b"\r\n\0"):
             return  # a keepalive
+        if data.startswith(_TRYING):
+            self.counts["read"] += 1
+            return
         try:
             yield sip.parse(data)
         except Malformed:

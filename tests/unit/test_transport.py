@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moh_ebpf.calls import transport
+from moh_ebpf.calls import sip, transport
 from moh_ebpf.calls.sip import Message
 from moh_ebpf.calls.transport import Transport
 from moh_ebpf.kernel.capture import Segment
@@ -90,6 +90,14 @@ def test_many_connections_that_say_half(monkeypatch: pytest.MonkeyPatch) -> None
     assert of.connections < 60
     assert of.counts["connections_dropped"] > 240
     assert len(heard(of, segments(INVITE, port=9999))) == 1
+
+
+def test_what_says_nothing_of_a_dialog_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sip, "parse", lambda data: pytest.fail("it is parsed"))
+    of = Transport()
+    trying = Segment(PROVIDER, UCM, False, b"SIP/2.0 100 Trying\r\nVia: x\r\n\r\n")
+    assert heard(of, [trying]) == []
+    assert of.counts == {"read": 1}
 
 
 def test_many_connections_that_say_nothing() -> None:

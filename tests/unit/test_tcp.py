@@ -69,3 +69,16 @@ def test_another_connection_between_the_same_ports() -> None:
 
 def test_joined_in_its_middle() -> None:
     assert heard([(7, b"abc"), (10, b"def"), (4, b"xyz")]) == [b"abcdef"]
+
+
+def test_another_connection_whose_beginning_was_missed() -> None:
+    """Wherever its numbers are. A few segments from far away change nothing: they may be forged."""
+    first, far, back = 3_000_000_000, 3_500_000_000, 1_000_000_000
+    direction = InOrder()
+    assert heard([(first, b"one"), (far, b"x"), (far + 1, b"x"), (back, b"x")], direction) == [
+        b"one"
+    ]
+    assert heard([(first + 3, b"two")], direction) == [b"two"]
+    for begin in (back, far):
+        apart = heard([(begin + number, b"z") for number in range(20)], direction)
+        assert (apart[0], apart[-1][:5]) == (b"", b"zzzzz")

@@ -79,6 +79,26 @@ def test_rtcp_has_no_word_against_signalling(quiet: Bench, role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", BOTH)
+def test_nor_where_rtp_agrees_with_signalling(quiet: Bench, role: Role) -> None:
+    quiet.learn(CALL, 1, 2)
+    quiet.signal(PROVIDER, State.TWO, source=OWN)
+    quiet.age_all(1)
+    quiet.set_learned()
+    report(quiet, f"{PUBLIC}:4001")
+    assert leaves(quiet, role, OTHER) == HELD_BACK
+    assert leaves(quiet, role, OWN) == PASSES
+
+
+def test_rtcp_of_before_signalling_says_nothing_after_it(quiet: Bench) -> None:
+    report(quiet, f"{PUBLIC}:4001")
+    assert leaves(quiet, Role.BYPASS, OTHER) == HOLD
+    assert [each.state for each in quiet.all_peers() if not each.expired] == [State.MOH]
+    quiet.signal(PROVIDER, State.TWO, source=OWN)
+    quiet.signal(PROVIDER, None)
+    assert [each.state for each in quiet.all_peers() if not each.expired] == []
+
+
+@pytest.mark.parametrize("role", BOTH)
 @pytest.mark.parametrize("told", [True, False])
 def test_rtcp_goes_with_its_rtp(quiet: Bench, role: Role, told: bool) -> None:
     quiet.signal(PROVIDER, State.MOH, source=OWN, told=told)
@@ -131,7 +151,7 @@ def test_what_is_no_turn(quiet: Bench, role: Role) -> None:
     quiet.learn(HOLD, 300, 301)
     quiet.age_all(2)
     quiet.learn(f"{PUBLIC}:24600", 800)
-    quiet.learn(f"{PUBLIC}:24602", 900)
+    quiet.learn(f"{PUBLIC}:24602", 900, 900)  # the same one twice
     assert is_on_hold()
 
 
@@ -159,22 +179,27 @@ def test_reports_of_a_call_that_signalling_has_ended(quiet: Bench) -> None:
 
 
 def test_a_place_that_is_ours_no_more(quiet: Bench) -> None:
-    """Where it was heard once may be no public address any more."""
-    quiet.set_peer(PROVIDER, PeerState(State.MOH, "192.0.2.77:4000", age=60, told=True))
-    quiet.signal(PROVIDER, State.MOH, source=OWN)
-    assert leaves(quiet, Role.BYPASS, OTHER) == HOLD
+    """Where it was heard once, or is still, may be no public address any more."""
+    for age in (60, 0):
+        quiet.set_peer(PROVIDER, PeerState(State.MOH, "192.0.2.77:4000", age=age, told=True))
+        quiet.signal(PROVIDER, State.MOH, source=OWN)
+        quiet.age_all(TIMEOUT + 1)
+        quiet.set_learned()
+        assert leaves(quiet, Role.BYPASS, OTHER) == HOLD
 
 
 def test_a_renewal_is_no_news(quiet: Bench) -> None:
     """Ports that UCM has taken meanwhile stay the call's."""
     quiet.signal(PROVIDER, State.TWO, source=OWN)
-    for _ in range(2):
-        leaves(quiet, Role.BYPASS, OTHER)
-        quiet.age_all(0.25)
-        quiet.set_learned()
-    assert leaves(quiet, Role.BYPASS, OTHER) == PASSES
+    taken = OTHER, f"{UCM}:30002"
+    for port in taken:
+        for _ in range(2):
+            leaves(quiet, Role.BYPASS, port)
+            quiet.age_all(0.25)
+            quiet.set_learned()
+        assert leaves(quiet, Role.BYPASS, port) == PASSES
     quiet.signal(PROVIDER, State.TWO, source=OWN, renewed=True)
-    assert leaves(quiet, Role.BYPASS, OTHER) == PASSES
+    assert [leaves(quiet, Role.BYPASS, port) for port in taken] == [PASSES, PASSES]
 
 
 def test_what_is_told(quiet: Bench) -> None:

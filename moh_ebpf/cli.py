@@ -377,7 +377,8 @@ def show_events(
         None, "--for", metavar="DURATION", show_default=False, help="End after so long."
     ),
 ) -> None:
-    """State changes as they happen, a line each: new, hold, resume, expired, evicted."""
+    """State changes as they happen, a line each: new, hold, resume, expired,
+    evicted, unheard; and of a WAN, blind and seeing."""
     from moh_ebpf.show.follow import follow, line
 
     end = parsers.duration("--for", seconds) if seconds else math.inf

@@ -260,7 +260,8 @@ def _nobody(frame: Frame, view: View, width: int) -> list[Line]:
         timeout = settings.text("timeout", frame.description["settings"]["timeout"])
         text = (
             f"No endpoint is known: within the last {timeout}, none has sent RTP to a public "
-            "address. A call shows here with the provider's first packet."
+            "address. A call shows here with the provider's first packet; with its SIP, where "
+            "moh-ebpf run reads that."
         )
     return [[Segment(part)] for part in textwrap.wrap(text, max(width, 20))]
 

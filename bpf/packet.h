@@ -178,6 +178,15 @@ static __always_inline bool is_at(struct __sk_buff *skb, u32 offset, struct iphd
 	       here[3] == there[3] && here[4] == there[4];
 }
 
+/* To the verifier any value within this mask: else it follows all that comes once for each. */
+static __always_inline u32 any_way(struct __sk_buff *skb, u32 value, u32 mask)
+{
+	u32 rest = skb->len - value;
+
+	asm volatile("" : "+r"(rest));
+	return (skb->len - rest) & mask;
+}
+
 /*
  * No program is told where the network header begins; but what stands there it may load. The first
  * place with the same 20 bytes is it: in a link header they are never by chance.
@@ -185,7 +194,7 @@ static __always_inline bool is_at(struct __sk_buff *skb, u32 offset, struct iphd
 static __always_inline bool search_ip(struct __sk_buff *skb, u32 *l3)
 {
 	struct iphdr ip;
-	u32 offset, rest;
+	u32 offset;
 
 	if (!load_ip(skb, &ip))
 		return false;
@@ -194,10 +203,7 @@ static __always_inline bool search_ip(struct __sk_buff *skb, u32 *l3)
 			break;
 	if (offset > LONGEST_LINK_HEADER)
 		return false;
-	/* To the verifier any offset: else it follows all that comes once for each. */
-	rest = skb->len - offset;
-	asm volatile("" : "+r"(rest));
-	*l3 = (skb->len - rest) & 63;
+	*l3 = any_way(skb, offset, 63);
 	return true;
 }
 

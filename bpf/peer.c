@@ -202,12 +202,25 @@ static inline u64 known_until(struct peer *peer, u64 now)
 	return is_last_signalled(peer, now) ? peer->signalled_until : own_until(peer);
 }
 
+/*
+ * Is it one of the public addresses? Of a copy that has nothing to do with the address, to the
+ * verifier: else it follows all that comes once for each of them.
+ */
+static inline bool is_public(__be32 address)
+{
+	u32 copy = ~address;
+
+	asm volatile("" : "+r"(copy));
+	copy = ~copy;
+	return IS_PUBLIC(copy);
+}
+
 /* What is known of it, or was. Where signalling and its own packets agree, those say where it sends
  * to. */
 static inline struct heard latest_of(struct peer *peer, u64 now)
 {
 	struct heard said = heard_by_word(peer->signalled), own = own_word(peer);
-	bool is_place = own.state == said.state && IS_PUBLIC(own.public_address);
+	bool is_place = own.state == said.state && is_public(own.public_address);
 
 	return is_last_signalled(peer, now) && !is_place ? said : own;
 }

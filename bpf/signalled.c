@@ -51,11 +51,11 @@ static inline struct heard place_of(struct peer *peer, struct heard said, bool w
 {
 	struct heard own = own_word(peer), before = heard_by_word(peer->signalled);
 
-	if (!own.state || !IS_PUBLIC(own.public_address))
+	if (!own.state || !is_public(own.public_address))
 		own = before;
 	else if (was_known && own.state == said.state)
 		return own;
-	if (own.state && IS_PUBLIC(own.public_address)) {
+	if (own.state && is_public(own.public_address)) {
 		said.public_address = own.public_address;
 		said.wan = own.wan;
 	}

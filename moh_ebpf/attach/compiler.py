@@ -174,6 +174,11 @@ def explain(output: str) -> str:
         )
     elif lacks := requirements.lacking():
         reason = lacks
+    elif "Argument list too long" in output:  # E2BIG: it gives up after a million instructions
+        reason = (
+            f"the kernel ({platform.release()}) finds the programs too long to verify, with so "
+            "many interfaces and addresses; try fewer of them, or --no-signalling"
+        )
     elif (
         "libbpf: " in output
         or "processed" in output

@@ -20,7 +20,13 @@ KIB = 1024
 NONE = resource.RLIM_INFINITY
 REFUSED = "bpf: Failed to load program: Operation not permitted"
 
+TOO_LONG = "bpf: Argument list too long. Program  too large (7966 insns), at most 4096 insns"
 DEFINED = re.compile(r"-D(\w+)[(=]")
+
+
+def test_programs_that_are_too_long_to_verify() -> None:
+    """BCC's own words would mislead: 4,096 instructions is the limit of long ago."""
+    assert "try fewer of them, or --no-signalling:\n" in compiler.explain(TOO_LONG)
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ class Model:
             self._doubt(peer, datagram, state)
         peer.inbound = (peer.inbound[0] + 1, peer.inbound[1] + datagram.length)
         peer.in_stream.hear(datagram)
-        self._tell(peer, state)
+        self._tell(peer, peer.state or state)  # not as the packet says, which may be overtaken
         peer.last_seen = self.now
 
     def _turn(self, peer: Peer, datagram: Datagram, state: str) -> None:

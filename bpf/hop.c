@@ -108,7 +108,7 @@ static inline u8 way_out(struct packet *packet, struct bpf_fib_lookup *fib, stru
 			 long *route)
 {
 	/* Where nothing was heard, the stack's choice it is. */
-	u8 index = heard->wan == NO_WAN ? any_way(packet->skb, WAN_INDEX(fib->ifindex), 0xff)
+	u8 index = heard->wan == NO_WAN ? any_value(packet->skb, WAN_INDEX(fib->ifindex), 0xff)
 					: heard->wan;
 	u32 wan = WAN_IFINDEX(index);
 

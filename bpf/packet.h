@@ -179,7 +179,7 @@ static __always_inline bool is_at(struct __sk_buff *skb, u32 offset, struct iphd
 }
 
 /* To the verifier any value within this mask: else it follows all that comes once for each. */
-static __always_inline u32 any_way(struct __sk_buff *skb, u32 value, u32 mask)
+static __always_inline u32 any_value(struct __sk_buff *skb, u32 value, u32 mask)
 {
 	u32 rest = skb->len - value;
 
@@ -203,7 +203,7 @@ static __always_inline bool search_ip(struct __sk_buff *skb, u32 *l3)
 			break;
 	if (offset > LONGEST_LINK_HEADER)
 		return false;
-	*l3 = any_way(skb, offset, 63);
+	*l3 = any_value(skb, offset, 63);
 	return true;
 }
 

@@ -204,9 +204,13 @@ def _is_below(lower: Any, upper: Any) -> bool:
     """Are the upper link's packets the lower one's, with its link header? In this namespace."""
     if _kind(upper) in _GROUPS:
         return bool(lower.get_attr("IFLA_MASTER") == upper["index"])
-    is_elsewhere = upper.get_attr("IFLA_LINK_NETNSID") is not None
-    is_named = lower["index"] == upper.get_attr("IFLA_LINK")
-    return _kind(upper) in _STACKED and is_named and not is_elsewhere
+    return _kind(upper) in _STACKED and lower["index"] == _link_of(upper)
+
+
+def _link_of(link: Any) -> int | None:
+    """The interface that it names as its link, if that is in this namespace."""
+    is_elsewhere = link.get_attr("IFLA_LINK_NETNSID") is not None
+    return None if is_elsewhere else link.get_attr("IFLA_LINK")
 
 
 def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
@@ -216,7 +220,7 @@ def macvlans_on(ipr: IPRoute, ifindex: int) -> list[str]:
 
 def _comes_in_by(link: Any) -> int | None:
     """The interface by whose tc the packets of a macvlan or ipvlan have come in."""
-    return link.get_attr("IFLA_LINK") if _kind(link) in ("macvlan", "ipvlan") else None
+    return _link_of(link) if _kind(link) in ("macvlan", "ipvlan") else None
 
 
 def entrances(ipr: IPRoute) -> dict[str, list[int]]:
@@ -230,8 +234,7 @@ def _entrances_of(link: Any, links: Mapping[int | None, Any]) -> list[int]:
     found = list[int]()
     while link is not None and link["index"] not in found:
         found.append(link["index"])
-        is_elsewhere = link.get_attr("IFLA_LINK_NETNSID") is not None
-        link = None if is_elsewhere else links.get(_comes_in_by(link))
+        link = links.get(_comes_in_by(link))
     return found
 
 

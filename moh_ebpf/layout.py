@@ -6,6 +6,7 @@ where the counters differ.
 
 import struct
 from enum import IntEnum
+from typing import Any
 
 
 class Kind(IntEnum):
@@ -46,6 +47,7 @@ REPORT = struct.Struct("=8sQ")
 
 # struct heard: public address and port in network byte order, state, index of the WAN.
 HEARD = struct.Struct("=4s2sBB")
+HEARD_STATE = 6  # the offset of its state; a state of 0: never heard
 
 # struct rtp, in its order; times are ns, the SSRC is in network byte order.
 RTP_FIELDS = (
@@ -106,6 +108,12 @@ PEER_FIELDS = (
 PEER = struct.Struct(
     f"={HEARD.size}s3Q{HEARD.size}s5Q4sI{HEARD.size}s4Q{RTP.size}s4Q{ENDPOINT.size}s{ENDPOINT.size}s6Q{RTP.size}s"
 )
+
+
+def by_field(peer: tuple[Any, ...]) -> dict[str, Any]:
+    """An unpacked struct peer by the names of its fields."""
+    return dict(zip(PEER_FIELDS, peer, strict=True))
+
 
 # struct event, in its order; times are ns, address and port in network byte order.
 EVENT_FIELDS = (

@@ -63,7 +63,7 @@ def carry_over(
     for (address, port), (heard, last_seen, *rest) in before.maps.peers():
         key = layout.ENDPOINT.pack(address, port)
         moved = _move_to(heard, before.record, record)
-        peer = dict(zip(layout.PEER_FIELDS, (moved, last_seen, *rest), strict=True))
+        peer = layout.by_field((moved, last_seen, *rest))
         is_live = last_seen >= live_since or peer["signalled_until"] > now
         if moved is None or not is_live:
             continue
@@ -83,7 +83,7 @@ def _heard(peer: bytes | None) -> tuple[object, ...]:
     """What learn has stored last, and when."""
     if peer is None:
         return ()
-    fields = dict(zip(layout.PEER_FIELDS, layout.PEER.unpack(peer), strict=True))
+    fields = layout.by_field(layout.PEER.unpack(peer))
     return tuple(fields[name] for name in ("heard", "last_seen", "signalled", "signalled_until"))
 
 

@@ -69,7 +69,7 @@ def call_of(call_id: bytes, caller: bytes, called: bytes) -> SipCall:
 # The public address where nobody knows it: there are several, and signalling alone tells of a call.
 _NOWHERE = "0.0.0.0"
 _SILENT = bytes(layout.HEARD.size)
-_STATE = 6  # its offset in struct heard; a state of 0: never heard
+_STATE = layout.HEARD_STATE
 
 
 def known(
@@ -293,9 +293,8 @@ def decode(
     `now` is CLOCK_MONOTONIC in ns, read after the map or before it: a peer seen later than `now`
     has age 0. `timeout` and `rtcp_timeout` are in seconds; `interfaces` names a WAN by its index.
     Without `signalling`, what it has said counts no more. `calls` are those that it knows, by
-    struct endpoint. On a WAN that is `deaf`, a hold
-    ends before its timeout, unless signalling says it. Without `quality`, what is kept of the
-    streams is none.
+    struct endpoint. On a WAN that is `deaf`, a hold ends before its timeout, unless signalling says
+    it. Without `quality`, what is kept of the streams is none.
     """
     unpack_heard = layout.HEARD.unpack
     from_bytes = int.from_bytes

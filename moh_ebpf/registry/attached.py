@@ -117,19 +117,13 @@ class Attached:
 
     def _calls(self, now: int) -> dict[tuple[bytes, bytes], SipCall]:
         """The calls that signalling knows, by struct endpoint. Raises OSError."""
-        return {
-            key: call_of(*texts)
-            for key, (_, _, _, until, _, *texts) in self.maps.signalled()
-            if until > now
-        }
+        calls = ((key, _call(values, now)) for key, values in self.maps.signalled())
+        return {key: call for key, call in calls if call}
 
     def call_at(self, endpoint: bytes) -> SipCall | None:
         """The call that signalling names a struct endpoint in. Raises OSError."""
         value = self.maps.signalled_at(endpoint)
-        if value is None:
-            return None
-        _, _, _, until, _, *texts = layout.SIGNALLED.unpack(value)
-        return call_of(*texts) if until > kernel_ns() else None
+        return _call(layout.SIGNALLED.unpack(value), kernel_ns()) if value else None
 
     def _deaf(self, now: int) -> set[int]:
         """The indexes of the WANs where learn has been silent for so long that no hold counts."""
@@ -142,6 +136,12 @@ class Attached:
     def wan_names(self) -> dict[int, str]:
         """The WANs' present names by their index in a peer."""
         return {index: interface_name(ifindex) for index, ifindex in enumerate(self.record.wan)}
+
+
+def _call(signalled: tuple[Any, ...], now: int) -> SipCall | None:
+    """The call in an unpacked struct signalled; None: its lease is over."""
+    _, _, _, until, _, *texts = signalled
+    return call_of(*texts) if until > now else None
 
 
 def describe(found: Attached | None) -> dict[str, Any]:

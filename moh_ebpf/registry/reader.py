@@ -259,7 +259,7 @@ class _Look:
             timeout=timeout,
             rtcp_timeout=_rtcp_timeout(settings),
         )
-        if not heard[layout.HEARD.size - 2]:
+        if not heard[layout.HEARD_STATE]:
             return None  # nothing is known of it (yet)
         last_report = None if evidence is Evidence.RTP else at or until
         return PeerEntry(heard, until - timeout, since, evidence, last_report) if told else None

@@ -111,7 +111,7 @@ class Kernel:
         value = self.maps.peer(key)
         if value is None:
             return {}
-        return dict(zip(layout.PEER_FIELDS, layout.PEER.unpack(value), strict=True))
+        return layout.by_field(layout.PEER.unpack(value))
 
     def last_media(self, endpoint: Key) -> int:
         """When the last packet came from it or went there, in ns of CLOCK_MONOTONIC; 0: none."""

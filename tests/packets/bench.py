@@ -246,7 +246,7 @@ class Bench:
         """Each peer's fields of the map, written again as `change` has left them."""
 
         def changed(value: tuple[Any, ...]) -> tuple[Any, ...]:
-            fields = dict(zip(layout.PEER_FIELDS, value, strict=True))
+            fields = layout.by_field(value)
             change(fields)
             return tuple(fields.values())
 

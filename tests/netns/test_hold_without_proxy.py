@@ -12,24 +12,22 @@ import pytest
 
 from moh_ebpf.lab.audio import Sound
 from tests.support.direct import (
+    PROGRAMS,
     DirectCall,
     Sdp,
     call_by_steps,
     direct_call,
-    missing_programs,
     sdps,
     sip_text,
     whole_call,
 )
 from tests.support.firewall import PUBLIC, UCM
-from tests.support.telephony import PHANTOM
+from tests.support.telephony import PHANTOM, require_programs
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs() -> None:
-    missing = missing_programs()
-    if missing:
-        pytest.fail(f"this takes SIPp, baresip and tshark: apt install {' '.join(missing)}")
+    require_programs(PROGRAMS)
 
 
 WAYS = ["udp", "tcp", "udp-helper", "tcp-helper"]

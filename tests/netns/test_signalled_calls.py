@@ -23,8 +23,8 @@ from tests.support.telephony import (
     Conversation,
     Sipp,
     Stream,
-    missing_programs,
     network,
+    require_programs,
     start_kamailio,
 )
 from tests.support.waiting import until
@@ -36,9 +36,7 @@ FLIP = 'replace_body_all("a=sendonly", "a=sendrecv");'
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs() -> None:
-    missing = missing_programs()
-    if missing:
-        pytest.fail(f"this takes SIPp, Kamailio and tshark: apt install {' '.join(missing)}")
+    require_programs()
 
 
 class SilentOnHold(Call):

@@ -23,8 +23,8 @@ from tests.support.telephony import (
     Sipp,
     Stream,
     call,
-    missing_programs,
     network,
+    require_programs,
 )
 from tests.support.waiting import until
 
@@ -33,9 +33,7 @@ NO_SIP_HELPER = "this kernel has no nf_conntrack_sip"
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs() -> None:
-    missing = missing_programs()
-    if missing:
-        pytest.fail(f"this takes SIPp, Kamailio and tshark: apt install {' '.join(missing)}")
+    require_programs()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ test: what it answers to a hold, and where it sends RTP, is its own decision.
 
 import array
 import math
-import shutil
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -67,11 +66,6 @@ module sndfile.so
 module_tmp account.so
 module_app menu.so
 """
-
-
-def missing_programs() -> list[str]:
-    """Debian's packages of the programs that are not installed."""
-    return [package for program, package in PROGRAMS.items() if not shutil.which(program)]
 
 
 # UCM's scenario

@@ -15,12 +15,13 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
@@ -104,9 +105,11 @@ table ip provider {
 """
 
 
-def missing_programs() -> list[str]:
-    """Debian's packages of the programs that are not installed."""
-    return [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+def require_programs(packages: Mapping[str, str] = PROGRAMS) -> None:
+    """The test fails where one of these programs is not installed; their Debian packages."""
+    missing = [package for program, package in packages.items() if not shutil.which(program)]
+    if missing:
+        pytest.fail(f"this takes {', '.join(packages)}: apt install {' '.join(missing)}")
 
 
 class Program:

@@ -242,7 +242,7 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
     return [
         # The verifier refuses a jump by a table, which clang makes of a switch on some machines.
         "-fno-jump-tables",
-        # BCC optimizes what clang has made of the source: done twice, it takes a quarter longer.
+        # BCC optimizes what clang has made of the source: twice takes longer, and is no better.
         *("-Xclang", "-disable-llvm-passes"),
         # BCC defines these types itself, from its own copy of linux/bpf.h.
         "-D__LINUX_BPF_H__",

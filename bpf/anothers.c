@@ -19,7 +19,7 @@ static inline void note_anothers(struct packet *packet)
 	};
 	u64 now, *used;
 
-	if (!is_phantom(packet->sport) || IS_UCM(packet->saddr))
+	if (!is_phantom(packet->sport) || is_ucm(packet->saddr))
 		return;
 	now = tick_ns();
 	used = others.lookup(&way);

@@ -7,7 +7,7 @@
 static inline long rewrite_for(struct packet *packet, struct heard *heard, struct way *way)
 {
 	struct link_header link = packet->l3 == ETH_HLEN ? way->link : NO_LINK;
-	bool takes_link = LINK_HEADER(way->wan) || FINDS_HEADER(way->wan);
+	bool takes_link = has_link_header(way->wan) || makes_link_header(way->wan);
 
 	if (packet->skb->vlan_present && bpf_skb_vlan_pop(packet->skb))
 		return -1;
@@ -16,7 +16,7 @@ static inline long rewrite_for(struct packet *packet, struct heard *heard, struc
 		return -1;
 	if (!packet->l3 && takes_link && add_link_header(packet->skb, &way->link))
 		return -1;
-	if (FINDS_HEADER(packet->skb->ifindex) && packet->l3 > ETH_HLEN)
+	if (finds_header(packet->skb) && packet->l3 > ETH_HLEN)
 		return shorten_link_header(packet->skb, packet->l3);
 	return 0;
 }
@@ -45,9 +45,9 @@ static inline int prepare_moh(struct known *known, struct packet *packet, struct
 static inline int send_out(struct way *way, u32 l3)
 {
 	if (is_redirected(l3, way->wan, &way->link))
-		return bpf_redirect(way->wan, 0);
-	return way->hop.family ? redirect_neigh(way->wan, &way->hop, sizeof(way->hop), 0)
-			       : redirect_neigh(way->wan, NULL, 0, 0);
+		return bpf_redirect(way->ifindex, 0);
+	return way->hop.family ? redirect_neigh(way->ifindex, &way->hop, sizeof(way->hop), 0)
+			       : redirect_neigh(way->ifindex, NULL, 0, 0);
 }
 
 static inline int judge_known_at_lan(struct known *known, struct packet *packet)
@@ -91,7 +91,7 @@ int moh_bypass(struct __sk_buff *skb)
 	if (kind == KIND_OTHER || skb->pkt_type != PACKET_HOST)
 		return TC_ACT_UNSPEC;
 	if (kind == KIND_FRAGMENT) {
-		if (IS_UCM(packet.saddr))
+		if (is_ucm(packet.saddr))
 			count_fragment();
 		return TC_ACT_UNSPEC;
 	}

@@ -7,12 +7,15 @@
 #define MOH_CONFIG_H
 
 #if !defined(IS_UCM) || !defined(IS_PUBLIC) || !defined(IS_LAN) || !defined(WAN_INDEX) || \
-	!defined(WAN_IFINDEX) || !defined(LINK_HEADER) || !defined(FINDS_HEADER)
+	!defined(WAN_IFINDEX) || !defined(LINK_HEADER) || !defined(FINDS_HEADER) ||       \
+	!defined(WANS_WITH_HEADER) || !defined(WANS_MAKING_HEADER)
 #error "IS_UCM(address), IS_PUBLIC(address): is this __be32 one of them? \
 IS_LAN(ifindex): is bypass attached there? \
 WAN_INDEX(ifindex), WAN_IFINDEX(index): the order of the WANs; NO_WAN and 0 for no such. \
 LINK_HEADER(ifindex): bytes before the IP header there, 14 or 0. \
-FINDS_HEADER(ifindex): is it for each packet to tell? Then LINK_HEADER is 0."
+FINDS_HEADER(ifindex): is it for each packet to tell? Then LINK_HEADER is 0. \
+WANS_WITH_HEADER, WANS_MAKING_HEADER: a bit for each WAN whose LINK_HEADER is 14, or that FINDS_HEADER; \
+the lowest is that of the first one. attached.h alone asks these."
 #endif
 
 #if !defined(MOH_PORT) || !defined(LAST_PHANTOM_PORT) || !defined(RTP_PORT_MIN) ||     \

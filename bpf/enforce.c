@@ -10,7 +10,7 @@
 static inline bool pass_two(struct __sk_buff *skb, struct counters *count)
 {
 	count->passed_unnatted++;
-	if (IS_LAN(skb->ingress_ifindex))
+	if (is_lan(skb->ingress_ifindex))
 		return false;
 	count->passed_two++;
 	return true;
@@ -34,8 +34,8 @@ static inline int judge_known_at_wan(struct known *known, struct packet *packet)
 /* Not heard, at the WAN. What passes there is UCM's still: the firewall does not NAT it. */
 static inline int judge_unheard_at_wan(struct packet *packet)
 {
-	int verdict = judge_unheard(packet, WAN_INDEX(packet->skb->ifindex),
-				    !IS_LAN(packet->skb->ingress_ifindex));
+	int verdict = judge_unheard(packet, wan_index(packet->skb, packet->skb->ifindex),
+				    !is_lan(packet->skb->ingress_ifindex));
 
 	if (verdict == TC_ACT_UNSPEC)
 		packet->count->passed_unnatted++;
@@ -45,7 +45,7 @@ static inline int judge_unheard_at_wan(struct packet *packet)
 /* What came in by no LAN, where bypass would have seen it: by now it has its public port. */
 static inline void note_anothers_at_wan(struct packet *packet)
 {
-	if (IS_PUBLIC(packet->saddr) && !IS_LAN(packet->skb->ingress_ifindex))
+	if (is_public(packet->saddr) && !is_lan(packet->skb->ingress_ifindex))
 		note_anothers(packet);
 }
 
@@ -57,7 +57,7 @@ int moh_enforce(struct __sk_buff *skb)
 	struct known known;
 
 	if (kind < KIND_ALIKE) {
-		if (kind == KIND_FRAGMENT && IS_UCM(packet.saddr))
+		if (kind == KIND_FRAGMENT && is_ucm(packet.saddr))
 			count_fragment();
 		if (kind == KIND_UDP)
 			note_anothers_at_wan(&packet);

@@ -99,9 +99,9 @@ static __always_inline u32 tos_priority(u8 tos)
 }
 
 /* A link header from one MAC address to another, for this WAN: none if that has no such. */
-static __always_inline struct link_header link_on(u32 wan, u8 *dst, u8 *src)
+static __always_inline struct link_header link_on(u8 wan, u8 *dst, u8 *src)
 {
-	struct link_header link = { .type = LINK_HEADER(wan) ? bpf_htons(ETH_P_IP) : 0 };
+	struct link_header link = { .type = has_link_header(wan) ? bpf_htons(ETH_P_IP) : 0 };
 
 	__builtin_memcpy(link.dst, dst, sizeof(link.dst));
 	__builtin_memcpy(link.src, src, sizeof(link.src));
@@ -116,11 +116,11 @@ static __always_inline struct link_header link_on(u32 wan, u8 *dst, u8 *src)
  * can make (multipoint GRE), always by bpf_redirect_neigh(), and so goes what came with a link
  * header that is not Ethernet's: bpf_redirect() would leave the network header where that ended.
  */
-static __always_inline bool is_redirected(u32 l3, u32 wan, struct link_header *link)
+static __always_inline bool is_redirected(u32 l3, u8 wan, struct link_header *link)
 {
-	if (FINDS_HEADER(wan) || l3 > ETH_HLEN)
+	if (makes_link_header(wan) || l3 > ETH_HLEN)
 		return false;
-	return LINK_HEADER(wan) ? link->type : !l3;
+	return has_link_header(wan) ? link->type : !l3;
 }
 
 /* A packet that came without a link header (from a tunnel) is given one. */

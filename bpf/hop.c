@@ -26,7 +26,8 @@ static inline int refuse_too_big(struct packet *packet)
 
 /* How a packet leaves. */
 struct way {
-	u32 wan;		 /* ifindex */
+	u8 wan;			 /* index */
+	u32 ifindex;		 /* its */
 	struct link_header link; /* the next hop's, or none: not known, or the WAN has no such */
 	struct next_hop hop;	 /* whom the kernel's neighbour code is to ask for */
 };
@@ -56,7 +57,8 @@ static inline bool keep_hop(struct peer *peer, struct packet *packet, struct hea
 	    src.heard != heard.wan || wire_length(packet->skb, packet) > dst.max_len ||
 	    (checked & HOP_SUM) != hop_sum(first, second))
 		return false;
-	way->wan = WAN_IFINDEX((u8)(src.out - 1));
+	way->wan = src.out - 1;
+	way->ifindex = wan_ifindex(packet->skb, way->wan);
 	way->link = link_on(way->wan, dst.mac, src.mac);
 	return true;
 }
@@ -84,18 +86,19 @@ static inline void remember_hop(struct peer *peer, struct packet *packet,
 static inline bool renew_hop(struct peer *peer, struct packet *packet, struct heard heard,
 			     struct way *way)
 {
-	u32 wan = WAN_IFINDEX(heard.wan);
+	u32 wan = wan_ifindex(packet->skb, heard.wan);
 	struct bpf_fib_lookup fib;
 
 	if (!peer || peer->hop_checked / ROUTE_PERIOD_NS != packet->now / ROUTE_PERIOD_NS ||
-	    !LINK_HEADER(wan))
+	    !has_link_header(heard.wan))
 		return false;
 	if (!has_neighbour(route_by_wan(packet->skb, packet, &fib, wan, &heard), &fib) ||
 	    fib.ifindex != wan)
 		return false;
 	remember_hop(peer, packet, &fib, heard, heard.wan);
-	way->wan = wan;
-	way->link = link_on(wan, fib.dmac, fib.smac);
+	way->wan = heard.wan;
+	way->ifindex = wan;
+	way->link = link_on(way->wan, fib.dmac, fib.smac);
 	return true;
 }
 
@@ -108,9 +111,8 @@ static inline u8 way_out(struct packet *packet, struct bpf_fib_lookup *fib, stru
 			 long *route)
 {
 	/* Where nothing was heard, the stack's choice it is. */
-	u8 index = heard->wan == NO_WAN ? any_value(packet->skb, WAN_INDEX(fib->ifindex), 0xff)
-					: heard->wan;
-	u32 wan = WAN_IFINDEX(index);
+	u8 index = heard->wan == NO_WAN ? wan_index(packet->skb, fib->ifindex) : heard->wan;
+	u32 wan = wan_ifindex(packet->skb, index);
 
 	*route = route_by_wan(packet->skb, packet, fib, wan, heard);
 	if (*route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
@@ -118,7 +120,7 @@ static inline u8 way_out(struct packet *packet, struct bpf_fib_lookup *fib, stru
 	if (is_forwarded(*route) && fib->ifindex == wan)
 		return index;
 	*route = route_as_stack(packet->skb, packet, fib);
-	return is_forwarded(*route) ? WAN_INDEX(fib->ifindex) : NO_WAN;
+	return is_forwarded(*route) ? wan_index(packet->skb, fib->ifindex) : NO_WAN;
 }
 
 /*
@@ -136,19 +138,20 @@ static inline int find_route(struct peer *peer, struct packet *packet, struct he
 	if (!is_forwarded(route))
 		return leave_to_stack(packet->count);
 	/* Who was heard on a WAN may be forged: media go where the routes send them. */
-	if (WAN_INDEX(fib.ifindex) == NO_WAN)
+	if (wan_index(packet->skb, fib.ifindex) == NO_WAN)
 		return leave_routed_elsewhere(packet->count);
 	out = way_out(packet, &fib, &heard, &route);
 	if (out == NO_WAN)
 		return leave_routed_elsewhere(packet->count);
 	if (route == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return refuse_too_big(packet);
-	way->wan = WAN_IFINDEX(out);
+	way->wan = out;
+	way->ifindex = wan_ifindex(packet->skb, out);
 	way->link = NO_LINK;
 	/* Rules may lead UCM's address to a WAN, and not the public one. */
-	if (LINK_HEADER(way->wan))
+	if (has_link_header(way->wan))
 		way->hop = next_hop_of(&fib);
-	if (peer && (has_neighbour(route, &fib) || !LINK_HEADER(way->wan)))
+	if (peer && (has_neighbour(route, &fib) || !has_link_header(way->wan)))
 		remember_hop(peer, packet, &fib, heard, out);
 	return TC_ACT_REDIRECT;
 }
@@ -158,6 +161,7 @@ static inline u8 wan_by_route(struct packet *packet)
 {
 	struct bpf_fib_lookup fib;
 
-	return is_forwarded(route_as_stack(packet->skb, packet, &fib)) ? WAN_INDEX(fib.ifindex)
-								       : NO_WAN;
+	return is_forwarded(route_as_stack(packet->skb, packet, &fib))
+		       ? wan_index(packet->skb, fib.ifindex)
+		       : NO_WAN;
 }

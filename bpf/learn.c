@@ -187,7 +187,7 @@ static inline void hear_report(struct packet *packet, struct heard heard)
  */
 static inline void note_learning(struct __sk_buff *skb, u64 now)
 {
-	u8 index = WAN_INDEX(skb->ifindex);
+	u8 index = wan_index(skb, skb->ifindex);
 	struct wan *wan = wan_at(index);
 	struct counters *count;
 
@@ -209,7 +209,7 @@ static inline struct heard heard_from(struct packet *packet)
 		.public_address = packet->daddr,
 		.public_port = packet->dport,
 		.state = is_phantom(packet->dport) ? STATE_MOH : STATE_TWO,
-		.wan = WAN_INDEX(packet->skb->ifindex),
+		.wan = wan_index(packet->skb, packet->skb->ifindex),
 	};
 }
 
@@ -222,7 +222,6 @@ int moh_learn(struct __sk_buff *skb)
 	struct packet packet;
 	enum kind kind;
 	struct heard heard;
-	__be32 to;
 
 #ifdef MAX_SIGNALLED
 	if (skb->ifindex == LOOPBACK)
@@ -230,20 +229,14 @@ int moh_learn(struct __sk_buff *skb)
 #endif
 	kind = read_packet(skb, &packet);
 	if (kind != KIND_RTP) {
-		/*
-		 * To the compiler an address of its own. Otherwise it makes one way of this and
-		 * that of RTP, on which it keeps fields of the packet that only RTP has.
-		 */
-		to = packet.daddr;
-		asm volatile("" : "+r"(to));
-		if (IS_PUBLIC(to))
+		if (is_public(packet.daddr))
 			note_learning(skb, tick_ns());
-		if (kind == KIND_FRAGMENT && IS_PUBLIC(packet.daddr) && may_teach(packet.saddr))
+		if (kind == KIND_FRAGMENT && is_public(packet.daddr) && may_teach(packet.saddr))
 			count_fragment();
 		restore_hold(skb);
 		return TC_ACT_UNSPEC;
 	}
-	if (!IS_PUBLIC(packet.daddr))
+	if (!is_public(packet.daddr))
 		return TC_ACT_UNSPEC;
 	packet.now = clock_ns();
 	note_learning(skb, packet.now);

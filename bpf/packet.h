@@ -16,6 +16,8 @@
 #include <linux/ip.h>
 #include <linux/udp.h>
 
+#include "attached.h"
+
 #define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
@@ -138,8 +140,8 @@ static __always_inline void *header_at(struct __sk_buff *skb, u32 offset, u32 si
  */
 static __always_inline bool is_own_tag(struct __sk_buff *skb)
 {
-	return FINDS_HEADER(skb->ifindex) && (skb->protocol == bpf_htons(ETH_P_8021Q) ||
-					      skb->protocol == bpf_htons(ETH_P_8021AD));
+	return finds_header(skb) && (skb->protocol == bpf_htons(ETH_P_8021Q) ||
+				     skb->protocol == bpf_htons(ETH_P_8021AD));
 }
 
 /*
@@ -178,15 +180,6 @@ static __always_inline bool is_at(struct __sk_buff *skb, u32 offset, struct iphd
 	       here[3] == there[3] && here[4] == there[4];
 }
 
-/* To the verifier any value within this mask: else it follows all that comes once for each. */
-static __always_inline u32 any_value(struct __sk_buff *skb, u32 value, u32 mask)
-{
-	u32 rest = skb->len - value;
-
-	asm volatile("" : "+r"(rest));
-	return (skb->len - rest) & mask;
-}
-
 /*
  * No program is told where the network header begins; but what stands there it may load. The first
  * place with the same 20 bytes is it: in a link header they are never by chance.
@@ -203,16 +196,19 @@ static __always_inline bool search_ip(struct __sk_buff *skb, u32 *l3)
 			break;
 	if (offset > LONGEST_LINK_HEADER)
 		return false;
-	*l3 = any_value(skb, offset, 63);
+	*l3 = offset;
 	return true;
 }
 
 /* Where the IP header begins. Most kinds of interfaces have it at one place in all packets. */
 static __always_inline bool find_ip(struct __sk_buff *skb, u32 *l3)
 {
-	if (FINDS_HEADER(skb->ifindex))
-		return search_ip(skb, l3);
-	*l3 = LINK_HEADER(skb->ifindex);
+	u32 offset = link_header(skb);
+
+	if (finds_header(skb) && !search_ip(skb, &offset))
+		return false;
+	/* A constant where all interfaces have the same: a packet is read faster then. */
+	*l3 = __builtin_constant_p(LINK_HEADER(skb->ifindex)) ? offset : any_value(skb, offset, 63);
 	return true;
 }
 

@@ -38,7 +38,7 @@ static inline bool is_ours(struct packet *packet)
 {
 	u16 port = bpf_ntohs(packet->sport);
 
-	return IS_UCM(packet->saddr) && port >= RTP_PORT_MIN && port <= RTP_PORT_MAX;
+	return is_ucm(packet->saddr) && port >= RTP_PORT_MIN && port <= RTP_PORT_MAX;
 }
 
 static inline __be16 next_port(__be16 port, s32 step)
@@ -200,19 +200,6 @@ static inline bool is_last_signalled(struct peer *peer, u64 now)
 static inline u64 known_until(struct peer *peer, u64 now)
 {
 	return is_last_signalled(peer, now) ? peer->signalled_until : own_until(peer);
-}
-
-/*
- * Is it one of the public addresses? Of a copy that has nothing to do with the address, to the
- * verifier: else it follows all that comes once for each of them.
- */
-static inline bool is_public(__be32 address)
-{
-	u32 copy = ~address;
-
-	asm volatile("" : "+r"(copy));
-	copy = ~copy;
-	return IS_PUBLIC(copy);
 }
 
 /* What is known of it, or was. Where signalling and its own packets agree, those say where it sends

@@ -339,7 +339,7 @@ static __always_inline void change_messages(struct __sk_buff *skb, struct sip_se
 		return;
 	ours = is_outbound ? place.segment.saddr : place.segment.daddr;
 	theirs = is_outbound ? place.segment.daddr : place.segment.saddr;
-	if ((!IS_UCM(ours) && !IS_PUBLIC(ours)) || !may_signal(theirs))
+	if ((!is_ucm(ours) && !is_public(ours)) || !may_signal(theirs))
 		return;
 	sip = read_sip(skb, &place, search, !is_outbound);
 	count = this_cpu_counters();

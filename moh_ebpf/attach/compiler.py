@@ -14,7 +14,7 @@ import resource
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -205,6 +205,8 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
             "i", {each.index: 0 for each in interfaces if not each.link_header}, 14
         ),
         "FINDS_HEADER(i)": _any("i", (i.index for i in interfaces if i.link_header is None)),
+        "WANS_WITH_HEADER": _bits(bool(each.link_header) for each in plan.wan),
+        "WANS_MAKING_HEADER": _bits(each.link_header is None for each in plan.wan),
         "MOH_PORT": settings.port,
         "LAST_PHANTOM_PORT": settings.phantom_ports[-1],
         "RTP_PORT_MIN": settings.rtp_ports.low,
@@ -279,6 +281,10 @@ def _any(name: str, values: Any) -> str:
 def _choice(name: str, values: dict[int, int], otherwise: int) -> str:
     choices = "".join(f"({name})=={key}?{value}:" for key, value in values.items())
     return f"({choices}{otherwise})"
+
+
+def _bits(values: Iterable[bool]) -> str:
+    return f"{sum(value << n for n, value in enumerate(values)):#x}ULL"
 
 
 def uapi_headers() -> list[Path]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 _ETH_P_IP, _ETH_P_ALL = 0x0800, 0x0003
-_SO_ATTACH_FILTER, _SO_TIMESTAMPNS = 26, 35
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 26, 33, 35
 # linux/if_packet.h
 _SOL_PACKET, _PACKET_FANOUT, _PACKET_STATISTICS = 263, 18, 6
 _FANOUT_CPU, _FANOUT_DEFRAG, _FANOUT_UNIQUE = 2, 0x8000, 0x2000
@@ -59,7 +59,7 @@ class Capture:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, kind)
         try:
             self._attach(_filter(ports, outgoing=outgoing))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
             self._socket.setblocking(False)
             self._drain()
             # A group of one, with an id of its own: the kernel puts fragments together for a

@@ -47,7 +47,8 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
         handled_signals() as signals,
     ):
         sums = sums or Sums()
-        service = Keeper(load(), log, signals, sums)
+        settings = load()
+        service = Keeper(settings, log, signals, sums)
         with (
             suppress(Stopped),
             selectors.DefaultSelector() as selector,
@@ -56,6 +57,7 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
             closing(SipProcess(log, selector, sums)) as sip,
         ):
             signals.raise_if_stopped()
+            sip.expect(settings)
             service.begin()
             event_log.expect_change()
             systemd.notify(READY=1, STATUS=service.status())

@@ -9,12 +9,13 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Container
+from collections.abc import Collection, Container
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from moh_ebpf.service.sums import Sums
+from moh_ebpf.settings import Settings
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _CLOSE_SECONDS = 2.0
@@ -40,13 +41,19 @@ class SipProcess:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
+    def expect(self, settings: Settings) -> None:
+        """This is about to be attached, which takes seconds: SIP that passes meanwhile waits to be
+        read until then."""
+        if settings.signalling:
+            self._start(settings.sip_ports)
+
     def attached(self, *, reads: bool) -> None:
         """Something was attached, whose settings say whether SIP is read."""
         self._is_wanted = reads
         if not reads:
             self.close()
         elif self._process:
-            self._tell(b"\n")
+            self._ask(b"\n")
         else:
             self._start()
 
@@ -59,8 +66,7 @@ class SipProcess:
         if not self._process:
             self._start()
         elif not self.is_asked:
-            self._tell(b"?")
-            self.is_asked, self.due = True, time.monotonic() + _ANSWER_SECONDS
+            self._ask(b"?")
         else:
             self._process.kill()
             self.close()
@@ -85,12 +91,12 @@ class SipProcess:
         finally:
             out.close()
 
-    def _start(self) -> None:
-        self._started, self.is_asked = time.monotonic(), True
-        self.due = self._started + _ANSWER_SECONDS
+    def _start(self, ports: Collection[int] = ()) -> None:
+        """With the ports of what will be attached, or to read what is attached now."""
+        self._started = time.monotonic()
         try:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "moh_ebpf.service.sip_reader"],
+                [sys.executable, "-m", "moh_ebpf.service.sip_reader", *map(str, ports)],
                 cwd=Path(__file__).parents[2],  # where this very package is found
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -102,10 +108,13 @@ class SipProcess:
             self._retry(str(error))
             return
         self._selector.register(_pipes(process)[0], selectors.EVENT_READ)
-        self._tell(b"\n")
+        if not ports:
+            self._ask(b"\n")
 
-    def _tell(self, word: bytes) -> None:
+    def _ask(self, word: bytes) -> None:
+        """Tell it a word that it answers."""
         assert self._process
+        self.is_asked, self.due = True, time.monotonic() + _ANSWER_SECONDS
         with suppress(OSError):  # it has ended: what it said last is to be read
             os.write(_pipes(self._process)[1].fileno(), word)
 

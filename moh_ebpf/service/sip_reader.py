@@ -3,6 +3,7 @@
 A process of its own, because `run` is busy for seconds when it attaches, and because whatever
 strangers send is read here. From `run` it gets a line for each attach: then it looks what is
 attached, and tells that all it knows; and a question mark now and then, to see whether it lives.
+Given ports of SIP as arguments, it is there before the first attach: what comes waits for that.
 When there is no more to read, it ends. On its stdout it has a line of JSON, the counts so far, when
 they have changed, or when it was asked.
 """
@@ -145,7 +146,7 @@ class SipReader:
         self._ports: tuple[int, ...] = ()  # what the captures are for
         self._board: Board | None = None
         self._kernel: Kernel | None = None
-        self.captures: list[Capture] = []  # to wait for, and then `read`
+        self.captures: list[Capture] = []  # to wait for, and then `read`, once `is_told`
         self._sides = Sides((), (), ())
         self._ucm: set[bytes] = set()
         self._trusted = lru_cache(1024)(self._may_speak)
@@ -153,6 +154,11 @@ class SipReader:
         # When each endpoint's lease is to be renewed, in this order, and when it was changed last.
         self._renewals: OrderedDict[Key, float] = OrderedDict()
         self._changed: dict[Key, int] = {}
+
+    @property
+    def is_told(self) -> bool:
+        """Of something attached? Until then nobody knows whose packets these are."""
+        return self._kernel is not None
 
     @property
     def due(self) -> float:
@@ -191,7 +197,7 @@ class SipReader:
         self._sides = Sides(kernel.wan, kernel.lan, kernel.settings.ucm)
         self._ucm = {each.packed for each in kernel.settings.ucm}
         self._trusted.cache_clear()
-        self._listen(kernel.settings.sip_ports)
+        self.listen(kernel.settings.sip_ports)
         if self._board is None:
             self._dialogs = Dialogs(MOST_SIGNALLED, keeps_numbers=kernel.settings.show_numbers)
             self._board = Board(kernel.settings)
@@ -202,8 +208,9 @@ class SipReader:
         for endpoint in self._board:
             self._tell(endpoint)
 
-    def _listen(self, ports: tuple[int, ...]) -> None:
-        """Where it listens already, it goes on: what waits there is not lost."""
+    def listen(self, ports: tuple[int, ...]) -> None:
+        """On these ports. Where it listens already, it goes on: what waits there is not lost.
+        Raises OSError."""
         if self._ports == ports:
             return
         before, self.captures = self.captures, []
@@ -321,6 +328,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with closing(SipReader()) as reader:
         try:
+            reader.listen(tuple(map(int, sys.argv[1:])))
             _serve(reader)
         except (MohError, OSError, NetlinkError) as error:
             sys.exit(str(error))
@@ -331,7 +339,7 @@ def _serve(reader: SipReader) -> None:
     while True:
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin, selectors.EVENT_READ)
-            for each in reader.captures:
+            for each in reader.captures if reader.is_told else ():
                 selector.register(each, selectors.EVENT_READ)
             while True:
                 due = min(reader.due, tell_at)

@@ -1,6 +1,5 @@
 """attach, replace and detach: all or nothing, without a gap, without a trace."""
 
-import fcntl
 import json
 import os
 import re
@@ -8,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -287,17 +286,16 @@ def test_renamed_interface(fw: Firewall) -> None:
 
 
 def test_the_second_command_waits_and_says_so(fw: Firewall) -> None:
-    with fw.namespace.entered():
-        lock = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
     command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf", "detach"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
-        assert waiting.stderr is not None
-        said = waiting.stderr.readline()
-        assert f"waiting for another moh-ebpf (process {os.getpid()})" in said
-        assert waiting.poll() is None
-        os.close(lock)
-        assert waiting.wait(timeout=30) == 0
+    with ExitStack() as locked:
+        locked.enter_context(fw.namespace.locked())
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stderr is not None
+            said = waiting.stderr.readline()
+            assert f"waiting for another moh-ebpf (process {os.getpid()})" in said
+            assert waiting.poll() is None
+            locked.close()
+            assert waiting.wait(timeout=30) == 0
 
 
 @contextmanager
@@ -499,19 +497,16 @@ def test_peers_forgotten_after_the_timeout(fw: Firewall) -> None:
 
 
 def test_signal_while_waiting_leaves_nothing(fw: Firewall) -> None:
-    with fw.namespace.entered():
-        lock = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
     before = state(fw)
     command = ["ip", "netns", "exec", fw.namespace.name, sys.executable, "-m", "moh_ebpf",
                "attach", "--wan", "wan", "--ucm", UCM]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+    with (
+        fw.namespace.locked(),
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting,
+    ):
         assert waiting.stderr is not None
         assert "waiting" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
-        try:
-            assert waiting.wait(timeout=30) == 130
-        finally:
-            os.close(lock)
+        assert waiting.wait(timeout=30) == 130
         assert "Traceback" not in waiting.stderr.read()
     assert state(fw) == before

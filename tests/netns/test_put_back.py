@@ -1,7 +1,6 @@
 """What somebody removes is put back by `run` at once, with the very programs: nothing is compiled,
 peers, counters and events go on."""
 
-import fcntl
 import os
 import signal
 import threading
@@ -24,7 +23,6 @@ from tests.netns.test_service import (
     HOLD,
     MUSIC,
     hears_music,
-    held_up,
     program_ids,
     reload,
     state,
@@ -33,7 +31,7 @@ from tests.netns.test_service import (
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.foreign import counter
 from tests.support.kernels import is_loaded
-from tests.support.service import CONFIG, Service, service
+from tests.support.service import CONFIG, Service, held_up, service
 from tests.support.waiting import until
 from tests.support.wire import flow, udp
 
@@ -275,16 +273,11 @@ def test_an_interface_made_anew_in_a_moment_gets_new_programs(fw: Firewall, tmp_
 
 def test_another_command_at_work_is_waited_for_elsewhere(fw: Firewall, tmp_path: Path) -> None:
     """By attach, so that signals are answered."""
-    with (
-        service(fw.namespace, tmp_path, CONFIG) as run,
-        fw.namespace.entered(),
-        Path("/proc/thread-self/ns/net").open() as held,
-    ):
+    with service(fw.namespace, tmp_path, CONFIG) as run:
         run.wait_for_word("READY")
-        fcntl.flock(held, fcntl.LOCK_EX)
-        remove(fw, REMOVALS["learn"])
-        until("attach waits", lambda: held_up(run))
-        fcntl.flock(held, fcntl.LOCK_UN)
+        with fw.namespace.locked():
+            remove(fw, REMOVALS["learn"])
+            until("attach waits", lambda: held_up(run))
         run.wait_for_line("attached (somebody had removed learn on wan)")
 
 

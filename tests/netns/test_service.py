@@ -1,6 +1,5 @@
 """`moh-ebpf run`: attached by the config, and kept so whatever happens to interfaces."""
 
-import fcntl
 import json
 import os
 import re
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from moh_ebpf.kernel.tc import Hook
 from tests.support.firewall import GATEWAY, PROVIDER, PUBLIC, UCM, Firewall
 from tests.support.flood import Streams, playing
 from tests.support.foreign import counter
-from tests.support.service import CONFIG, Service, service
+from tests.support.service import CONFIG, Service, held_up, service
 from tests.support.waiting import until
 from tests.support.wire import Tun, Wire, flow, udp
 
@@ -449,31 +448,22 @@ def test_a_log_that_nobody_reads_cannot_stop_it(fw: Firewall, tmp_path: Path) ->
 
 def test_stopped_while_attach_waits_for_another_command(fw: Firewall, tmp_path: Path) -> None:
     """Whoever holds the namespace's lock holds up attach, and not the answer to a signal."""
-    with fw.namespace.entered(), Path("/proc/thread-self/ns/net").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with service(fw.namespace, tmp_path, CONFIG, "--keep") as run:
-            until("attach waits", lambda: held_up(run))
-            assert run.stop() == 0
-            run.wait_for_line("stopped; what is attached stays")
+    with fw.namespace.locked(), service(fw.namespace, tmp_path, CONFIG, "--keep") as run:
+        until("attach waits", lambda: held_up(run))
+        assert run.stop() == 0
+        run.wait_for_line("stopped; what is attached stays")
     assert status(fw)["attached"] is False
 
 
 def test_an_attach_that_takes_long_is_waited_for(fw: Firewall, tmp_path: Path) -> None:
-    with fw.namespace.entered(), Path("/proc/thread-self/ns/net").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with ExitStack() as locked:
+        locked.enter_context(fw.namespace.locked())
         with service(fw.namespace, tmp_path, CONFIG, WATCHDOG_USEC="60000000") as run:
             assert [run.wait_for_word("WATCHDOG") for _ in range(2)] == ["1", "1"]
-            fcntl.flock(held, fcntl.LOCK_UN)
+            locked.close()
             assert run.wait_for_word("READY") == "1"
             run.wait_for_line("attached (nothing was attached)")
             run.stop()
-
-
-def held_up(run: Service) -> bool:
-    """Does its attach wait?"""
-    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
-    return any("nanosleep" in Path(f"/proc/{child}/wchan").read_text()
-               for child in children.split())  # fmt: skip
 
 
 def test_attach_by_hand_is_told_of_the_service(fw: Firewall, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.packet import Raw
 
 from tests.support.firewall import PROVIDER, PUBLIC, UCM, Firewall
-from tests.support.service import CONFIG, Service, reader_of, service
+from tests.support.service import CONFIG, Service, held_up, reader_of, service
 from tests.support.sip import PROVIDER_SIP, Dialog, description
 from tests.support.waiting import until
 from tests.support.wire import flow, rtp, udp
@@ -74,6 +74,12 @@ def leaves(fw: Firewall, source: str) -> str | None:
     fw.lan.send(udp(source, PROVIDER))
     media = [flow(each) for each in fw.wan.sent() if UDP in each]
     return next((source for source, to in media if to == PROVIDER), None)
+
+
+def hears(fw: Firewall) -> bool:
+    """Is there a packet socket?"""
+    _, *sockets = fw.namespace.run("cat", "/proc/net/packet").stdout.splitlines()
+    return bool(sockets)
 
 
 def is_over(fw: Firewall) -> bool:
@@ -231,6 +237,23 @@ def test_a_call_that_was_there_before(fw: Firewall, tmp_path: Path) -> None:
         trunk.hold(dialog)
         becomes(fw, state="moh", call_id=dialog.call_id)
         assert leaves(fw, MUSIC) == f"{PUBLIC}:4000"
+
+
+def test_a_call_that_begins_while_run_attaches(fw: Firewall, tmp_path: Path) -> None:
+    """Which takes seconds: its SIP waits until then."""
+    with ExitStack() as locked:
+        locked.enter_context(fw.namespace.locked())
+        with service(fw.namespace, tmp_path, CONFIG_OF_SIP) as run:
+            until("attach waits", lambda: held_up(run))
+            until("SIP is heard", lambda: hears(fw))
+            trunk, dialog = Trunk(fw), Dialog()
+            trunk.call(dialog)
+            trunk.hold(dialog)
+            assert fw.moh("status", check=False).returncode == 3
+            locked.close()
+            run.wait_for_word("READY")
+            assert becomes(fw, state="moh")["call_id"] == dialog.call_id
+            assert leaves(fw, MUSIC) == f"{PUBLIC}:4000"
 
 
 def test_the_reader_is_killed(fw: Firewall, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Network namespaces of the tests' own: unique names, removed whatever happens."""
 
 import ctypes
+import fcntl
 import os
 import socket
 import subprocess
@@ -78,6 +79,16 @@ class Namespace:
             _setns(before)
             os.close(before)
             os.close(there)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Another command of ours is at work here, as far as one that begins now can see."""
+        lock = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def ifindex(self, interface: str) -> int:
         with self.entered():

@@ -87,6 +87,13 @@ def reader_of(run: Service) -> int:
     return pid
 
 
+def held_up(run: Service) -> bool:
+    """Does its attach wait?"""
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text()
+    return any("nanosleep" in Path(f"/proc/{child}/wchan").read_text()
+               for child in children.split())  # fmt: skip
+
+
 @contextmanager
 def service(
     namespace: Namespace,

@@ -3,7 +3,9 @@
 Of an offer or an answer alone: which of the two it is, and whether it counts, dialogs know.
 """
 
+import re
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
@@ -24,7 +26,9 @@ class Direction(StrEnum):
     INACTIVE = "inactive"
 
 
-_DIRECTIONS = {f"a={each}".encode(): each for each in Direction}
+_DIRECTIONS = {each.encode(): each for each in Direction}
+# The lines that are read; most of a description are others.
+_READ = re.compile(rb"^(?:([cm])=([^\r\n]*)|a=(" + b"|".join(_DIRECTIONS) + rb")[ \t]*)\r*$", re.M)
 
 
 class Audio(NamedTuple):
@@ -42,50 +46,53 @@ def audio(description: bytes) -> list[Audio | None]:
 
     Raises ValueError: it is not such a description, or says two things at once.
     """
-    lines = [each.rstrip(b"\r") for each in description.split(b"\n")]
-    if len(lines) > _MOST_LINES or not lines[0].startswith(b"v=0"):
+    if not description.startswith(b"v=0") or description.count(b"\n") >= _MOST_LINES:
         raise ValueError("no session description")
-    sections = _sections(lines)
-    address, direction = _of_section(sections[0])
-    return [_audio(section, address, direction) for section in sections[1:_MOST_MEDIA]]
+    session, *media = _sections(description)
+    address, direction = session.said()
+    return [_audio(each, address, direction) for each in media[: _MOST_MEDIA - 1]]
 
 
-def _audio(
-    section: list[bytes], address: bytes | None, direction: Direction | None
-) -> Audio | None:
-    """Of a medium; the session's address and direction hold where it has none."""
-    first, *rest = section
-    media = first.split()
-    if len(media) < 4 or media[0] != b"m=audio" or media[2].upper() not in _AUDIO:
-        return None
-    port = _port(media[1])
-    if not port:
-        return None  # refused
-    own_address, own_direction = _of_section(rest)
-    place = own_address or address
-    if place is None:
-        raise ValueError("it has no address")
-    return Audio(_usable(place), port, own_direction or direction or Direction.SENDRECV)
+class _Section(NamedTuple):
+    """Of a medium, whose m= it has, or of the session: connection addresses, and directions."""
+
+    medium: bytes
+    places: set[bytes]
+    directions: set[bytes]
+
+    def said(self) -> tuple[bytes | None, bytes | None]:
+        """The one of each. Raises ValueError if there are several."""
+        if len(self.places) > 1 or len(self.directions) > 1:
+            raise ValueError("it says two things at once")
+        return next(iter(self.places), None), next(iter(self.directions), None)
 
 
-def _sections(lines: list[bytes]) -> list[list[bytes]]:
-    """The session's lines, then those of each medium, which begin with its m=."""
-    sections: list[list[bytes]] = [[]]
-    for line in lines:
-        if line.startswith(b"m="):
-            sections.append([])
-        sections[-1].append(line)
+def _sections(description: bytes) -> list[_Section]:
+    """The session's, then those of each medium."""
+    sections = [_Section(b"", set(), set())]
+    for kind, value, direction in _READ.findall(description):
+        if kind == b"m":
+            sections.append(_Section(value, set(), set()))
+        elif kind:
+            sections[-1].places.add(value)
+        else:
+            sections[-1].directions.add(direction)
     return sections
 
 
-def _of_section(lines: list[bytes]) -> tuple[bytes | None, Direction | None]:
-    """Its connection address as it stands there, and its direction. Raises ValueError if there are
-    several of one."""
-    places = {line for line in lines if line.startswith(b"c=")}
-    directions = {_DIRECTIONS[line.strip()] for line in lines if line.strip() in _DIRECTIONS}
-    if len(places) > 1 or len(directions) > 1:
-        raise ValueError("it says two things at once")
-    return (places.pop() if places else None), (directions.pop() if directions else None)
+def _audio(section: _Section, address: bytes | None, direction: bytes | None) -> Audio | None:
+    """Of a medium; the session's address and direction hold where it has none."""
+    medium = section.medium.split()
+    if len(medium) < 4 or medium[0] != b"audio" or medium[2].upper() not in _AUDIO:
+        return None
+    port = _port(medium[1])
+    if not port:
+        return None  # refused
+    own_address, own_direction = section.said()
+    place = own_address or address
+    if place is None:
+        raise ValueError("it has no address")
+    return Audio(_usable(place), port, _DIRECTIONS[own_direction or direction or b"sendrecv"])
 
 
 def _port(text: bytes) -> int:
@@ -99,8 +106,9 @@ def _port(text: bytes) -> int:
     return port
 
 
-def _usable(line: bytes) -> IPv4Address | None:
-    words = line[2:].split()
+@lru_cache(1024)
+def _usable(place: bytes) -> IPv4Address | None:
+    words = place.split()
     if len(words) != 3 or words[:2] != [b"IN", b"IP4"]:
         return None
     try:

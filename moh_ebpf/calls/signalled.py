@@ -5,6 +5,7 @@ provider's side only names the endpoint, which must be one that may be learned. 
 """
 
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
@@ -25,6 +26,11 @@ _NO_PROVIDERS = tuple(
         ),
     )
 )
+
+
+@lru_cache(1024)
+def _is_global(address: IPv4Address) -> bool:
+    return not any(address in each for each in _NO_PROVIDERS)
 
 
 class Said(NamedTuple):
@@ -148,4 +154,4 @@ class Board:
     def _may_teach(self, address: IPv4Address) -> bool:
         if self.settings.provider:
             return any(address in each for each in self.settings.provider)
-        return not any(address in each for each in _NO_PROVIDERS)
+        return _is_global(address)

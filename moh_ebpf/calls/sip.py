@@ -30,6 +30,7 @@ _CSEQ = re.compile(rb"([0-9]{1,10})[ \t]+([A-Z]{1,32})")
 _RACK = re.compile(rb"([0-9]{1,10})[ \t]+([0-9]{1,10})[ \t]+([A-Z]{1,32})")
 # A parameter of a header, behind the address: a tag of a URI's own is none of the header's.
 _TAG = re.compile(rb";[ \t]*tag[ \t]*=[ \t]*([^\s;,>\"]+)", re.I)
+_DIGITS = re.compile(rb"[0-9]{1,10}")
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 # Where a message may begin, for whoever has joined a connection in its middle.
 _START = re.compile(
@@ -182,7 +183,7 @@ def _number(headers: dict[bytes, list[bytes]], name: bytes) -> int:
     if name not in headers:
         return 0
     value = _one(headers, name)
-    if not re.fullmatch(rb"[0-9]{1,10}", value):
+    if not _DIGITS.fullmatch(value):
         raise Malformed(f"{name.decode()} is no number")
     return int(value)
 

@@ -90,8 +90,7 @@ class Capture:
             data, more, _, (interface, *_) = self._socket.recvmsg(1 << 16, 64)
         except BlockingIOError:
             return None
-        found = segment(data)
-        return found and found._replace(interface=interface, time=_time(more))
+        return segment(data, interface, _time(more))
 
     def lost(self) -> int:
         """How many had no room since this was asked."""
@@ -159,7 +158,7 @@ def _assembled(steps: list[_Step]) -> bytes:
     return program
 
 
-def segment(data: bytes) -> Segment | None:
+def segment(data: bytes, interface: str = "", when: int = 0) -> Segment | None:
     """An IPv4 packet of UDP or TCP, from its first byte on; None: it is none, or broken."""
     if len(data) < 20:
         return None
@@ -172,7 +171,10 @@ def segment(data: bytes) -> Segment | None:
         sport, dport, size = struct.unpack_from("!HHH", rest)
         if not 8 <= size <= len(rest):
             return None
-        return Segment((source, sport), (destination, dport), False, rest[8:size])
+        return Segment(
+            (source, sport), (destination, dport), False, rest[8:size],
+            interface=interface, time=when,
+        )  # fmt: skip
     if protocol == _TCP and len(rest) >= 20:
         sport, dport, sequence, _, offset, flags = struct.unpack_from("!HHIIBB", rest)
         size = (offset >> 4) * 4
@@ -180,6 +182,6 @@ def segment(data: bytes) -> Segment | None:
             return None
         return Segment(
             (source, sport), (destination, dport), True, rest[size:],
-            sequence, bool(flags & _SYN), bool(flags & _END),
+            sequence, bool(flags & _SYN), bool(flags & _END), interface, when,
         )  # fmt: skip
     return None

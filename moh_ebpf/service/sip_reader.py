@@ -11,7 +11,7 @@ they have changed, or when it was asked.
 import json
 import math
 import os
-import selectors
+import select
 import signal
 import sys
 import time
@@ -217,8 +217,8 @@ class SipReader:
         self.captures.append(Capture(ports))
         self._ports = ports
         for each in before:
-            for segment in self._taken(each):
-                self._take(segment)
+            for segment, side in self._taken(each):
+                self._take(segment, side)
             each.close()
 
     def read(self) -> bool:
@@ -227,14 +227,13 @@ class SipReader:
         found = [each for capture in self.captures for each in self._taken(capture)]
         self.heard += len(found)
         needs_more = False
-        for segment in sorted(found, key=lambda each: each.time):
-            needs_more |= self._take(segment) and self._is_to_own_proxy(segment)
+        for segment, side in sorted(found, key=lambda each: each[0].time):
+            needs_more |= self._take(segment, side) and self._is_to_own_proxy(segment)
         return needs_more and self._hear_own_proxy()
 
-    def _take(self, segment: Segment) -> bool:
+    def _take(self, segment: Segment, side: Side) -> bool:
         """Hear it, if it is to be believed at all. Whatever is in it must not end us."""
-        side = self._sides.of(segment.interface)
-        if side is None or not self._is_trusted(segment, side):
+        if not self._is_trusted(segment, side):
             return False
         try:
             self._hear(segment, side)
@@ -242,14 +241,16 @@ class SipReader:
             self._transport.counts["malformed"] += 1
         return True
 
-    def _taken(self, capture: Capture) -> Iterator[Segment]:
+    def _taken(self, capture: Capture) -> Iterator[tuple[Segment, Side]]:
+        """What waits there, of our sides. Of what leaves, only the LAN's was not heard before."""
         with suppress(OSError):  # an interface is down
             for _ in range(_AT_ONCE):
                 segment = capture.read()
                 if segment is None:
                     break
-                if not capture.is_outgoing or self._sides.of(segment.interface) is Side.LAN:
-                    yield segment
+                side = self._sides.of(segment.interface)
+                if side and (side is Side.LAN or not capture.is_outgoing):
+                    yield segment, side
 
     def _is_to_own_proxy(self, segment: Segment) -> bool:
         """UCM speaks with a proxy on this machine, whose answers leave, and never come in."""
@@ -336,16 +337,18 @@ def main() -> None:
 
 def _serve(reader: SipReader) -> None:
     told, tell_at = 0, math.inf
+    stdin = sys.stdin.fileno()
     while True:
-        with selectors.DefaultSelector() as selector:
-            selector.register(sys.stdin, selectors.EVENT_READ)
-            for each in reader.captures if reader.is_told else ():
-                selector.register(each, selectors.EVENT_READ)
+        # Not by selectors: its Python takes longer than the wait, for each message.
+        with select.epoll() as poll:
+            captures = {each.fileno() for each in reader.captures} if reader.is_told else set()
+            for each in {stdin, *captures}:
+                poll.register(each, select.EPOLLIN)
             while True:
                 due = min(reader.due, tell_at)
                 timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
-                ready = [key.fileobj for key, _ in selector.select(timeout)]
-                if set(reader.captures) & set(ready) and reader.read():
+                ready = {fd for fd, _ in poll.poll(timeout)}
+                if ready & captures and reader.read():
                     break
                 reader.act()
                 if time.monotonic() >= tell_at:
@@ -353,11 +356,11 @@ def _serve(reader: SipReader) -> None:
                     told, tell_at = reader.heard, math.inf
                 elif reader.heard != told and tell_at == math.inf:
                     tell_at = time.monotonic() + _COUNTS_SECONDS
-                if sys.stdin in ready:
+                if stdin in ready:
                     break
-        if sys.stdin not in ready:
+        if stdin not in ready:
             continue
-        asked = os.read(sys.stdin.fileno(), 4096)
+        asked = os.read(stdin, 4096)
         if not asked:
             return
         if b"\n" in asked:

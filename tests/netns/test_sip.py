@@ -221,7 +221,8 @@ def test_what_strangers_say_teaches_nothing(fw: Firewall, tmp_path: Path) -> Non
         answer = other.answer(description(PROVIDER))
         fw.wan.send(udp("203.0.113.11:5060", f"{PUBLIC}:5060", answer))  # not from sip_from
         elsewhere = fw.add_wire("other", "10.9.9.1/24", "10.9.9.2")  # no interface of ours
-        elsewhere.send(udp(f"{PROVIDER_SIP}:5060", f"{PUBLIC}:5060", answer))
+        for to in (PUBLIC, UCM):
+            elsewhere.send(udp(f"{PROVIDER_SIP}:5060", f"{to}:5060", answer))
         trunk.call(Dialog("honest@ucm"), provider="203.0.113.12:20000")
         assert becomes(fw, state="two")["address"] == "203.0.113.12"
         assert len(peers(fw)) == 1

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Which addresses and interfaces are of this attachment: config.h's lists, each asked here alone.
+ * Which addresses and interfaces are of this attachment: config.h's lists of them, asked here
+ * alone.
  *
- * The compiler makes a chain of comparisons of a list. The verifier would know after it which of
- * all it was, and follow whatever comes then once for each. So it is asked of a copy that has
- * nothing to do with the value, and what comes out may be any value.
+ * The compiler makes of a list a chain of comparisons, after which the verifier would know which
+ * one of all it was, and follow the rest of the program once for each. So a list is asked of a copy
+ * that has nothing to do with the value, and the answer may be any value.
  */
 #ifndef MOH_ATTACHED_H
 #define MOH_ATTACHED_H
@@ -57,6 +58,7 @@ static __always_inline u8 wan_index(struct __sk_buff *skb, u32 ifindex)
 	return any_value(skb, WAN_INDEX(copy), 0xff);
 }
 
+/* Is it for each packet to tell where its IP header begins? */
 static __always_inline bool finds_header(struct __sk_buff *skb)
 {
 	u32 copy = copy_of(skb->ifindex);
@@ -64,11 +66,19 @@ static __always_inline bool finds_header(struct __sk_buff *skb)
 	return FINDS_HEADER(copy);
 }
 
-static __always_inline u32 link_header(struct __sk_buff *skb)
+/* Bytes before the IP header; 0 as well where each packet tells. */
+static __always_inline u32 link_header_len(struct __sk_buff *skb)
 {
 	u32 copy = copy_of(skb->ifindex);
 
 	return LINK_HEADER(copy);
+}
+
+/* Where the IP header begins, once that is found: a constant, with which a packet is read faster,
+ * where all interfaces have the same. */
+static __always_inline u32 ip_offset(struct __sk_buff *skb, u32 found)
+{
+	return __builtin_constant_p(LINK_HEADER(skb->ifindex)) ? found : any_value(skb, found, 63);
 }
 
 /* 0: there is no such WAN. */
@@ -85,7 +95,7 @@ static __always_inline bool has_link_header(u8 index)
 	return WANS_WITH_HEADER >> (index & 63) & 1;
 }
 
-/* Or one that only the kernel can make? */
+/* Or one that only the kernel can make, as each packet that comes in there tells its own? */
 static __always_inline bool makes_link_header(u8 index)
 {
 	return WANS_MAKING_HEADER >> (index & 63) & 1;

@@ -26,8 +26,8 @@ static inline int refuse_too_big(struct packet *packet)
 
 /* How a packet leaves. */
 struct way {
-	u8 wan;			 /* index */
-	u32 ifindex;		 /* its */
+	u8 wan;			 /* index of the WAN */
+	u32 ifindex;		 /* the same one */
 	struct link_header link; /* the next hop's, or none: not known, or the WAN has no such */
 	struct next_hop hop;	 /* whom the kernel's neighbour code is to ask for */
 };

@@ -203,12 +203,11 @@ static __always_inline bool search_ip(struct __sk_buff *skb, u32 *l3)
 /* Where the IP header begins. Most kinds of interfaces have it at one place in all packets. */
 static __always_inline bool find_ip(struct __sk_buff *skb, u32 *l3)
 {
-	u32 offset = link_header(skb);
+	u32 offset = link_header_len(skb);
 
 	if (finds_header(skb) && !search_ip(skb, &offset))
 		return false;
-	/* A constant where all interfaces have the same: a packet is read faster then. */
-	*l3 = __builtin_constant_p(LINK_HEADER(skb->ifindex)) ? offset : any_value(skb, offset, 63);
+	*l3 = ip_offset(skb, offset);
 	return true;
 }
 

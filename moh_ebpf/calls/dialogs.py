@@ -254,7 +254,7 @@ class Dialogs:
         """What comes late does not make it again."""
         for tag, is_ucm in ((key.ucm_tag, True), (key.provider_tag, False)):
             invitation = self._invitations[is_ucm].get((key.call_id, tag, is_ucm))
-            if invitation and key in invitation.dialogs:
+            if invitation and len(invitation.over) < _MOST_FORKS:
                 invitation.over.add(key)
 
     def _end(self, key: Key) -> list[SessionChange]:

@@ -4,7 +4,6 @@ Of an offer or an answer alone: which of the two it is, and whether it counts, d
 """
 
 import re
-from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import NamedTuple
@@ -17,27 +16,17 @@ _AUDIO = {
 }
 
 
-class Direction(StrEnum):
-    """What its sender does (RFC 3264, 5.1)."""
-
-    SENDRECV = "sendrecv"
-    SENDONLY = "sendonly"
-    RECVONLY = "recvonly"
-    INACTIVE = "inactive"
-
-
-_DIRECTIONS = {each.encode(): each for each in Direction}
-# The lines that are read; most of a description are others.
-_READ = re.compile(rb"^(?:([cm])=([^\r\n]*)|a=(" + b"|".join(_DIRECTIONS) + rb")[ \t]*)\r*$", re.M)
+# The lines that are read: connections, and media.
+_READ = re.compile(rb"^[cm]=[^\n]*", re.M)
+_LONGEST_ADDRESS = len("255.255.255.255")
 
 
 class Audio(NamedTuple):
-    """Where it is sent to, and its direction. `address` is None where nothing can be sent to it: no
-    IPv4 address, a name, 0.0.0.0 (RFC 3264, 8.4), multicast."""
+    """Where it is sent to. `address` is None where nothing can be sent to it: no IPv4 address, a
+    name, 0.0.0.0 (RFC 3264, 8.4), multicast."""
 
     address: IPv4Address | None
     port: int
-    direction: Direction
 
 
 def audio(description: bytes) -> list[Audio | None]:
@@ -49,50 +38,46 @@ def audio(description: bytes) -> list[Audio | None]:
     if not description.startswith(b"v=0") or description.count(b"\n") >= _MOST_LINES:
         raise ValueError("no session description")
     session, *media = _sections(description)
-    address, direction = session.said()
-    return [_audio(each, address, direction) for each in media[: _MOST_MEDIA - 1]]
+    place = session.place()
+    return [_audio(each, place) for each in media[: _MOST_MEDIA - 1]]
 
 
 class _Section(NamedTuple):
-    """Of a medium, whose m= it has, or of the session: connection addresses, and directions."""
+    """Of a medium, whose m= it has, or of the session: its c=, as they stand there."""
 
     medium: bytes
     places: set[bytes]
-    directions: set[bytes]
 
-    def said(self) -> tuple[bytes | None, bytes | None]:
-        """The one of each. Raises ValueError if there are several."""
-        if len(self.places) > 1 or len(self.directions) > 1:
+    def place(self) -> bytes | None:
+        """The one that there is, if any. Raises ValueError if there are several."""
+        if len(self.places) > 1:
             raise ValueError("it says two things at once")
-        return next(iter(self.places), None), next(iter(self.directions), None)
+        return next(iter(self.places), None)
 
 
 def _sections(description: bytes) -> list[_Section]:
     """The session's, then those of each medium."""
-    sections = [_Section(b"", set(), set())]
-    for kind, value, direction in _READ.findall(description):
-        if kind == b"m":
-            sections.append(_Section(value, set(), set()))
-        elif kind:
-            sections[-1].places.add(value)
+    sections = [_Section(b"", set())]
+    for line in _READ.findall(description):
+        if line.startswith(b"m="):
+            sections.append(_Section(line, set()))
         else:
-            sections[-1].directions.add(direction)
+            sections[-1].places.add(line.rstrip(b"\r"))
     return sections
 
 
-def _audio(section: _Section, address: bytes | None, direction: bytes | None) -> Audio | None:
-    """Of a medium; the session's address and direction hold where it has none."""
+def _audio(section: _Section, session: bytes | None) -> Audio | None:
+    """Of a medium; the session's connection holds where it has none."""
     medium = section.medium.split()
-    if len(medium) < 4 or medium[0] != b"audio" or medium[2].upper() not in _AUDIO:
+    if len(medium) < 4 or medium[0] != b"m=audio" or medium[2].upper() not in _AUDIO:
         return None
     port = _port(medium[1])
     if not port:
         return None  # refused
-    own_address, own_direction = section.said()
-    place = own_address or address
+    place = section.place() or session
     if place is None:
         raise ValueError("it has no address")
-    return Audio(_usable(place), port, _DIRECTIONS[own_direction or direction or b"sendrecv"])
+    return Audio(_usable(place), port)
 
 
 def _port(text: bytes) -> int:
@@ -106,14 +91,18 @@ def _port(text: bytes) -> int:
     return port
 
 
-@lru_cache(1024)
-def _usable(place: bytes) -> IPv4Address | None:
-    words = place.split()
-    if len(words) != 3 or words[:2] != [b"IN", b"IP4"]:
+def _usable(line: bytes) -> IPv4Address | None:
+    words = line[2:].split()
+    if len(words) != 3 or words[:2] != [b"IN", b"IP4"] or len(words[2]) > _LONGEST_ADDRESS:
         return None
+    return _address(words[2])
+
+
+@lru_cache(1024)
+def _address(text: bytes) -> IPv4Address | None:
     try:
         # A TTL belongs to a multicast address alone.
-        address = IPv4Address(words[2].decode("ascii"))
+        address = IPv4Address(text.decode("ascii"))
     except ValueError:
         return None
     return None if address.is_multicast or address.is_unspecified else address

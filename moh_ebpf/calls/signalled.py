@@ -127,13 +127,13 @@ class Board:
 
     def _endpoint(self, session: Session, before: Key | None) -> Key | None:
         """The provider's; where it names none, as it may while it is on hold, the one before."""
-        address, port, _ = session.provider
+        address, port = session.provider
         if address is None:
             return before
         return (address.packed, port.to_bytes(2, "big")) if self._may_teach(address) else None
 
     def _said(self, change: SessionChange, session: Session, before: Said | None) -> Said | None:
-        address, port, _ = session.ucm
+        address, port = session.ucm
         if address is None:
             return before
         call = (change.key.call_id, *change.parties, _name(change.key))

@@ -50,8 +50,8 @@ class Segment(NamedTuple):
 
 class Capture:
     """The packets of UDP and TCP from and to some ports that come in, or with `outgoing` leave, by
-    any interface, all in their order; of IP fragments, the whole. Raises OSError: no right to hear
-    them."""
+    any interface, all in their order; of IP fragments, the whole. Takes CAP_NET_RAW, and
+    CAP_NET_ADMIN for room beyond net.core.rmem_max. Raises OSError without them."""
 
     def __init__(self, ports: Collection[int], *, outgoing: bool = False) -> None:
         self.is_outgoing = outgoing

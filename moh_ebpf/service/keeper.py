@@ -31,6 +31,8 @@ from moh_ebpf.service.wanted import (
 from moh_ebpf.settings import Settings
 
 Load = Callable[[], Settings]
+# Told of what is about to be attached, which takes seconds.
+Expect = Callable[[Settings], None]
 
 # A filter that was removed settles sooner: whoever deletes a clsact may be about to make it anew.
 _REMOVED_SECONDS = 0.05
@@ -48,9 +50,15 @@ class Keeper:
     time.monotonic(); None while nothing is to be done. `lookout` has what it has attached."""
 
     def __init__(
-        self, settings: Settings, log: logging.Logger, signals: Signals, sums: Sums
+        self,
+        settings: Settings,
+        log: logging.Logger,
+        signals: Signals,
+        sums: Sums,
+        expect: Expect,
     ) -> None:
         self._settings = settings
+        self._expect = expect
         self._log = log
         self._signals = signals
         self._sums = sums
@@ -189,6 +197,7 @@ class Keeper:
             if patient and self._must_wait(wanted.record, wanted.reason):
                 return wanted
             self._count_attempt(wanted.record)
+            self._expect(wanted.record.settings)
             # With the addresses that were seen: by now there may be others, which are other news.
             warnings = run_attach(wanted.record.settings, self._signals, self._log)
             self._attached = self.lookout.record = wanted.record

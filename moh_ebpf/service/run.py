@@ -48,16 +48,14 @@ def run(load: Load, *, keep: bool = False, sums: Sums | None = None) -> None:
     ):
         sums = sums or Sums()
         settings = load()
-        service = Keeper(settings, log, signals, sums)
         with (
             suppress(Stopped),
             selectors.DefaultSelector() as selector,
-            closing(service),
             closing(EventLog(log, selector, sums)) as event_log,
             closing(SipProcess(log, selector, sums)) as sip,
+            closing(Keeper(settings, log, signals, sums, sip.expect)) as service,
         ):
             signals.raise_if_stopped()
-            sip.expect(settings)
             service.begin()
             event_log.expect_change()
             systemd.notify(READY=1, STATUS=service.status())

@@ -42,9 +42,8 @@ class SipProcess:
         return self._process.pid if self._process else None
 
     def expect(self, settings: Settings) -> None:
-        """This is about to be attached, which takes seconds: SIP that passes meanwhile waits to be
-        read until then."""
-        if settings.signalling:
+        """This is about to be attached, which takes seconds: SIP that passes meanwhile is kept."""
+        if settings.signalling and not self._process:
             self._start(settings.sip_ports)
 
     def attached(self, *, reads: bool) -> None:

@@ -3,7 +3,8 @@
 A process of its own, because `run` is busy for seconds when it attaches, and because whatever
 strangers send is read here. From `run` it gets a line for each attach: then it looks what is
 attached, and tells that all it knows; and a question mark now and then, to see whether it lives.
-Given ports of SIP as arguments, it is there before the first attach: what comes waits for that.
+Given ports of SIP as arguments, it hears before anything is attached. What comes by an interface
+on neither side is kept for a while: the next attach may be to that.
 When there is no more to read, it ends. On its stdout it has a line of JSON, the counts so far, when
 they have changed, or when it was asked.
 """
@@ -39,6 +40,7 @@ from moh_ebpf.registry import walk
 from moh_ebpf.registry.attached import Attached
 from moh_ebpf.registry.programs import tell_signalled
 from moh_ebpf.registry.record import Role
+from moh_ebpf.service.kept import Kept
 from moh_ebpf.service.sides import Side, Sides
 from moh_ebpf.settings import Settings
 
@@ -146,19 +148,15 @@ class SipReader:
         self._ports: tuple[int, ...] = ()  # what the captures are for
         self._board: Board | None = None
         self._kernel: Kernel | None = None
-        self.captures: list[Capture] = []  # to wait for, and then `read`, once `is_told`
+        self.captures: list[Capture] = []  # to wait for, and then `read`
         self._sides = Sides((), (), ())
+        self._kept = Kept()
         self._ucm: set[bytes] = set()
         self._trusted = lru_cache(1024)(self._may_speak)
         self.heard = 0  # packets
         # When each endpoint's lease is to be renewed, in this order, and when it was changed last.
         self._renewals: OrderedDict[Key, float] = OrderedDict()
         self._changed: dict[Key, int] = {}
-
-    @property
-    def is_told(self) -> bool:
-        """Of something attached? Until then nobody knows whose packets these are."""
-        return self._kernel is not None
 
     @property
     def due(self) -> float:
@@ -178,7 +176,7 @@ class SipReader:
         """Hear and tell nothing more."""
         for each in self.captures:
             each.close()
-        self.captures, self._ports = [], ()
+        self.captures, self._ports, self._kept = [], (), Kept()
         if self._kernel:
             self._kernel.close()
         self._kernel = None
@@ -197,7 +195,6 @@ class SipReader:
         self._sides = Sides(kernel.wan, kernel.lan, kernel.settings.ucm)
         self._ucm = {each.packed for each in kernel.settings.ucm}
         self._trusted.cache_clear()
-        self.listen(kernel.settings.sip_ports)
         if self._board is None:
             self._dialogs = Dialogs(MOST_SIGNALLED, keeps_numbers=kernel.settings.show_numbers)
             self._board = Board(kernel.settings)
@@ -205,6 +202,10 @@ class SipReader:
                 self._board.adopt(endpoint, said)
                 self._changed[endpoint] = at
         self._board.settings = kernel.settings
+        self.listen(kernel.settings.sip_ports)
+        for segment in self._kept.take():
+            if side := self._sides.of(segment.interface):
+                self._take(segment, side)
         for endpoint in self._board:
             self._tell(endpoint)
 
@@ -217,8 +218,9 @@ class SipReader:
         self.captures.append(Capture(ports))
         self._ports = ports
         for each in before:
-            for segment, side in self._taken(each):
-                self._take(segment, side)
+            for _ in range(_AT_ONCE):
+                for segment, side in self._taken(each):
+                    self._take(segment, side)
             each.close()
 
     def read(self) -> bool:
@@ -242,7 +244,8 @@ class SipReader:
         return True
 
     def _taken(self, capture: Capture) -> Iterator[tuple[Segment, Side]]:
-        """What waits there, of our sides. Of what leaves, only the LAN's was not heard before."""
+        """What waits there, of our sides. Of what leaves, only the LAN's was not heard before. What
+        comes by neither is kept."""
         with suppress(OSError):  # an interface is down
             for _ in range(_AT_ONCE):
                 segment = capture.read()
@@ -251,6 +254,8 @@ class SipReader:
                 side = self._sides.of(segment.interface)
                 if side and (side is Side.LAN or not capture.is_outgoing):
                     yield segment, side
+                elif not side and not capture.is_outgoing:
+                    self._kept.put(segment)
 
     def _is_to_own_proxy(self, segment: Segment) -> bool:
         """UCM speaks with a proxy on this machine, whose answers leave, and never come in."""
@@ -341,7 +346,7 @@ def _serve(reader: SipReader) -> None:
     while True:
         # Not by selectors: its Python takes longer than the wait, for each message.
         with select.epoll() as poll:
-            captures = {each.fileno() for each in reader.captures} if reader.is_told else set()
+            captures = {each.fileno() for each in reader.captures}
             for each in {stdin, *captures}:
                 poll.register(each, select.EPOLLIN)
             while True:

@@ -257,6 +257,28 @@ def test_a_call_that_begins_while_run_attaches(fw: Firewall, tmp_path: Path) -> 
             assert leaves(fw, MUSIC) == f"{PUBLIC}:4000"
 
 
+@pytest.mark.parametrize("before", ["wan", ""])
+def test_a_call_by_an_interface_that_run_attaches_to(
+    fw: Firewall, tmp_path: Path, before: str
+) -> None:
+    """Which has just come, be it the first one."""
+    wans = ", ".join(f'"{each}"' for each in (before, "wan2") if each)
+    config = CONFIG_OF_SIP.replace('wan = ["wan"]', f"wan = [{wans}]")
+    with service(fw.namespace, tmp_path, config) as run, ExitStack() as locked:
+        run.wait_for_line("SIP is read" if before else "waiting for wan2")
+        locked.enter_context(fw.namespace.locked())
+        wan2 = fw.add_wire("wan2", "192.0.2.2/24", "192.0.2.1")
+        until("attach waits", lambda: held_up(run))
+        until("SIP is heard", lambda: hears(fw))
+        trunk, dialog = Trunk(fw), Dialog()
+        trunk.from_ucm(dialog.ask("INVITE", description(CALL)))
+        answer = dialog.answer(description(PROVIDER))
+        wan2.send(udp(f"{PROVIDER_SIP}:5060", "192.0.2.2:5060", answer))
+        locked.close()
+        run.wait_for_line("wan2")
+        assert becomes(fw, state="two")["call_id"] == dialog.call_id
+
+
 def test_the_reader_is_killed(fw: Firewall, tmp_path: Path) -> None:
     """What was said stays; the next reader goes on with it."""
     with running(fw, tmp_path) as run:

@@ -37,7 +37,9 @@ class Run:
         monkeypatch.setattr(keeper, "run_attach", self._attach)
         # No signal comes: the attach that would look for one is ours.
         signals: Signals = None  # type: ignore[assignment]
-        self.service = Keeper(SETTINGS, logging.getLogger("test"), signals, Sums())
+        self.service = Keeper(
+            SETTINGS, logging.getLogger("test"), signals, Sums(), lambda settings: None
+        )
         monkeypatch.setattr(self.service, "look", lambda at_start, needed: self.wanted)
 
     def _attach(self, *_: object) -> list[str]:

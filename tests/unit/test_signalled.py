@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moh_ebpf.calls import dialogs, sip
 from moh_ebpf.calls.dialogs import Dialogs, Parties, Session, SessionChange
 from moh_ebpf.calls.events import Key
-from moh_ebpf.calls.sdp import Audio, Direction
+from moh_ebpf.calls.sdp import Audio
 from moh_ebpf.calls.signalled import Board, Said
 from moh_ebpf.calls.transport import Transport
 from moh_ebpf.kernel.capture import Segment
@@ -40,9 +40,7 @@ def change(
     session = None
     if port is not None:
         provider = IPv4Address(at) if at else None
-        session = Session(
-            Audio(ucm, port, Direction.SENDRECV), Audio(provider, far, Direction.SENDRECV)
-        )
+        session = Session(Audio(ucm, port), Audio(provider, far))
     return SessionChange(key, session, Parties(b"", b""))
 
 

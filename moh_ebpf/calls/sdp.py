@@ -15,9 +15,10 @@ _AUDIO = {
     *(b"UDP/TLS/RTP/SAVP", b"UDP/TLS/RTP/SAVPF"),
 }
 
-
-# The lines that are read: connections, and media.
-_READ = re.compile(rb"^[cm]=[^\n]*", re.M)
+# The lines that are read: connections, media, and directions (RFC 3264, 5.1).
+_READ = re.compile(
+    rb"^(?:[cm]=[^\n]*|[^\S\n]*a=(?:sendrecv|sendonly|recvonly|inactive)[^\S\n]*$)", re.M
+)
 _LONGEST_ADDRESS = len("255.255.255.255")
 
 
@@ -43,26 +44,30 @@ def audio(description: bytes) -> list[Audio | None]:
 
 
 class _Section(NamedTuple):
-    """Of a medium, whose m= it has, or of the session: its c=, as they stand there."""
+    """Of a medium, whose m= it has, or of the session: its c= and directions, as they stand
+    there."""
 
     medium: bytes
     places: set[bytes]
+    directions: set[bytes]
 
     def place(self) -> bytes | None:
-        """The one that there is, if any. Raises ValueError if there are several."""
-        if len(self.places) > 1:
+        """The one that there is, if any. Raises ValueError if it says two of one kind."""
+        if len(self.places) > 1 or len(self.directions) > 1:
             raise ValueError("it says two things at once")
         return next(iter(self.places), None)
 
 
 def _sections(description: bytes) -> list[_Section]:
     """The session's, then those of each medium."""
-    sections = [_Section(b"", set())]
+    sections = [_Section(b"", set(), set())]
     for line in _READ.findall(description):
         if line.startswith(b"m="):
-            sections.append(_Section(line, set()))
-        else:
+            sections.append(_Section(line, set(), set()))
+        elif line.startswith(b"c="):
             sections[-1].places.add(line.rstrip(b"\r"))
+        else:
+            sections[-1].directions.add(line.strip())
     return sections
 
 

@@ -344,7 +344,7 @@ def _serve(reader: SipReader) -> None:
     told, tell_at = 0, math.inf
     stdin = sys.stdin.fileno()
     while True:
-        # Not by selectors: its Python takes longer than the wait, for each message.
+        # selectors does the same in more Python, which each message would pay for.
         with select.epoll() as poll:
             captures = {each.fileno() for each in reader.captures}
             for each in {stdin, *captures}:

@@ -477,6 +477,7 @@ def test_rubbish_is_malformed_or_nothing(rubbish: bytes, at: int, length: int) -
     ("lines", "expected"),
     [
         (["c=IN IP4 192.0.2.1"], Audio(IPv4Address("192.0.2.1"), 20000)),
+        (["a=sendonly"], Audio(IPv4Address(PROVIDER), 20000)),
         (["c=IN IP4 192.0.2.1\r "], Audio(IPv4Address("192.0.2.1"), 20000)),
         (["c=IN  IP4\t192.0.2.1/127"], Audio(None, 20000)),
         ([" c=IN IP4 192.0.2.1"], Audio(IPv4Address(PROVIDER), 20000)),
@@ -510,8 +511,11 @@ def test_media_in_their_order(media: str, port: list[int | None]) -> None:
     assert [each and each.port for each in found] == port
 
 
-def test_two_things_at_once_say_nothing() -> None:
-    lines = ["c=IN IP4 192.0.2.1", "c=IN IP4 192.0.2.2"]
+@pytest.mark.parametrize(
+    "lines",
+    [["a=sendonly", "a=recvonly"], ["c=IN IP4 192.0.2.1", "c=IN IP4 192.0.2.2"]],
+)
+def test_two_things_at_once_say_nothing(lines: list[str]) -> None:
     with pytest.raises(ValueError, match="two things"):
         sdp.audio(description(PROVIDER, 20000, "", *lines).encode())
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Effort:
     """`rounds` of all contenders, interleaved; `packets` a sample; `probes` a latency sample;
-    `paced_calls` are told by SIP at its pace, and so many `dialogs` as fast as may be."""
+    `paced_calls` are told by SIP at its pace, in each of `sip_rounds`, and so many `dialogs` as
+    fast as may be."""
 
     rounds: int
     packets: int
@@ -22,13 +23,14 @@ class Effort:
     snapshot_peers: int
     watch_seconds: float
     paced_calls: int
+    sip_rounds: int
     dialogs: int
 
     @property
     def steps(self) -> int:
         """How often a measurement tells what it is at."""
         by_rounds = len(self.flows) + 4  # streams, latency, peers, flood
-        return by_rounds * self.rounds + len(self.peers) + 2 * self.commands + 4
+        return by_rounds * self.rounds + len(self.peers) + 2 * self.commands + self.sip_rounds + 3
 
 
 FULL = Effort(
@@ -45,7 +47,8 @@ FULL = Effort(
     commands=9,
     snapshot_peers=65_536,
     watch_seconds=5.0,
-    paced_calls=250,
+    paced_calls=100,
+    sip_rounds=7,
     dialogs=5_000,
 )
 
@@ -64,5 +67,6 @@ SHORT = Effort(
     snapshot_peers=1_000,
     watch_seconds=1.0,
     paced_calls=10,
+    sip_rounds=1,
     dialogs=50,
 )

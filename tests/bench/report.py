@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tests.bench import contenders, native
 from tests.bench.samples import Spread, own, percentile, spread
+from tests.bench.signalling import MESSAGES_PER_SECOND
 
 Results = dict[str, Any]
 
@@ -156,11 +157,11 @@ def goals(results: Results) -> list[Goal]:
 
 def _signalling_goals(results: Results) -> list[Goal]:
     read = results["signalling"]
-    share = 100 * read["cpu"] / read["seconds"]
     before, after = read["kib"]
+    share = spread(_shares(read["rounds"])).median
     return [
         Goal("200 SIP messages a second, of a core", 5, share, " %"),
-        Goal("SIP to the kernel, median", 5, spread(read["late_ms"]).median, " ms"),
+        Goal("SIP to the kernel, median", 5, spread(_late(read["rounds"])).median, " ms"),
         Goal(f"{read['dialogs']:,} dialogs", 32, (after - before) / 1024, " MiB"),
     ]
 
@@ -358,12 +359,17 @@ def _with_many_peers(results: Results) -> str:
 
 def _signalling(results: Results) -> str:
     read = results["signalling"]
-    late, (before, after) = read["late_ms"], read["kib"]
+    rounds, (before, after) = read["rounds"], read["kib"]
+    late, woken = _late(rounds), [1e6 * each["woken"] for each in rounds]
     rows = [
-        ("CPU for a message, µs", f"{1e6 * read['cpu'] / read['messages']:.0f}"),
         (
-            f"CPU at {read['messages'] / read['seconds']:.0f} messages a second, % of a core",
-            f"{100 * read['cpu'] / read['seconds']:.1f}",
+            "CPU for a message, µs",
+            _show(spread([1e6 * each["cpu"] / each["messages"] for each in rounds]), 0),
+        ),
+        ("the same of a Python process that is only woken, µs", _show(spread(woken), 0)),
+        (
+            f"CPU at {MESSAGES_PER_SECOND} messages a second, % of a core",
+            _show(spread(_shares(rounds)), 1),
         ),
         ("from the last message of a hold to the kernel, ms", _show(spread(late), 1)),
         ("the same, 99 % of them, ms", f"{percentile(late, 99):.1f}"),
@@ -371,6 +377,15 @@ def _signalling(results: Results) -> str:
         (f"memory of {read['dialogs']:,} dialogs, MiB", f"{(after - before) / 1024:.1f}"),
     ]
     return table(["reading SIP", ""], rows)
+
+
+def _shares(rounds: list[dict[str, Any]]) -> list[float]:
+    """Per cent of a core at the pace."""
+    return [100 * MESSAGES_PER_SECOND * each["cpu"] / each["messages"] for each in rounds]
+
+
+def _late(rounds: list[dict[str, Any]]) -> list[float]:
+    return [late for each in rounds for late in each["late_ms"]]
 
 
 def _mebibytes(finished: list[dict[str, float]]) -> str:

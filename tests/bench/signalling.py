@@ -1,5 +1,7 @@
 """What reading SIP costs: CPU time and memory, and the time until the kernel knows."""
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,14 +22,16 @@ from tests.support.wire import Wire, udp
 
 MESSAGES_PER_SECOND = 200
 _FILL_PER_SECOND = 2000
+_OTHER_PORT = 5070  # which the reader does not hear
 
 # A message, and the wire that it comes by.
 _Sent = tuple[Wire, bytes]
 
 
 def measure(effort: Effort, tell: Tell) -> dict[str, Any]:
-    """CPU seconds and seconds of `paced` messages, ms from each hold's last message to the kernel,
-    and KiB of the reader before and after so many `dialogs`."""
+    """Of each round its messages, CPU seconds and seconds, ms from each hold's last message to the
+    kernel, and CPU seconds for a packet of a process that is only woken (only_woken.py); and KiB of
+    the reader before and after so many `dialogs`."""
     with (
         firewall() as fw,
         tempfile.TemporaryDirectory() as directory,
@@ -35,22 +39,47 @@ def measure(effort: Effort, tell: Tell) -> dict[str, Any]:
     ):
         run.wait_for_line("SIP is read")
         reader = reader_of(run)
-        tell("SIP at its pace")
+        rounds = []
         with fw.namespace.entered(), walk.attached_or_error() as attached:
             assert attached.maps.events
             with closing(Ring(attached.maps.events)) as ring:
-                paced = _at_pace(fw, reader, effort.paced_calls, ring)
+                for number in range(effort.sip_rounds):
+                    tell("SIP at its pace")
+                    first = number * effort.paced_calls
+                    calls = range(first, first + effort.paced_calls)
+                    woken = _only_woken(fw, effort.paced_calls)
+                    rounds.append(_at_pace(fw, reader, calls, ring) | {"woken": woken})
         tell("many dialogs")
         before = _kib(reader)
-        _fill(fw, effort.paced_calls, effort.dialogs)
-        return paced | {"dialogs": effort.dialogs, "kib": [before, _kib(reader)]}
+        _fill(fw, effort.sip_rounds * effort.paced_calls, effort.dialogs)
+        return {"rounds": rounds, "dialogs": effort.dialogs, "kib": [before, _kib(reader)]}
 
 
-def _at_pace(fw: Firewall, reader: int, calls: int, ring: Ring) -> dict[str, Any]:
-    conversations = [list(_conversation(fw, number)) for number in range(calls)]
+def _only_woken(fw: Firewall, count: int) -> float:
+    message = udp(f"{PROVIDER_SIP}:5060", f"{PUBLIC}:{_OTHER_PORT}", b"\r\n" * 200)
+    frame = bytes(fw.wan.frame(message))
+    command = [sys.executable, "-m", "tests.bench.only_woken", str(_OTHER_PORT)]
+    with (
+        fw.namespace.entered(),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdin
+        assert process.stdout
+        with process.stdin:
+            assert process.stdout.readline()
+            cpu, begin = _cpu(process.pid), time.monotonic()
+            for number in range(count):
+                _wait_until(begin + number / MESSAGES_PER_SECOND)
+                fw.wan.send_frame(frame)
+            _wait_until(begin + count / MESSAGES_PER_SECOND + 0.2)
+            return (_cpu(process.pid) - cpu) / count
+
+
+def _at_pace(fw: Firewall, reader: int, calls: range, ring: Ring) -> dict[str, Any]:
+    conversations = [list(_conversation(fw, number)) for number in calls]
     committed: dict[bytes, int] = {}
     cpu, begin, count = _cpu(reader), time.monotonic(), 0
-    for number, conversation in enumerate(conversations):
+    for number, conversation in zip(calls, conversations, strict=True):
         for wire, frame in conversation:
             _wait_until(begin + count / MESSAGES_PER_SECOND)
             committed[_endpoint(number)] = time.monotonic_ns()

@@ -44,9 +44,11 @@ class Sides:
         """The side of an interface of this name, or of the one that it is a macvlan on; None: it is
         on neither. What comes in by a macvlan, tc has seen on the interface below."""
         self._forget()
-        if interface not in self._found():
+        found = self._found()
+        if interface not in found:
             self._forget(self._SECONDS_FOR_NEW)
-        return self._found().get(interface)
+            found = self._found()
+        return found.get(interface)
 
     def is_own(self, address: bytes) -> bool:
         """Is it one of this machine's? IPv4, 4 bytes."""

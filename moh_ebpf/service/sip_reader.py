@@ -18,7 +18,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Any
@@ -219,17 +219,21 @@ class SipReader:
         self._ports = ports
         for each in before:
             for _ in range(_AT_ONCE):
-                for segment, side in self._taken(each):
+                for segment, side in self._taken(each, _AT_ONCE):
                     self._take(segment, side)
             each.close()
 
     def read(self) -> bool:
-        """Take what there is, but not for ever, in its order; True: something else is to be waited
+        """Take some of what there is, in its order; True: something else is to be waited
         for now, because a proxy of UCM's was found on this machine."""
-        found = [each for capture in self.captures for each in self._taken(capture)]
-        self.heard += len(found)
+        # With one, to wait again costs less than to ask again, mostly in vain.
+        most = _AT_ONCE if len(self.captures) > 1 else 1
+        found = [each for capture in self.captures for each in self._taken(capture, most)]
+        if len(found) > 1:
+            found.sort(key=lambda each: each[0].time)
         needs_more = False
-        for segment, side in sorted(found, key=lambda each: each[0].time):
+        for segment, side in found:
+            self.heard += 1
             needs_more |= self._take(segment, side) and self._is_to_own_proxy(segment)
         return needs_more and self._hear_own_proxy()
 
@@ -243,19 +247,21 @@ class SipReader:
             self._transport.counts["malformed"] += 1
         return True
 
-    def _taken(self, capture: Capture) -> Iterator[tuple[Segment, Side]]:
+    def _taken(self, capture: Capture, most: int) -> Iterator[tuple[Segment, Side]]:
         """What waits there, of our sides. Of what leaves, only the LAN's was not heard before. What
         comes by neither is kept."""
-        with suppress(OSError):  # an interface is down
-            for _ in range(_AT_ONCE):
+        for _ in range(most):
+            try:
                 segment = capture.read()
-                if segment is None:
-                    break
-                side = self._sides.of(segment.interface)
-                if side and (side is Side.LAN or not capture.is_outgoing):
-                    yield segment, side
-                elif not side and not capture.is_outgoing:
-                    self._kept.put(segment)
+            except OSError:  # an interface is down
+                return
+            if segment is None:
+                return
+            side = self._sides.of(segment.interface)
+            if side and (side is Side.LAN or not capture.is_outgoing):
+                yield segment, side
+            elif not side and not capture.is_outgoing:
+                self._kept.put(segment)
 
     def _is_to_own_proxy(self, segment: Segment) -> bool:
         """UCM speaks with a proxy on this machine, whose answers leave, and never come in."""
@@ -346,24 +352,24 @@ def _serve(reader: SipReader) -> None:
     while True:
         # selectors does the same in more Python, which each message would pay for.
         with select.epoll() as poll:
-            captures = {each.fileno() for each in reader.captures}
-            for each in {stdin, *captures}:
+            for each in (stdin, *(capture.fileno() for capture in reader.captures)):
                 poll.register(each, select.EPOLLIN)
-            while True:
+            now, is_asked = time.monotonic(), False
+            while not is_asked:
                 due = min(reader.due, tell_at)
-                timeout = max(0.0, due - time.monotonic()) if due < math.inf else None
-                ready = {fd for fd, _ in poll.poll(timeout)}
-                if ready & captures and reader.read():
+                ready = poll.poll(max(0.0, due - now) if due < math.inf else None)
+                now = time.monotonic()
+                is_asked = any(fd == stdin for fd, _ in ready)
+                if any(fd != stdin for fd, _ in ready) and reader.read():
                     break
-                reader.act()
-                if time.monotonic() >= tell_at:
-                    print(json.dumps(reader.counts()), flush=True)
-                    told, tell_at = reader.heard, math.inf
-                elif reader.heard != told and tell_at == math.inf:
-                    tell_at = time.monotonic() + _COUNTS_SECONDS
-                if stdin in ready:
-                    break
-        if stdin not in ready:
+                if now >= due:
+                    reader.act()
+                    if now >= tell_at:
+                        print(json.dumps(reader.counts()), flush=True)
+                        told, tell_at = reader.heard, math.inf
+                if reader.heard != told and tell_at == math.inf:
+                    tell_at = now + _COUNTS_SECONDS
+        if not is_asked:
             continue
         asked = os.read(stdin, 4096)
         if not asked:

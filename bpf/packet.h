@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Reading a packet: where the IP header is, IPv4, UDP, and the first byte of RTP.
+ * Reading a packet: where the IP header is, IPv4, UDP, and whether it is RTP.
  *
  * Packets are read in place. Nothing is written in place: a program with direct writes makes
  * the kernel copy every cloned packet before it runs (bpf_unclone_prologue), among them all
@@ -17,27 +17,12 @@
 #include <linux/udp.h>
 
 #include "attached.h"
+#include "media.h"
 
 #define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
 #define VLAN_VID_MASK 0x0fff
-
-/* RFC 7983: the first byte of a version 2 RTP or RTCP packet is 128 to 191. */
-#define RTP_VERSION_MASK 0xc0
-#define RTP_VERSION_2 0x80
-
-/*
- * RFC 5761, section 4: the second byte of RTCP is its packet type. A compound packet begins with
- * one of 200 to 207. RTP has no payload type that would read so with the marker or without it.
- */
-#define RTCP_TYPE_MASK 0xf8
-#define RTCP_TYPES 0xc8
-#define RTCP_MIN 8 /* bytes: a report of nothing */
-#define PAYLOAD_TYPE_MASK 0x7f
-
-/* Media have ports of 1024 and above: DNS, NTP and IKE, which may look like them, have others. */
-#define FIRST_MEDIA_PORT 1024
 
 /* An Ethernet header, in the order of the wire. Type 0: none. */
 struct link_header {
@@ -45,16 +30,6 @@ struct link_header {
 	u8 src[6];
 	__be16 type;
 } __attribute__((packed));
-
-/* RFC 3550, 5.1, without CSRCs. In RTCP, all of the second byte is its type, and its length in
- * words, less one, stands in the place of the sequence number. */
-struct rtp_header {
-	u8 version;
-	u8 marker_type;
-	__be16 sequence;
-	__be32 timestamp;
-	__be32 ssrc;
-};
 
 #define NO_LINK ((struct link_header){})
 
@@ -241,21 +216,6 @@ static __always_inline enum kind read_ip(struct __sk_buff *skb, struct packet *p
 	if (packet->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return KIND_FRAGMENT;
 	return KIND_UDP;
-}
-
-/* RTCP has a whole first packet; that of SRTCP has a trailer behind it. */
-static __always_inline bool is_rtcp(struct rtp_header *header, u32 payload)
-{
-	return (header->marker_type & RTCP_TYPE_MASK) == RTCP_TYPES &&
-	       (bpf_ntohs(header->sequence) + 1) * 4 <= payload;
-}
-
-/* RTP has no payload types from 64 to 95, because RTCP's types would read so (RFC 5761). */
-static __always_inline bool is_rtp(struct rtp_header *header)
-{
-	u8 type = header->marker_type & PAYLOAD_TYPE_MASK;
-
-	return type < 64 || type >= 96;
 }
 
 /* So many bytes behind the UDP header. Reading may pull: pointers got before are invalid then. */

@@ -30,6 +30,7 @@ from moh_ebpf.options import ListsOfWords, with_settings
 
 if TYPE_CHECKING:
     from moh_ebpf.attach.attachment import Report
+    from moh_ebpf.discover.seen import Flow
     from moh_ebpf.registry.record import Place
     from moh_ebpf.service.sums import Sums
 
@@ -133,6 +134,50 @@ CONFIG = typer.Option(
     show_default=False,
     help="Settings in TOML, named as these options, which override it.",
 )
+
+
+@app.command()
+def discover(
+    seconds: str = typer.Option(
+        "60s", "--for", metavar="DURATION", help="How long to listen. Ctrl-C ends it early."
+    ),
+    as_json: bool = JSON,
+) -> None:
+    """Listen, attach nothing, and propose settings: TOML for --config, with evidence.
+
+    Calls and holds that happen meanwhile are what it goes by: make some. Exit status 1: UCM or the
+    provider was not seen.
+    """
+    listening = parsers.duration("--for", seconds)
+    if not 1 <= listening <= 3600:
+        raise UsageError(f"--for {seconds} is out of range, 1s to 60m")
+
+    from datetime import UTC, datetime
+
+    from moh_ebpf.discover.listen import listen
+    from moh_ebpf.discover.propose import propose
+    from moh_ebpf.show.proposal import config_text, progress_text
+
+    def tell(passed: float, flows: "list[Flow]", messages: int) -> None:
+        if sys.stderr.isatty():
+            streams = sum(each.is_stream for each in flows)
+            text = progress_text(passed, listening, streams, messages)
+            typer.echo(f"\r{text}\x1b[K", nl=False, err=True)
+
+    def ready() -> None:
+        _notify(f"listening for {seconds}: make a call, and put it on hold; Ctrl-C ends it")
+
+    began = datetime.now(UTC)
+    seen = listen(listening, ready, tell)
+    if sys.stderr.isatty():
+        typer.echo("\r\x1b[K", nl=False, err=True)
+    proposal = propose(seen)
+    if as_json:
+        typer.echo(json.dumps(proposal.to_json(), indent=2))
+    else:
+        typer.echo(config_text(proposal, f"{began:%Y-%m-%d %H:%M}"), nl=False)
+    if proposal.missing:
+        raise MohError(f"{' and '.join(proposal.missing)}: {proposal.unseen[0]}")
 
 
 @app.command(cls=ListsOfWords)

@@ -14,7 +14,7 @@ import resource
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -84,23 +84,16 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     make anew: their descriptors are those of maps to share, with the same layout and size.
     Raises MohError with the compiler's or the verifier's own lines.
     """
-    bcc = import_bcc()
-    raise_memory_limit()
-    _leave_deleted_directory()
-    try:
-        with _captured_output() as output:
-            module = bcc.BPF(text=source().encode(), cflags=flags(plan, settings_size))
-            _check_layout(module)
-            for name, fd in adopt.items():
-                # BCC resolves maps by descriptor number when a program is loaded.
-                os.dup2(fd, module[name.encode()].map_fd, inheritable=False)
-            programs = {
-                role: module.load_func(role.program.encode(), bcc.BPF.SCHED_CLS).fd for role in Role
-            }
-    except MohError:
-        raise
-    except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
-        raise MohError(explain("".join(output) or str(error))) from error
+    bcc = _prepared_bcc()
+    with _errors_explained():
+        module = bcc.BPF(text=source().encode(), cflags=flags(plan, settings_size))
+        _check_layout(module)
+        for name, fd in adopt.items():
+            # BCC resolves maps by descriptor number when a program is loaded.
+            os.dup2(fd, module[name.encode()].map_fd, inheritable=False)
+        programs = {
+            role: module.load_func(role.program.encode(), bcc.BPF.SCHED_CLS).fd for role in Role
+        }
     opened = {
         row.name: libbpf.map_info(module[row.name.encode()].map_fd)
         for row in maps.of(plan.settings)
@@ -108,6 +101,35 @@ def load(plan: Plan, settings_size: int, adopt: dict[str, int]) -> Loaded:
     loaded = Loaded(module, programs, Maps(opened))
     _check_names(loaded)
     return loaded
+
+
+def load_filter(file: str, program: str, **defines: int) -> tuple[Any, int]:
+    """Compile a C file that has one program for a packet socket: BCC's module, to be closed by its
+    `cleanup`, and the program's descriptor. Raises MohError as `load` does."""
+    bcc = _prepared_bcc()
+    text = f'#line 1 "{file}"\n' + (sources() / file).read_text(encoding="utf-8")
+    with _errors_explained():
+        module = bcc.BPF(text=text.encode(), cflags=_flags(defines))
+        return module, module.load_func(program.encode(), bcc.BPF.SOCKET_FILTER).fd
+
+
+def _prepared_bcc() -> Any:
+    bcc = import_bcc()
+    raise_memory_limit()
+    _leave_deleted_directory()
+    return bcc
+
+
+@contextlib.contextmanager
+def _errors_explained() -> Iterator[None]:
+    """What BCC, clang or libbpf did not like, as a MohError."""
+    try:
+        with _captured_output() as output:
+            yield
+    except MohError:
+        raise
+    except Exception as error:  # BCC raises bare Exceptions; what matters it has printed.
+        raise MohError(explain("".join(output) or str(error))) from error
 
 
 def raise_memory_limit() -> None:
@@ -241,6 +263,10 @@ def flags(plan: Plan, settings_size: int) -> list[str]:
         defines["MAX_SIP_FROM"] = len(settings.sip_from)
     if settings.provider:
         defines["MAX_PROVIDERS"] = len(settings.provider)
+    return _flags(defines)
+
+
+def _flags(defines: Mapping[str, object]) -> list[str]:
     return [
         # The verifier refuses a jump by a table, which clang makes of a switch on some machines.
         "-fno-jump-tables",

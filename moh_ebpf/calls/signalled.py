@@ -29,7 +29,7 @@ _NO_PROVIDERS = tuple(
 
 
 @lru_cache(1024)
-def _is_global(address: IPv4Address) -> bool:
+def is_global(address: IPv4Address) -> bool:
     return not any(address in each for each in _NO_PROVIDERS)
 
 
@@ -154,4 +154,4 @@ class Board:
     def _may_teach(self, address: IPv4Address) -> bool:
         if self.settings.provider:
             return any(address in each for each in self.settings.provider)
-        return _is_global(address)
+        return is_global(address)

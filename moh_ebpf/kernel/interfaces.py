@@ -238,6 +238,30 @@ def _entrances_of(link: Any, links: Mapping[int | None, Any]) -> list[int]:
     return found
 
 
+def where_seen_again(ipr: IPRoute) -> dict[int, int]:
+    """By ifindex, the interface on which the same packets are seen, and where tc has them all: of a
+    port of a bridge, bond or team its master, of a macvlan or ipvlan the one below."""
+    links = {link["index"]: link for link in whole(ipr.get_links)}
+    again = dict[int, int]()
+    for index, link in links.items():
+        master = link.get_attr("IFLA_MASTER")
+        there = master if _port_of(links.get(master)) else _comes_in_by(link)
+        if there is not None and there in links:
+            again[index] = int(there)
+    return again
+
+
+def all_names(ipr: IPRoute) -> dict[int, str]:
+    """The interfaces' names by ifindex."""
+    return {link["index"]: _name(link) for link in whole(ipr.get_links)}
+
+
+def all_addresses(ipr: IPRoute) -> dict[IPv4Address, int]:
+    """This machine's own IPv4 addresses, each with the ifindex that has it."""
+    found = whole(lambda: ipr.get_addr(family=2))
+    return {IPv4Address(each.get_attr("IFA_LOCAL")): each["index"] for each in found}
+
+
 # The name of an interface that is there no more.
 GONE = "(gone)"
 

@@ -1,6 +1,5 @@
 """On which side of the firewall a packet was seen, for who hears it beside the stack."""
 
-import socket
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
@@ -12,8 +11,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from moh_ebpf.kernel.interfaces import entrances
-from moh_ebpf.kernel.netlink import whole
+from moh_ebpf.kernel.interfaces import all_addresses, entrances
 from moh_ebpf.kernel.routes import way_to
 
 T = TypeVar("T")
@@ -93,11 +91,7 @@ class Sides:
 
 
 def _own_addresses() -> set[bytes]:
-    def of(ipr: IPRoute) -> set[bytes]:
-        found = whole(lambda: ipr.get_addr(family=socket.AF_INET))
-        return {socket.inet_aton(each.get_attr("IFA_LOCAL")) for each in found}
-
-    return _ask(of, set[bytes]())
+    return {each.packed for each in _ask(all_addresses, dict[IPv4Address, int]())}
 
 
 def _ask(question: Callable[[IPRoute], T], nothing: T) -> T:

@@ -19,7 +19,7 @@ LEVELS = [
     {"calls"},
     {"registry"},
     {"attach"},
-    {"service", "doctor", "lab"},
+    {"service", "doctor", "lab", "discover"},
     {"show", "options"},
     {"cli"},
     {"__main__"},

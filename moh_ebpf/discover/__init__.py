@@ -1,0 +1,1 @@
+"""`discover`: listens without attaching, and proposes settings."""

@@ -18,7 +18,7 @@ from moh_ebpf.kernel import libbpf
 from moh_ebpf.kernel.capture import Capture
 from moh_ebpf.kernel.clock import kernel_ns
 from moh_ebpf.kernel.interfaces import all_addresses, all_names, where_seen_again
-from moh_ebpf.kernel.routes import ANYWHERE, way_to
+from moh_ebpf.kernel.routes import ANYWHERE, is_direct, way_to
 from moh_ebpf.settings import DEFAULTS, MOST_SIP_PORTS
 
 MOST_FLOWS = 16384
@@ -127,12 +127,14 @@ class _Ear:
         asked = list(new)[: _MOST_WAYS - len(self._asked)]
         self._asked.update(asked)
         ways = {each: way_to(self._ipr, each) for each in asked}
+        direct = {each for each in asked if is_direct(self._ipr, each)}
         return Surroundings(
             all_names(self._ipr) | dict(before.names),
             all_addresses(self._ipr) | dict(before.own),
             {each: way for each, way in ways.items() if way is not None} | dict(before.ways),
             before.default or way_to(self._ipr, ANYWHERE),
             where_seen_again(self._ipr) | dict(before.again),
+            before.direct | direct,
         )
 
     def not_counted(self) -> dict[str, int]:

@@ -88,9 +88,23 @@ class Picture:
 
     def _looks_outside(self, address: IPv4Address) -> bool:
         way = self.host.ways.get(address)
-        if self.is_own(address) or way in self._described_by:
+        if self.is_own(address) or way in self._described_by or address in self._translated:
             return False
-        return is_global(address) or (way is not None and way == self.host.default)
+        is_behind_default = way is not None and way == self.host.default
+        return is_global(address) or (is_behind_default and address not in self.host.direct)
+
+    @cached_property
+    def _translated(self) -> set[IPv4Address]:
+        """No address of an interface, and this machine's all the same: packets to it come in by the
+        very way that leads there, so they are not forwarded as they are; and nothing ever comes
+        from it."""
+        incoming = [each for each in self.streams if not each.is_outgoing]
+        speak = {each.source.address for each in incoming}
+        return {
+            each.destination.address
+            for each in incoming
+            if self.host.ways.get(each.destination.address) == each.interface
+        } - speak
 
     @cached_property
     def _somebody_looks_outside(self) -> bool:

@@ -63,14 +63,16 @@ class Captured(NamedTuple):
 @dataclass(frozen=True)
 class Surroundings:
     """`names` of interfaces by ifindex, also of those that have gone; `own` addresses, and by which
-    interface the routes lead to others: `ways`, and `default` to any. `below`: the interface by
-    whose tc the packets of another pass, of macvlans and of a bridge's or bond's ports."""
+    interface the routes lead to others: `ways`, those without a gateway `direct`, and `default` to
+    any. `again`: where the packets of another are seen as well, and the programs belong: for a port
+    of a bridge or bond, that; for a macvlan, the interface below it."""
 
     names: Mapping[int, str]
     own: Mapping[IPv4Address, int]
     ways: Mapping[IPv4Address, int]
     default: int | None = None
     again: Mapping[int, int] = field(default_factory=dict)
+    direct: frozenset[IPv4Address] = frozenset()
 
 
 @dataclass(frozen=True)

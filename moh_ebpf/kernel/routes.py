@@ -27,6 +27,12 @@ def way_to(ipr: IPRoute, address: IPv4Address) -> int | None:
     return int(route.get_attr("RTA_OIF")) if route and route.get_attr("RTA_OIF") else None
 
 
+def is_direct(ipr: IPRoute, address: IPv4Address) -> bool:
+    """Is it reached without a gateway?"""
+    route = route_to(ipr, address)
+    return route is not None and not (route.get_attr("RTA_GATEWAY") or route.get_attr("RTA_VIA"))
+
+
 def way_of(ipr: IPRoute, address: IPv4Address, source: IPv4Address, iif: int) -> int | None:
     """The ifindex by which a packet leaves that comes in by `iif`; None: it is not forwarded."""
     try:

@@ -87,11 +87,23 @@ class Picture:
         )
 
     def _looks_outside(self, address: IPv4Address) -> bool:
-        way = self.host.ways.get(address)
-        if self.is_own(address) or way in self._described_by or address in self._translated:
+        by_route = self._is_outside_by_route(address)
+        return by_route and self.host.ways.get(address) not in self._described_by
+
+    def _is_outside_by_route(self, address: IPv4Address) -> bool:
+        if self.is_own(address) or address in self._translated:
             return False
-        is_behind_default = way is not None and way == self.host.default
-        return is_global(address) or (is_behind_default and address not in self.host.direct)
+        way, is_direct = self.host.ways.get(address), address in self.host.direct
+        is_by_default = way is not None and way == self.host.default
+        if is_global(address):
+            return is_by_default or not is_direct
+        return is_by_default and not is_direct
+
+    def _is_by_route(self, address: IPv4Address, interface: int) -> bool:
+        """Did a packet come in by the interface that leads back to its source? Else it is forged,
+        for all that we know."""
+        way = self.host.ways.get(address)
+        return way is not None and interface in (way, self.host.again.get(way))
 
     @cached_property
     def _translated(self) -> set[IPv4Address]:
@@ -120,6 +132,7 @@ class Picture:
             if not each.is_outgoing
             and self.is_outside(each.destination.address)
             and not self.is_outside(each.source.address)
+            and self._is_by_route(each.source.address, each.interface)
         ]
 
     @cached_property
@@ -160,11 +173,14 @@ class Picture:
 
     @cached_property
     def described(self) -> list[Described]:
-        """UCM's holds, by their descriptions as they came in."""
+        """UCM's holds, by their descriptions as they came in. Behind a provider, there may be
+        another UCM."""
         found = []
         for each in self.told:
-            sdp = each.message.sdp
-            if sdp is None or each.heard.is_outgoing:
+            sdp, source = each.message.sdp, IPv4Address(each.heard.segment.source[0])
+            if sdp is None or each.heard.is_outgoing or self._is_outside_by_route(source):
+                continue
+            if not self._is_by_route(source, self._interface_of(each.heard)):
                 continue
             is_marked = _MUSIC_MARK in sdp.lower()
             for place in _places(sdp):

@@ -233,7 +233,8 @@ def _provider(picture: Picture) -> Iterable[Line]:
     if not media:
         return
     value = [str(each) for each in collapse_addresses(IPv4Network(each) for each in media)]
-    private = sorted(each for each in media if not is_global(each))
+    talking = {each.destination.address for each in picture.to_provider + picture.from_here}
+    private = sorted(each for each in media & talking if not is_global(each))
     if private:
         why = f"{_list(private)}: private addresses may be learned only where they are named"
         yield Line("provider", value, (why, "ask the provider for its networks"))

@@ -257,6 +257,46 @@ def test_the_ports_of_servers(pairs: list[tuple[int, int]], ports: set[int]) -> 
     assert sip_ports(flows) == ports
 
 
+def test_a_ucm_behind_the_provider() -> None:
+    """It holds calls by the phantom port as well."""
+    dialog = Dialog()
+    theirs = description(f"{FAR}:4000", "sendonly", "a=X-cisco-media:umoh")
+    heard = told(
+        (1.0, True, dialog.ask("INVITE", description(f"{UCM}:20000"))),
+        (1.1, False, dialog.answer(theirs)),
+    )
+    assert chosen(seen(SIP, SIP_BACK, *CALL, *MUSIC, heard=heard)) == USUAL
+
+
+def test_forged_packets_at_the_wan() -> None:
+    """With UCM's address, or with one that is nobody's, to somebody outside."""
+    dialog = Dialog()
+    (genuine,) = told((1.0, True, dialog.ask("INVITE", description(f"{UCM}:4000", "sendonly"))))
+    forged = genuine._replace(segment=genuine.segment._replace(interface="eth1"))
+    flows = [
+        flow(WAN, f"{UCM}:25000", "203.0.113.77:9000"),
+        flow(WAN, "10.99.0.1:25000", f"{FAR}:21000"),
+        flow(WAN, "10.99.0.1:25000", f"{PUBLIC}:4000"),
+    ]
+    ways = dict(AROUND.ways) | {IPv4Address("10.99.0.1"): WAN, IPv4Address("203.0.113.77"): WAN}
+    around = replace(AROUND, ways=ways)
+    assert chosen(seen(SIP, *CALL, *MUSIC, *flows, around=around, heard=(forged,))) == USUAL
+
+
+def test_ucm_has_a_global_address() -> None:
+    """On a network of the firewall's own, without NAT."""
+    ucm = "192.0.2.130"
+    flows = [
+        flow(WAN, f"{FAR}:21000", f"{ucm}:4000", 20.0, 30.0),
+        flow(LAN, f"{ucm}:25000", f"{FAR}:21000", 20.0, 30.0),
+    ]
+    around = replace(
+        AROUND, ways=dict(AROUND.ways) | {IPv4Address(ucm): LAN},
+        direct=frozenset({IPv4Address(ucm)}),
+    )  # fmt: skip
+    assert chosen(seen(*flows, around=around)) == USUAL | {"ucm": [ucm], "public": [ucm]}
+
+
 def test_rubbish_in_sip_says_nothing() -> None:
     texts = [b"INVITE", b"SIP/2.0 200 OK\r\n\r\n", b"\xff" * 900, Dialog().ask("INVITE", "v=0\n")]
     heard = told(*((number, True, text) for number, text in enumerate(texts)))

@@ -186,6 +186,14 @@ def test_capabilities_missing(fw: Firewall) -> None:
     assert_refused(fw, done, 1, "CAP_BPF")
 
 
+def test_capabilities_missing_to_listen(fw: Firewall) -> None:
+    done = fw.namespace.run(
+        "setpriv", "--bounding-set", "-all", "--inh-caps", "-all",
+        sys.executable, "-m", "moh_ebpf", "discover", "--for", "1s", check=False,
+    )  # fmt: skip
+    assert_refused(fw, done, 1, "CAP_BPF")
+
+
 @pytest.mark.parametrize("redirection", [">&-", ">&- 2>&- <&-"])
 def test_closed_streams(fw: Firewall, redirection: str) -> None:
     words = " ".join(word for pair in GOOD.items() for word in pair)

@@ -75,7 +75,8 @@ software emulation; `scripts/test-kernels` writes this page when it runs
 - As **LAN**: UCM's hold music leaves by a veth, a VLAN with `reorder_hdr off`, xfrm, multipoint
   GRE and tun, also as one packet that is several (GSO); a two-way call passes both ways.
 
-In all of them the far end has looked at address, port, TTL and both checksums.
+In all of them the far end has looked at address, port, TTL and both checksums. SIP that comes in
+by any of them is heard.
 """
 
 _REFUSALS = """
